@@ -1,0 +1,1 @@
+//! Leases, dispatch of runs to workers, controls and deadlines.

@@ -1,0 +1,451 @@
+//! Entries: the elements of the log, typed.
+//!
+//! Writers are strict, readers tolerant: [`check`] refuses unknown types and fields before anything is stored, while
+//! [`Entry::read`] turns what it does not know into [`Entry::Other`], to be forwarded and folded untouched.
+
+use crate::error::{Code, Fault};
+use crate::id::{AgentName, ControlId, MessageId, PartId, RunId, WorkerId};
+use crate::position::Millis;
+use crate::scan::{RawEntries, RawEntry};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A JSON object.
+pub type Object = Map<String, Value>;
+
+/// One element of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum Entry {
+    /// The session begins.
+    #[serde(rename = "session.opened")]
+    SessionOpened {
+        /// What the application keeps with the session; `agent` and `title` are read by Everthread.
+        #[serde(default)]
+        meta: Object,
+    },
+    /// The session's meta changes: a merge patch, `null` removes a key.
+    #[serde(rename = "session.updated")]
+    SessionUpdated {
+        /// Keys to set or remove.
+        patch: Object,
+    },
+    /// From here the session only reads.
+    #[serde(rename = "session.closed")]
+    SessionClosed {
+        /// For people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A whole message: user input, an operator's message, a tool's result.
+    #[serde(rename = "message.put")]
+    MessagePut {
+        /// Id of the message, unique in the session.
+        message: MessageId,
+        /// Who speaks.
+        role: Role,
+        /// Its content.
+        parts: Vec<PutPart>,
+        /// Which message it answers: `message` or `run/message`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reply_to: Option<String>,
+    },
+    /// Somebody wants an agent to work.
+    #[serde(rename = "run.requested")]
+    RunRequested {
+        /// Id of the run, unique in the session.
+        run: RunId,
+        /// Which agent is to do it.
+        agent: AgentName,
+        /// Messages that are its input: `message` or `run/message`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        input: Vec<String>,
+        /// The run that started it, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent_run: Option<RunId>,
+        /// Passed to the worker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        params: Option<Object>,
+    },
+    /// A worker holds the run.
+    #[serde(rename = "run.started")]
+    RunStarted {
+        /// The run.
+        run: RunId,
+        /// Who holds it.
+        worker: WorkerId,
+        /// From 1; one more for each worker that got the run.
+        attempt: u32,
+    },
+    /// The run's own progress.
+    #[serde(rename = "run.step")]
+    RunStep {
+        /// `reset` drops the messages and parts started since the last `start`.
+        phase: Phase,
+        /// For people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// The run is over; everything it left open is closed by this.
+    #[serde(rename = "run.ended")]
+    RunEnded {
+        /// The run.
+        run: RunId,
+        /// How it ended.
+        outcome: Outcome,
+        /// Why, as a word: `worker_lost`, `cancel`, `parent_ended`, ….
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// The worker did not end it; Everthread did.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        forced: bool,
+        /// With `failed`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<RunError>,
+        /// Tokens and the like, as the worker counts them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        usage: Option<Object>,
+    },
+    /// A streamed message begins.
+    #[serde(rename = "message.start")]
+    MessageStart {
+        /// Id of the message, unique in the run.
+        message: MessageId,
+        /// Who speaks.
+        role: Role,
+    },
+    /// A streamed message is over; parts of it that are open are closed by this.
+    #[serde(rename = "message.end")]
+    MessageEnd {
+        /// The message.
+        message: MessageId,
+        /// How it ended.
+        status: MessageStatus,
+        /// Tokens and the like.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        usage: Option<Object>,
+    },
+    /// A part begins.
+    #[serde(rename = "part.start")]
+    PartStart {
+        /// Its message.
+        message: MessageId,
+        /// Id of the part, unique in the message.
+        part: PartId,
+        /// What it is.
+        kind: PartKind,
+        /// Tool name, call id, media type and the like.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attrs: Option<Object>,
+    },
+    /// Text is added: `value[..offset] + text`.
+    #[serde(rename = "part.append")]
+    PartAppend {
+        /// Its message.
+        message: MessageId,
+        /// The part.
+        part: PartId,
+        /// UTF-8 bytes of the value before this text.
+        offset: u64,
+        /// What is added.
+        text: String,
+    },
+    /// The part's value is replaced.
+    #[serde(rename = "part.set")]
+    PartSet {
+        /// Its message.
+        message: MessageId,
+        /// The part.
+        part: PartId,
+        /// The new value.
+        value: Value,
+    },
+    /// The part is over.
+    #[serde(rename = "part.end")]
+    PartEnd {
+        /// Its message.
+        message: MessageId,
+        /// The part.
+        part: PartId,
+        /// How it ended.
+        status: PartStatus,
+        /// Its final value, if it differs from what was appended.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<Value>,
+    },
+    /// Somebody asks something of a run.
+    #[serde(rename = "control.requested")]
+    ControlRequested {
+        /// Id of the request, chosen by the requester.
+        control: ControlId,
+        /// What is asked.
+        kind: ControlKind,
+        /// Of whom.
+        target: Target,
+        /// When it must have an outcome.
+        expires: Millis,
+    },
+    /// A control has its one outcome.
+    #[serde(rename = "control.settled")]
+    ControlSettled {
+        /// The request.
+        control: ControlId,
+        /// Its outcome.
+        outcome: ControlOutcome,
+        /// With `refused`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<RefusalReason>,
+        /// The run it applied to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunId>,
+    },
+    /// A shared value changes; `null` removes it.
+    #[serde(rename = "state.set")]
+    StateSet {
+        /// Which value.
+        key: String,
+        /// What it is from here on.
+        value: Value,
+    },
+    /// Anything opaque.
+    #[serde(rename = "event")]
+    Event {
+        /// Its name.
+        name: String,
+        /// Its content.
+        #[serde(default)]
+        data: Value,
+        /// What a fold keeps of it.
+        #[serde(default)]
+        keep: Keep,
+    },
+    /// A type this release does not know, or an extension: forwarded and folded untouched.
+    #[serde(skip)]
+    Other,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+    };
+}
+
+words!(/// Who speaks in a message.
+Role { /// A person.
+    User, /// An agent.
+    Assistant, /// The application.
+    System, /// A tool.
+    Tool, /// A person of the operating side.
+    Operator });
+words!(/// What a part is.
+PartKind { /// Text for people.
+    Text, /// The model's reasoning.
+    Reasoning, /// A call of a tool: arguments, streamed or set.
+    ToolCall, /// What the tool gave back.
+    ToolOutput, /// A file by reference.
+    File, /// Where something comes from.
+    Source, /// Anything structured.
+    Data });
+words!(/// Phase of a step.
+Phase { /// Begins.
+    Start, /// Is done.
+    End, /// Is undone.
+    Reset });
+words!(/// How a run ended.
+Outcome { /// As meant.
+    Completed, /// By request.
+    Cancelled, /// With an error.
+    Failed, /// Its worker died.
+    Lost });
+words!(/// How a message ended.
+MessageStatus { /// As meant.
+    Complete, /// By request.
+    Cancelled, /// With an error.
+    Failed, /// In the middle.
+    Partial });
+words!(/// How a part ended.
+PartStatus { /// As meant.
+    Done, /// With an error.
+    Error, /// In the middle.
+    Aborted, /// Somebody refused it.
+    Denied });
+words!(/// What is asked of a run.
+ControlKind { /// End it.
+    Cancel });
+words!(/// The one outcome of a control.
+ControlOutcome { /// Done.
+    Applied, /// Not done, for a reason.
+    Refused, /// Not done in time.
+    Expired });
+words!(/// Why a control was refused.
+RefusalReason { /// The target has no run that is open.
+    NoActiveRun, /// It ended before.
+    RunEnded, /// Not offered.
+    NotSupported, /// The target never came.
+    Timeout });
+
+/// What a fold keeps of events of one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Every one.
+    #[default]
+    All,
+    /// The last one of that name and run.
+    Latest,
+}
+
+/// One part of a whole message. Its id is its number, from 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PutPart {
+    /// What it is.
+    pub kind: PartKind,
+    /// Its content; text for `text`.
+    pub value: Value,
+    /// Tool name, call id, media type and the like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attrs: Option<Object>,
+}
+
+/// Why a run failed, for developers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunError {
+    /// A word programs can read.
+    pub code: String,
+    /// A sentence people can read.
+    pub message: String,
+}
+
+/// Whom a control is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// One run.
+    Run(RunId),
+    /// The run that a message asked for, whether or not that message has arrived.
+    Input(MessageId),
+}
+
+/// Who writes an entry type, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// It comes out of the core's `decide`.
+    Decided,
+    /// A worker appends it to its own run.
+    Worker,
+    /// A worker, or a client with the right to write.
+    Anyone,
+}
+
+/// Entry types with their writer and their fields.
+pub const TYPES: &[(&str, Writer, &[&str])] = &[
+    ("session.opened", Writer::Decided, &["meta"]),
+    ("session.updated", Writer::Decided, &["patch"]),
+    ("session.closed", Writer::Decided, &["reason"]),
+    ("message.put", Writer::Decided, &["message", "role", "parts", "reply_to"]),
+    ("run.requested", Writer::Decided, &["run", "agent", "input", "parent_run", "params"]),
+    ("run.started", Writer::Decided, &["run", "worker", "attempt"]),
+    ("run.step", Writer::Worker, &["phase", "name"]),
+    ("run.ended", Writer::Decided, &["run", "outcome", "reason", "forced", "error", "usage"]),
+    ("message.start", Writer::Worker, &["message", "role"]),
+    ("message.end", Writer::Worker, &["message", "status", "usage"]),
+    ("part.start", Writer::Worker, &["message", "part", "kind", "attrs"]),
+    ("part.append", Writer::Worker, &["message", "part", "offset", "text"]),
+    ("part.set", Writer::Worker, &["message", "part", "value"]),
+    ("part.end", Writer::Worker, &["message", "part", "status", "value"]),
+    ("control.requested", Writer::Decided, &["control", "kind", "target", "expires"]),
+    ("control.settled", Writer::Decided, &["control", "outcome", "reason", "run"]),
+    ("state.set", Writer::Decided, &["key", "value"]),
+    ("event", Writer::Anyone, &["name", "data", "keep"]),
+];
+
+/// Prefix of types that belong to applications.
+pub const EXTENSION_PREFIX: &str = "x-";
+
+impl Entry {
+    /// Reads one entry of a stored array. What this release cannot read is [`Entry::Other`].
+    pub fn read(text: &str) -> Entry {
+        serde_json::from_str(text).unwrap_or(Entry::Other)
+    }
+}
+
+/// Checks one entry that somebody wants to write, and reads it.
+///
+/// `allowed` says which writers' types this one may write. Unknown types and fields are refused.
+pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool) -> Result<Entry, Fault> {
+    let raw: &RawEntry<'_> = &entries.items[index];
+    if raw.kind.starts_with(EXTENSION_PREFIX) {
+        return if allowed(Writer::Anyone) { Ok(Entry::Other) } else { Err(not_allowed(index, &raw.kind)) };
+    }
+    let Some((_, writer, fields)) = TYPES.iter().find(|(name, ..)| *name == raw.kind) else {
+        let message = format!("entry {index}: unknown type; types of your own start with \"{EXTENSION_PREFIX}\"");
+        return Err(Fault::new(Code::EntryNotAllowed, message));
+    };
+    if !allowed(*writer) {
+        return Err(not_allowed(index, &raw.kind));
+    }
+    let known = |key: &str| key == "type" || fields.contains(&key);
+    if let Some(key) = entries.keys(raw).iter().find(|key| !known(key)) {
+        let key: String = key.chars().take(64).collect();
+        return Err(Fault::bad_request(format!("entry {index}: {} has no field {key:?}", raw.kind)));
+    }
+    serde_json::from_str(raw.text).map_err(|e| Fault::bad_request(format!("entry {index}: {}: {e}", raw.kind)))
+}
+
+fn not_allowed(index: usize, kind: &str) -> Fault {
+    Fault::new(Code::EntryNotAllowed, format!("entry {index}: {kind} is not written this way"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan;
+
+    fn check_one(text: &str, allowed: fn(Writer) -> bool) -> Result<Entry, Fault> {
+        let text = format!("[{text}]");
+        check(&scan::entries(text.as_bytes()).unwrap(), 0, allowed)
+    }
+
+    fn worker(writer: Writer) -> bool {
+        writer != Writer::Decided
+    }
+
+    #[test]
+    fn a_worker_appends_its_own_types_and_no_others() {
+        let append = r#"{"type":"part.append","message":"m","part":"p","offset":0,"text":"a"}"#;
+        assert!(matches!(check_one(append, worker), Ok(Entry::PartAppend { .. })));
+        assert_eq!(check_one(r#"{"type":"x-mine","any":1}"#, worker), Ok(Entry::Other));
+        let ended = r#"{"type":"run.ended","run":"r","outcome":"completed"}"#;
+        assert_eq!(check_one(ended, worker).unwrap_err().code, Code::EntryNotAllowed);
+        assert_eq!(check_one(r#"{"type":"nope"}"#, worker).unwrap_err().code, Code::EntryNotAllowed);
+        let more = r#"{"type":"run.step","phase":"start","color":1}"#;
+        let fault = check_one(more, worker).unwrap_err();
+        assert_eq!(fault.code, Code::BadRequest);
+        assert!(fault.message.contains("\"color\""), "{fault}");
+    }
+
+    #[test]
+    fn the_table_of_fields_agrees_with_the_types() {
+        for (name, _, fields) in TYPES {
+            let probe = format!(r#"{{"type":"{name}"}}"#);
+            if let Err(e) = serde_json::from_str::<Entry>(&probe) {
+                let missing = e.to_string();
+                assert!(missing.contains("missing field"), "{name}: {missing}");
+                let field = missing.split('`').nth(1).unwrap();
+                assert!(fields.contains(&field), "{name} lacks {field} in the table");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_keeps_what_it_does_not_know() {
+        assert_eq!(Entry::read(r#"{"type":"later.thing","a":1}"#), Entry::Other);
+        let more = r#"{"type":"run.step","phase":"start","later":1}"#;
+        assert_eq!(Entry::read(more), Entry::RunStep { phase: Phase::Start, name: None });
+    }
+}

@@ -1,0 +1,54 @@
+//! Every limit of the protocol, by name. A request beyond one is refused with a typed error that names it.
+
+/// Bytes of one client or worker frame. Larger frames close the connection with 4413.
+pub const FRAME_BYTES_MAX: usize = 320 * 1024;
+/// Bytes of the entry array of one block. Fits a frame with room for its envelope.
+pub const BLOCK_BYTES_MAX: usize = 256 * 1024;
+/// Entries of one block; bounds the work of one atomic write.
+pub const BLOCK_ENTRIES_MAX: usize = 1024;
+/// Nesting depth of any JSON the server keeps. Readers in other languages recurse.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// Bytes of an id: session, run, message, agent, device, ….
+pub const ID_BYTES_MAX: usize = 128;
+/// Bytes of text in one merged append; a longer run of appends is folded into several.
+pub const FOLDED_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Messages that `recent` may ask for.
+pub const RECENT_MESSAGES_MAX: usize = 1000;
+/// Messages in one page of `history`.
+pub const HISTORY_MESSAGES_MAX: usize = 200;
+/// Entries in one page of `GET …/entries`.
+pub const PAGE_ENTRIES_MAX: usize = 5000;
+/// Sessions in one page of `GET /v1/sessions`.
+pub const PAGE_SESSIONS_MAX: usize = 500;
+/// Attachments of one connection.
+pub const ATTACHMENTS_MAX: usize = 1024;
+/// Agents one worker connection may offer.
+pub const WORKER_AGENTS_MAX: usize = 64;
+/// Runs one worker connection may hold at once, over all its agents.
+pub const WORKER_CAPACITY_MAX: u32 = 4096;
+/// How long ids of `put` and `control` requests are remembered with their first answer.
+pub const REQUEST_MEMORY_MS: u64 = 10 * 60 * 1000;
+/// Remembered request ids and producers of one session.
+pub const REQUESTS_MAX: usize = 1024;
+/// Runs of one session that are requested, active or suspended.
+pub const OPEN_RUNS_MAX: usize = 64;
+/// Controls of one session without an outcome.
+pub const PENDING_CONTROLS_MAX: usize = 64;
+/// Ended runs and settled controls that a session's state remembers …
+pub const SETTLED_MAX: usize = 256;
+/// … and for how long.
+pub const SETTLED_MEMORY_MS: u64 = 10 * 60 * 1000;
+/// How long a cancel by input waits for an input that has not arrived yet.
+pub const CANCEL_INPUT_WAIT_MS: u64 = 30 * 1000;
+/// Keys that `state.set` may create in one session …
+pub const VALUES_MAX: usize = 64;
+/// … and the bytes of all of them.
+pub const VALUES_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a session's `meta` object.
+pub const META_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of the core state of one session.
+pub const STATE_BYTES_MAX: usize = 64 * 1024;
+/// Epochs a session remembers; a cursor of an older one gets a `reset`.
+pub const EPOCHS_MAX: usize = 32;
+/// Open parts of one run; bounds what the edge that hosts the run keeps.
+pub const OPEN_PARTS_MAX: usize = 256;

@@ -1,0 +1,218 @@
+//! Records: what one stream entry of the store holds, and the shared part of the frame that delivers it.
+//!
+//! Stored form of a block: `["<epoch>",from,at,by,run|null,entries]`. Stored form of a folded series:
+//! `["<epoch>",from,[block,…]]`. In both the number of the last entry, `to`, is the id of the stream entry. The bytes of
+//! `by` and `entries` are copied between store and socket, never re-encoded.
+
+use crate::id::{DeviceId, RunId, SubjectId};
+use crate::position::{Epoch, Millis, Seq};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::io::Write as _;
+
+/// Who wrote a block; stamped by the server from the token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Author {
+    /// In which role.
+    pub kind: AuthorKind,
+    /// Which one.
+    pub id: SubjectId,
+    /// From which device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceId>,
+}
+
+/// The role in which somebody writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorKind {
+    /// A person or the program that acts for one.
+    User,
+    /// A worker, under its run's agent name.
+    Agent,
+    /// A person of the operating side.
+    Operator,
+    /// A backend, or Everthread itself.
+    System,
+}
+
+/// What one writer wrote in one atomic step, or a stretch of it after a fold. As it stands in frames.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Block<'a> {
+    /// After a fold: seq of the first entry. Else it is the frame's or record's `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Seq>,
+    /// Who wrote it, as JSON.
+    #[serde(borrow)]
+    pub by: &'a RawValue,
+    /// When the store took it.
+    pub at: Millis,
+    /// The run whose worker wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// After a fold, where an entry stands for several: `[first,last]` per entry. Else entries count up from `from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spans: Option<Vec<(Seq, Seq)>>,
+    /// The entry array as its writer sent it.
+    #[serde(borrow)]
+    pub entries: &'a RawValue,
+}
+
+/// Why stored or received bytes are not a record. For stored ones a broken invariant: the store wrote them.
+#[derive(Debug, thiserror::Error)]
+#[error("not a record: {0}")]
+pub struct InvalidRecord(#[from] serde_json::Error);
+
+/// One block or folded series with its positions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Incarnation of the log it was written in.
+    pub epoch: Epoch,
+    /// Seq of its first entry.
+    pub from: Seq,
+    /// Seq of its last entry.
+    pub to: Seq,
+    /// The `blocks` array as it stands in a frame.
+    pub blocks: Bytes,
+}
+
+impl Record {
+    /// Reads the stored form; `to` is the id of the stream entry.
+    pub fn from_stored(stored: &[u8], to: Seq) -> Result<Record, InvalidRecord> {
+        let raw: StoredRaw<'_> = serde_json::from_slice(stored)?;
+        let mut blocks = Vec::with_capacity(stored.len() + 32);
+        let (epoch, from) = match raw {
+            StoredRaw::Block(epoch, from, at, by, run, entries) => {
+                let run = run.get();
+                let run = if run == "null" { String::new() } else { format!(",\"run\":{run}") };
+                write!(blocks, "[{{\"by\":{by},\"at\":{}{run},\"entries\":{entries}}}]", at.0)
+                    .map_err(serde_json::Error::io)?;
+                (epoch, from)
+            }
+            StoredRaw::Folded(epoch, from, all) => {
+                blocks.extend_from_slice(all.get().as_bytes());
+                (epoch, from)
+            }
+        };
+        Ok(Record { epoch, from, to, blocks: blocks.into() })
+    }
+
+    /// The stored form of a folded series.
+    pub fn to_stored_folded(&self) -> Vec<u8> {
+        let mut out = format!("[\"{}\",{},", self.epoch, self.from).into_bytes();
+        out.extend_from_slice(&self.blocks);
+        out.push(b']');
+        out
+    }
+
+    /// The blocks, read.
+    pub fn parse_blocks(&self) -> Result<Vec<Block<'_>>, InvalidRecord> {
+        Ok(serde_json::from_slice(&self.blocks)?)
+    }
+
+    /// The part of an `entries` frame that is the same for every follower: all after the attachment's number. `since` is
+    /// the first seq of the record's epoch.
+    pub fn frame_suffix(&self, since: Seq) -> Bytes {
+        let mut out = Vec::with_capacity(self.blocks.len() + 96);
+        // Writing to a Vec cannot fail.
+        drop(write!(
+            out,
+            ",\"epoch\":\"{}\",\"since\":{since},\"from\":{},\"to\":{},\"blocks\":",
+            self.epoch, self.from, self.to
+        ));
+        out.extend_from_slice(&self.blocks);
+        out.push(b'}');
+        out.into()
+    }
+}
+
+/// The stored form of a block without the three numbers that only the store knows: what comes after them.
+///
+/// The store writes `["<epoch>",<from>,<at>` before it, in the same atomic step in which it picks them.
+pub fn stored_tail(by: &str, run: Option<&RunId>, entries: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(by.len() + entries.len() + 64);
+    let run = run.map_or_else(|| "null".to_owned(), |run| format!("\"{run}\""));
+    // Writing to a Vec cannot fail.
+    drop(write!(out, ",{by},{run},{entries}]"));
+    out
+}
+
+enum StoredRaw<'a> {
+    Block(Epoch, Seq, Millis, &'a RawValue, &'a RawValue, &'a RawValue),
+    Folded(Epoch, Seq, &'a RawValue),
+}
+
+impl<'de> Deserialize<'de> for StoredRaw<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = StoredRaw<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("[epoch,from,at,by,run,entries] or [epoch,from,blocks]")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let short = |n| serde::de::Error::invalid_length(n, &Visitor);
+                let epoch = seq.next_element()?.ok_or_else(|| short(0))?;
+                let from = seq.next_element()?.ok_or_else(|| short(1))?;
+                let third: &'de RawValue = seq.next_element()?.ok_or_else(|| short(2))?;
+                let Some(by) = seq.next_element()? else {
+                    return Ok(StoredRaw::Folded(epoch, from, third));
+                };
+                let at = serde_json::from_str(third.get()).map_err(serde::de::Error::custom)?;
+                let run = seq.next_element()?.ok_or_else(|| short(4))?;
+                let entries = seq.next_element()?.ok_or_else(|| short(5))?;
+                Ok(StoredRaw::Block(epoch, from, at, by, run, entries))
+            }
+        }
+        d.deserialize_seq(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(tail: &[u8]) -> Vec<u8> {
+        [br#"["17",5,1700"#.as_slice(), tail].concat()
+    }
+
+    #[test]
+    fn a_stored_block_becomes_a_frame_with_its_entries_verbatim() {
+        let entries = r#"[{"type":"x-a", "v" : 1.50}]"#;
+        let tail = stored_tail(r#"{"kind":"agent","id":"guide"}"#, Some(&"r1".parse().unwrap()), entries);
+        let record = Record::from_stored(&stored(&tail), Seq(5)).unwrap();
+        assert_eq!((record.epoch, record.from, record.to), (Epoch(17), Seq(5), Seq(5)));
+        let blocks = record.parse_blocks().unwrap();
+        assert_eq!(blocks[0].entries.get(), entries);
+        assert_eq!(blocks[0].run.as_ref().unwrap().as_str(), "r1");
+        assert_eq!(blocks[0].at, Millis(1700));
+        let frame = format!("{{\"t\":\"entries\",\"attachment\":1{}", text(&record.frame_suffix(Seq(1))));
+        let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
+        assert_eq!(frame["epoch"], "17");
+        assert_eq!(frame["since"], 1);
+    }
+
+    #[test]
+    fn a_folded_series_survives_the_store() {
+        let blocks = r#"[{"from":1,"by":{"kind":"system","id":"x"},"at":3,"spans":[[1,9]],"entries":[{"type":"x-a"}]}]"#;
+        let record =
+            Record { epoch: Epoch(2), from: Seq(1), to: Seq(9), blocks: Bytes::from_static(blocks.as_bytes()) };
+        let again = Record::from_stored(&record.to_stored_folded(), Seq(9)).unwrap();
+        assert_eq!(again, record);
+        assert_eq!(again.parse_blocks().unwrap()[0].spans, Some(vec![(Seq(1), Seq(9))]));
+    }
+
+    #[test]
+    fn bytes_that_are_no_record_are_an_error() {
+        for bad in ["", "[]", "[1]", "{}", r#"["1",1]"#, r#"["1",1,2,{}]"#, r#"["x",1,2,{},null,[]]"#] {
+            assert!(Record::from_stored(bad.as_bytes(), Seq(1)).is_err(), "{bad}");
+        }
+    }
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).unwrap()
+    }
+}

@@ -1,0 +1,355 @@
+//! Frames between workers and the edge: `GET /v1/worker`, subprotocol `everthread.v1`.
+//!
+//! `append`, `end` and `start_child` share one numbering per run (`producer`): a batch that is sent again is answered with
+//! what it got the first time, and a missing one is refused with the number that is expected.
+
+use crate::entry::{ControlKind, Object, Outcome, PutPart, RunError};
+use crate::error::Fault;
+use crate::frame::{Bye, ErrorFrame, encode, frame_type, parse};
+use crate::id::{AgentName, ControlId, RequestId, RunId, SessionId, WorkerId};
+use crate::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
+use crate::position::{Epoch, Fence, Seq, Version};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// A frame from a worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum WorkerFrame<'a> {
+    /// First frame.
+    Hello(WorkerHello),
+    /// The worker does not want the run it was given.
+    Decline(Decline),
+    /// The run is over.
+    End(End),
+    /// Another agent is to work for this run.
+    StartChild(StartChild),
+    /// No new runs for this connection.
+    Drain {},
+    /// Answer to `ping`.
+    Pong {},
+    /// Entries of a run. It carries its own `t`: a tagged enum would copy the entries.
+    #[serde(skip)]
+    Append(Append<'a>),
+}
+
+impl<'a> WorkerFrame<'a> {
+    /// Reads a frame.
+    pub fn decode(bytes: &'a [u8]) -> Result<WorkerFrame<'a>, Fault> {
+        if frame_type(bytes)? == "append" {
+            return parse(bytes).map(WorkerFrame::Append);
+        }
+        let frame = parse(bytes)?;
+        if let WorkerFrame::Hello(WorkerHello { agents, .. }) = &frame {
+            if agents.is_empty() || agents.len() > WORKER_AGENTS_MAX {
+                return Err(Fault::bad_request(format!("a worker offers 1 to {WORKER_AGENTS_MAX} agents")));
+            }
+            if agents.iter().any(|a| a.capacity == 0 || a.capacity > WORKER_CAPACITY_MAX) {
+                return Err(Fault::bad_request(format!("capacity is 1 to {WORKER_CAPACITY_MAX}")));
+            }
+        }
+        Ok(frame)
+    }
+
+    /// The frame as text.
+    pub fn encode(&self) -> String {
+        match self {
+            WorkerFrame::Append(append) => encode(append),
+            other => encode(other),
+        }
+    }
+}
+
+/// First frame of a worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerHello {
+    /// Correlates `welcome`.
+    pub id: RequestId,
+    /// Unless it came with the handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// This process: a new one for every start.
+    pub worker: WorkerId,
+    /// What it offers.
+    pub agents: Vec<Offer>,
+    /// Runs it holds from before the connection was lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<Held>,
+}
+
+/// A role that a worker serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The agent.
+    pub name: AgentName,
+    /// Runs of it at once.
+    pub capacity: u32,
+}
+
+/// A run that a worker holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Its session.
+    pub session: SessionId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+}
+
+/// Who numbers the writes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Producer {
+    /// Restart of the numbering; begins at the run's attempt.
+    pub incarnation: u64,
+    /// From 1, without gaps.
+    pub batch: u64,
+}
+
+/// The `t` of an `append`.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppendTag {
+    /// The only one.
+    #[default]
+    Append,
+}
+
+/// Entries of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Append<'a> {
+    /// Always `append`.
+    pub t: AppendTag,
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// What is written.
+    #[serde(borrow)]
+    pub entries: &'a RawValue,
+}
+
+/// The run is over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// `completed`, `cancelled` or `failed`.
+    pub outcome: Outcome,
+    /// With `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RunError>,
+    /// Tokens and the like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Object>,
+}
+
+/// Another agent is to work for this run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartChild {
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The parent run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// Who is to work.
+    pub agent: AgentName,
+    /// Id of the new run, chosen by the worker.
+    pub child: RunId,
+    /// What it is told: becomes a message of the session.
+    pub parts: Vec<PutPart>,
+    /// Passed to the child's worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+}
+
+/// The worker does not want the run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decline {
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+}
+
+/// A frame to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case")]
+pub enum WorkerServerFrame<'a> {
+    /// Answer to `hello`.
+    Welcome(WorkerWelcome),
+    /// A run for this worker, already claimed for it.
+    #[serde(borrow)]
+    Work(Work<'a>),
+    /// A write is done.
+    Ok(Ack),
+    /// A write was done before.
+    Duplicate(Ack),
+    /// A write failed.
+    Error(ErrorFrame),
+    /// Somebody asks something of a run.
+    Control(WorkerControl),
+    /// The run is no longer this worker's: stop working on it.
+    Fenced {
+        /// The run.
+        run: RunId,
+    },
+    /// A child run of one of this worker's runs is over.
+    ChildEnded(ChildEnded),
+    /// Answer with `pong`.
+    Ping {},
+    /// The server closes the connection.
+    Bye(Bye),
+}
+
+impl WorkerServerFrame<'_> {
+    /// The frame as text.
+    pub fn encode(&self) -> String {
+        encode(self)
+    }
+}
+
+/// Answer to a worker's `hello`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerWelcome {
+    /// Of the `hello`.
+    pub id: RequestId,
+    /// This connection, for logs.
+    pub connection: String,
+    /// The node that serves it.
+    pub node: String,
+    /// The server pings this often; a worker that is silent for `lease_ms` is dead.
+    pub heartbeat_ms: u64,
+    /// How long a run stays this worker's without a sign of life.
+    pub lease_ms: u64,
+    /// Bytes of the entries of one write.
+    pub block_bytes_max: usize,
+    /// Runs that the worker named and still holds; others it named are not its own any more.
+    pub kept: Vec<RunId>,
+}
+
+/// A run for a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Work<'a> {
+    /// The run.
+    pub run: RunId,
+    /// Its session.
+    pub session: SessionId,
+    /// Which of the worker's agents is meant.
+    pub agent: AgentName,
+    /// To be named in every write.
+    pub fence: Fence,
+    /// From 1; also the first incarnation of the producer.
+    pub attempt: u32,
+    /// Incarnation of the log.
+    pub epoch: Epoch,
+    /// The messages before and including the input are those up to here.
+    pub seq: Seq,
+    /// The run that started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_run: Option<RunId>,
+    /// As requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+    /// Ids of the input messages.
+    pub input: Vec<String>,
+    /// The last messages of the session, whole, the input among them.
+    #[serde(borrow)]
+    pub messages: &'a RawValue,
+}
+
+/// A write is done, and with it every earlier batch of that producer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Of the request.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The last batch that is written.
+    pub batch: u64,
+    /// Seq of its last entry.
+    pub to: Seq,
+    /// Version of the session's state: when it moves, somebody decided something.
+    pub version: Version,
+    /// The last batch that the worker may forget.
+    pub safe: u64,
+}
+
+/// Somebody asks something of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerControl {
+    /// The run.
+    pub run: RunId,
+    /// The request.
+    pub control: ControlId,
+    /// What is asked. A `cancel` is answered by ending the run.
+    pub kind: ControlKind,
+    /// How long the worker has.
+    pub grace_ms: u64,
+}
+
+/// A child run is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildEnded {
+    /// The parent, which this worker holds.
+    pub run: RunId,
+    /// The child.
+    pub child: RunId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn worker_frames_survive_the_wire() {
+        for text in [
+            r#"{"t":"hello","id":"1","worker":"w","agents":[{"name":"a","capacity":2}],"runs":[{"session":"s","run":"r","fence":"9"}]}"#,
+            r#"{"t":"append","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":3},"entries":[{"type":"x-a","n" : 1}]}"#,
+            r#"{"t":"end","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":3},"outcome":"completed"}"#,
+            r#"{"t":"drain"}"#,
+            r#"{"t":"decline","run":"r","fence":"9"}"#,
+        ] {
+            assert_eq!(WorkerFrame::decode(text.as_bytes()).unwrap().encode(), text);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_offers_nothing_or_too_much_is_told() {
+        for agents in ["[]", r#"[{"name":"a","capacity":0}]"#, r#"[{"name":"a","capacity":99999}]"#] {
+            let text = format!(r#"{{"t":"hello","id":"1","worker":"w","agents":{agents}}}"#);
+            assert!(WorkerFrame::decode(text.as_bytes()).is_err(), "{agents}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_frame_or_a_fault(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            drop(WorkerFrame::decode(&bytes));
+        }
+    }
+}

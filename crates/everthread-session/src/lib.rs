@@ -1,0 +1,1 @@
+//! The pure core: state, decide, fold, view. No I/O, no clock.

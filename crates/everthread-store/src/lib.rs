@@ -1,0 +1,139 @@
+//! The store: one atomic write, paged reads, a lossy live feed, work pools and deadlines.
+//!
+//! Mechanism only. What may happen to a session is decided by `everthread-session`; this crate makes one decision
+//! durable atomically, and hands out every number: seq, epoch, version, fence, time. [`redis`] and [`embedded`]
+//! implement [`Store`], behave alike, and pass one conformance suite; the embedded engine is the reference model.
+//!
+//! Life of an entry here: [`Store::write`] checks duplicate → fence → gap → version, appends one record, and wakes
+//! followers. A follower that missed the wake-up finds the record with [`Store::read`]. The log never loses what the
+//! feed may.
+
+pub mod embedded;
+pub mod redis;
+mod types;
+
+pub use types::*;
+
+use everthread_protocol::{Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use std::sync::Arc;
+
+/// The contract of both engines. Every method has a deadline of its own and returns [`Error::Unavailable`] or, where
+/// the write may have happened, [`Error::Indeterminate`].
+pub trait Store: Send + Sync + 'static {
+    /// The session as the core needs it, with the store's clock; `None` if it does not exist.
+    fn load(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Loaded>, Error>> + Send;
+
+    /// The one atomic write.
+    ///
+    /// Order of checks: no session ([`Refusal::NoSession`], or [`Refusal::Exists`] where it must be new) → a duplicate of
+    /// this producer gets its first answer → time ([`Refusal::Late`]) → fence ([`Refusal::Fenced`]; absent means refuse)
+    /// → gap ([`Refusal::Gap`]) → version and `unwritten` ([`Refusal::Conflict`], [`Refusal::HasWritten`]). Then the epoch
+    /// moves if the store has restarted since the last write, the entries get their seqs, the record is stored, state and
+    /// fences change, and followers are woken: all or nothing.
+    fn write(&self, key: &SessionKey, write: Write<'_>) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
+    /// one). The first may begin at or before `after`.
+    fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize)
+    -> impl Future<Output = Result<Page, Error>> + Send;
+
+    /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
+    fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
+
+    /// Wakes `follower` from here on, until the guard is dropped. Lossy: after a subscription was established or
+    /// re-established, or whenever something may have been missed, `follower` is told to [`Follower::doubt`].
+    fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following;
+
+    /// Notes in the tenant's index that the session exists and was active at `at`. Never moves it back.
+    fn index(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Sessions of a tenant, most recently active first, beginning after `after`.
+    fn sessions(
+        &self,
+        tenant: &TenantId,
+        after: Option<(Millis, SessionId)>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(SessionId, Millis)>, Error>> + Send;
+
+    /// Adds a run to its pool and wakes the pool's watchers. Adding one twice is harmless: the claim decides.
+    fn enqueue(&self, pool: &PoolKey, item: &WorkItem) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes up to `limit` items without blocking: first those that some consumer took [`ITEM_VISIBILITY`] ago and did not
+    /// finish, then new ones. A taken item stays pending until [`Store::finish_item`].
+    fn take(
+        &self,
+        pool: &PoolKey,
+        consumer: &NodeId,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Taken>, Error>> + Send;
+
+    /// The item needs nobody any more.
+    fn finish_item(&self, pool: &PoolKey, ticket: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Calls `wake` when something is added to the pool, until the guard is dropped. Lossy.
+    fn watch_pool(&self, pool: &PoolKey, wake: Arc<dyn Fn() + Send + Sync>) -> Following;
+
+    /// The session is due at `at`, or earlier if it was due earlier.
+    fn arm(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes sessions whose time has come, and hides them from others for [`DUE_VISIBILITY`].
+    fn claim_due(&self, limit: usize) -> impl Future<Output = Result<Vec<Due>, Error>> + Send;
+
+    /// Ends a claim: the session is next due at `next`, or not at all. Without effect if it was armed or claimed since.
+    fn finish_due(&self, due: &Due, next: Option<Millis>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The worker lives, held by `holder` (a connection), for `ttl_ms` from now.
+    fn beat(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+        holder: &str,
+        ttl_ms: u64,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Who holds the worker, if it lives.
+    fn holder(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+    ) -> impl Future<Output = Result<Option<String>, Error>> + Send;
+
+    /// The worker is gone, unless somebody other than `holder` holds it by now. Returns whether it is gone.
+    fn bury(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+        holder: &str,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Whether reads, writes and the live feed work now: the last probe through all of them came back.
+    fn is_ready(&self) -> bool;
+}
+
+/// How long an item that was taken from a pool stays hidden from other consumers.
+pub const ITEM_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a due session that was claimed stays hidden from other nodes.
+pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Wakes a follower of one session. Called from the store's own tasks: must not block.
+pub trait Follower: Send + Sync {
+    /// A record was written. Only with [`Interest::Log`]; may come twice, may be lost.
+    fn record(&self, record: everthread_protocol::Record);
+    /// The state changed. Only with [`Interest::Control`]; may come twice, may be lost.
+    fn changed(&self);
+    /// Something may have been lost: compare with the store.
+    fn doubt(&self);
+}
+
+/// A run waiting in a pool.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct WorkItem {
+    /// Its session's tenant.
+    pub tenant: TenantId,
+    /// Its session.
+    pub session: SessionId,
+    /// The run.
+    pub run: RunId,
+    /// The write that requests it is made before this time or never.
+    pub not_after: Millis,
+}

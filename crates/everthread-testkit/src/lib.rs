@@ -1,0 +1,1 @@
+//! Real Redis servers, node processes and a fault proxy for tests.

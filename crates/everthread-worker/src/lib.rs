@@ -1,0 +1,1 @@
+//! Rust library for agent workers.

@@ -1,0 +1,2 @@
+//! The `everthread` binary.
+fn main() {}
