@@ -1,1 +1,15 @@
-//! The pure core: state, decide, fold, view. No I/O, no clock.
+//! The pure core: what may happen to a session, and what a session looks like.
+//!
+//! - [`state`] is the core state; [`mod@decide`] turns a request into entries and a new state, or refuses it.
+//! - [`view`] is the session as people see it, built by applying blocks.
+//! - [`fold`] merges the token appends of each part; a view is the same for every cut and every fold.
+//!
+//! No I/O, no clock, nothing that blocks.
+
+pub mod decide;
+pub mod fold;
+pub mod state;
+pub mod view;
+
+pub use decide::{Context, Decision, Refusal, Request, decide};
+pub use state::State;

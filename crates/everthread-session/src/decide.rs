@@ -1,0 +1,393 @@
+//! `decide(state, request, context) → entries and a new state, or a refusal`. Pure: time and fresh ids come in with the context.
+//!
+//! Invariants, whatever the order of requests: a run ends exactly once; a control gets exactly one outcome; a cancel
+//! settles only in the block that holds its run's `run.ended`; a run that ends takes its children with it.
+
+mod control;
+mod run;
+
+use crate::state::{SCHEMA, State};
+use everthread_protocol::entry::{Object, Outcome, PutPart, Role, RunError, Target};
+use everthread_protocol::limits::{META_BYTES_MAX, STATE_BYTES_MAX, VALUES_BYTES_MAX, VALUES_MAX};
+use everthread_protocol::{
+    AgentName, Code, ControlId, Entry, Fault, MessageId, Millis, RunId, SessionId, WorkerId,
+};
+use serde_json::Value;
+
+/// What a decision may depend on besides the state.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store's clock.
+    pub now: Millis,
+    /// A ULID of this decision; ids that the decision makes begin with it.
+    pub fresh: String,
+    /// How long a worker has to end a run that is cancelled.
+    pub cancel_grace_ms: u64,
+}
+
+/// What somebody wants.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// A new session.
+    Open {
+        /// Its meta.
+        meta: Object,
+    },
+    /// Change the meta.
+    Update {
+        /// Keys to set, or with `null` to remove.
+        patch: Object,
+    },
+    /// No writes any more.
+    Close {
+        /// For people.
+        reason: Option<String>,
+    },
+    /// A whole message, and a run if it is for an agent.
+    Put(Put),
+    /// A shared value.
+    SetValue {
+        /// Which.
+        key: String,
+        /// `null` removes it.
+        value: Value,
+    },
+    /// Entries that no decision depends on. The session must take writes.
+    Events,
+    /// A worker takes a run.
+    Claim {
+        /// Which run.
+        run: RunId,
+        /// For whom.
+        worker: WorkerId,
+    },
+    /// A worker gives back a run it was just given.
+    Decline {
+        /// Which run.
+        run: RunId,
+        /// Who had it.
+        worker: WorkerId,
+    },
+    /// A worker ends its run. The store checks the fence.
+    End {
+        /// Which run.
+        run: RunId,
+        /// How.
+        outcome: Outcome,
+        /// With `failed`.
+        error: Option<RunError>,
+        /// Tokens and the like.
+        usage: Option<Object>,
+    },
+    /// A run starts another. The store checks the fence.
+    StartChild {
+        /// The parent.
+        run: RunId,
+        /// The new run.
+        child: RunId,
+        /// Who is to do it.
+        agent: AgentName,
+        /// What it is told.
+        parts: Vec<PutPart>,
+        /// Passed to its worker.
+        params: Option<Object>,
+    },
+    /// A cancel.
+    Cancel {
+        /// Its id.
+        control: ControlId,
+        /// Of what.
+        target: Target,
+    },
+    /// A worker is dead.
+    WorkerDied {
+        /// A run it held.
+        run: RunId,
+        /// Who held it.
+        worker: WorkerId,
+        /// Whether this attempt has written anything.
+        wrote: bool,
+    },
+    /// Time has passed.
+    Due,
+}
+
+/// Input, an operator's message or a tool's result.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// Its id.
+    pub message: MessageId,
+    /// Who speaks.
+    pub role: Role,
+    /// Its content.
+    pub parts: Vec<PutPart>,
+    /// Which message it answers.
+    pub reply_to: Option<String>,
+    /// Who is to work on it; else the session's own agent, for messages of users.
+    pub agent: Option<AgentName>,
+    /// Passed to the worker.
+    pub params: Option<Object>,
+}
+
+/// What follows from a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// Goes into the log, as one block.
+    pub entries: Vec<Entry>,
+    /// The state from here on.
+    pub state: State,
+    /// This run gets a fence.
+    pub grant: Option<RunId>,
+    /// These runs lose theirs.
+    pub revoke: Vec<RunId>,
+    /// These runs go into the pools of their agents, before the write.
+    pub enqueue: Vec<(RunId, AgentName)>,
+    /// Only if this run has not written.
+    pub unwritten: Option<RunId>,
+    /// The run that a `Put` requested.
+    pub requested: Option<RunId>,
+}
+
+/// Why nothing follows from a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// After `session.closed` nothing is written.
+    #[error("the session is closed")]
+    Closed,
+    /// The session exists.
+    #[error("the session exists")]
+    Exists,
+    /// No such run, or not in the state that the request is about.
+    #[error("there is no such run")]
+    NoRun,
+    /// The run is not held by this worker any more.
+    #[error("the run is over or with another worker")]
+    NotHeld,
+    /// Somebody else uses the id.
+    #[error("the id {0} is in use")]
+    IdInUse(String),
+    /// A limit is reached.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// This control was asked before; its state tells how far it is.
+    #[error("the control is known")]
+    Known,
+    /// A newer release wrote the state.
+    #[error("the session was written by a newer release")]
+    NewerSchema,
+    /// There is nothing to do.
+    #[error("nothing to do")]
+    Nothing,
+}
+
+impl Refusal {
+    /// The refusal as a client may see it.
+    pub fn fault(&self) -> Fault {
+        let code = match self {
+            Refusal::Closed => Code::SessionClosed,
+            Refusal::Exists | Refusal::IdInUse(_) | Refusal::Known => Code::IdConflict,
+            Refusal::NoRun => Code::NoRun,
+            Refusal::NotHeld => Code::Fenced,
+            Refusal::Limit(_) => Code::LimitReached,
+            Refusal::Invalid(_) => Code::BadRequest,
+            Refusal::NewerSchema => Code::Unavailable,
+            Refusal::Nothing => Code::Internal,
+        };
+        Fault::new(code, self.to_string())
+    }
+}
+
+/// What follows from `request` at a session in `state` (`None`: it does not exist).
+pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Result<Decision, Refusal> {
+    let Some(state) = state else {
+        return match request {
+            Request::Open { meta } => open(meta),
+            _ => Err(Refusal::NoRun),
+        };
+    };
+    if state.schema > SCHEMA {
+        return Err(Refusal::NewerSchema);
+    }
+    let mut draft = Draft::new(state, context);
+    if state.closed && is_refused_when_closed(request) {
+        return Err(Refusal::Closed);
+    }
+    match request {
+        Request::Open { .. } => return Err(Refusal::Exists),
+        Request::Update { patch } => draft.update(patch)?,
+        Request::Close { reason } => draft.close(reason.clone()),
+        Request::Put(put) => draft.put(put)?,
+        Request::SetValue { key, value } => draft.set_value(key, value)?,
+        Request::Events => {}
+        Request::Claim { run, worker } => draft.claim(run, worker)?,
+        Request::Decline { run, worker } => draft.decline(run, worker)?,
+        Request::End { run, outcome, error, usage } => {
+            draft.end_by_worker(run, *outcome, error.clone(), usage.clone())?;
+        }
+        Request::StartChild { run, child, agent, parts, params } => {
+            draft.start_child(run, child, agent, parts, params.as_ref())?;
+        }
+        Request::Cancel { control, target } => draft.cancel(control, target)?,
+        Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
+        Request::Due => draft.due()?,
+    }
+    draft.finish()
+}
+
+/// What ends or accounts for work goes on after `session.closed`; new work does not.
+fn is_refused_when_closed(request: &Request) -> bool {
+    match request {
+        Request::Update { .. }
+        | Request::Close { .. }
+        | Request::Put(_)
+        | Request::SetValue { .. }
+        | Request::Events
+        | Request::Claim { .. }
+        | Request::StartChild { .. }
+        | Request::Cancel { .. } => true,
+        Request::Open { .. }
+        | Request::Decline { .. }
+        | Request::End { .. }
+        | Request::WorkerDied { .. }
+        | Request::Due => false,
+    }
+}
+
+fn open(meta: &Object) -> Result<Decision, Refusal> {
+    check_meta(meta)?;
+    Ok(Decision {
+        entries: vec![Entry::SessionOpened { meta: meta.clone() }],
+        state: State::new(meta.clone()),
+        grant: None,
+        revoke: Vec::new(),
+        enqueue: Vec::new(),
+        unwritten: None,
+        requested: None,
+    })
+}
+
+fn check_meta(meta: &Object) -> Result<(), Refusal> {
+    if serde_json::to_string(meta).map_or(true, |text| text.len() > META_BYTES_MAX) {
+        return Err(Refusal::Limit("META_BYTES_MAX: meta has at most 8 KiB"));
+    }
+    match meta.get("agent") {
+        None => Ok(()),
+        Some(Value::String(agent)) if agent.parse::<AgentName>().is_ok() => Ok(()),
+        Some(_) => Err(Refusal::Invalid("meta.agent is the name of an agent: A-Z a-z 0-9 _ . -")),
+    }
+}
+
+/// A decision in the making.
+struct Draft<'a> {
+    decision: Decision,
+    context: &'a Context,
+    ids_made: u32,
+}
+
+impl<'a> Draft<'a> {
+    fn new(state: &State, context: &'a Context) -> Self {
+        let decision = Decision {
+            entries: Vec::new(),
+            state: state.clone(),
+            grant: None,
+            revoke: Vec::new(),
+            enqueue: Vec::new(),
+            unwritten: None,
+            requested: None,
+        };
+        Draft { decision, context, ids_made: 0 }
+    }
+
+    fn state(&mut self) -> &mut State {
+        &mut self.decision.state
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.decision.entries.push(entry);
+    }
+
+    /// A new id that nobody else has.
+    fn fresh<I: std::str::FromStr>(&mut self) -> Result<I, Refusal> {
+        self.ids_made += 1;
+        let text = match self.ids_made {
+            1 => self.context.fresh.clone(),
+            n => format!("{}-{n}", self.context.fresh),
+        };
+        text.parse().map_err(|_| Refusal::Invalid("the context has no fresh id"))
+    }
+
+    fn finish(mut self) -> Result<Decision, Refusal> {
+        let now = self.context.now;
+        self.state().forget(now);
+        let bytes = serde_json::to_string(self.state()).map_or(usize::MAX, |text| text.len());
+        if bytes > STATE_BYTES_MAX {
+            return Err(Refusal::Limit("STATE_BYTES_MAX: the session has too much going on at once"));
+        }
+        Ok(self.decision)
+    }
+
+    fn update(&mut self, patch: &Object) -> Result<(), Refusal> {
+        let meta = &mut self.state().meta;
+        for (key, value) in patch {
+            if value.is_null() {
+                meta.remove(key);
+            } else {
+                meta.insert(key.clone(), value.clone());
+            }
+        }
+        check_meta(meta)?;
+        self.push(Entry::SessionUpdated { patch: patch.clone() });
+        Ok(())
+    }
+
+    /// Open runs end with the session; their workers are fenced out.
+    fn close(&mut self, reason: Option<String>) {
+        let open: Vec<RunId> = self.state().open_runs().map(|(id, _)| id.clone()).collect();
+        for run in open {
+            self.end_run(&run, Outcome::Cancelled, run::Ending::forced("session_closed"));
+        }
+        self.state().closed = true;
+        self.push(Entry::SessionClosed { reason });
+    }
+
+    fn set_value(&mut self, key: &str, value: &Value) -> Result<(), Refusal> {
+        let values = &mut self.state().values;
+        if value.is_null() {
+            values.remove(key);
+        } else {
+            values.insert(key.to_owned(), value.clone());
+        }
+        if values.len() > VALUES_MAX {
+            return Err(Refusal::Limit("VALUES_MAX: state.set holds at most 64 keys"));
+        }
+        if serde_json::to_string(values).map_or(true, |text| text.len() > VALUES_BYTES_MAX) {
+            return Err(Refusal::Limit("VALUES_BYTES_MAX: state.set holds at most 16 KiB"));
+        }
+        self.push(Entry::StateSet { key: key.to_owned(), value: value.clone() });
+        Ok(())
+    }
+}
+
+/// The agent that a session's meta names.
+pub fn agent_of(meta: &Object) -> Option<AgentName> {
+    meta.get("agent")?.as_str()?.parse().ok()
+}
+
+/// Meta of a new session from the fields of the request.
+pub fn meta_with(mut meta: Object, agent: Option<&AgentName>, title: Option<&str>) -> Object {
+    if let Some(agent) = agent {
+        meta.insert("agent".into(), agent.as_str().into());
+    }
+    if let Some(title) = title {
+        meta.insert("title".into(), title.into());
+    }
+    meta
+}
+
+/// A session id of ours, for requests that name none.
+pub fn session_id(fresh: &str) -> Option<SessionId> {
+    fresh.to_lowercase().parse().ok()
+}

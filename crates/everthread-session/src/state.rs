@@ -1,0 +1,212 @@
+//! The core state of a session: what decisions depend on, and nothing else. Messages and parts are not in it.
+//!
+//! Stored as one JSON text with every decision; bounded by [`STATE_BYTES_MAX`](everthread_protocol::limits::STATE_BYTES_MAX).
+
+use everthread_protocol::entry::{ControlKind, ControlOutcome, Object, Outcome, RefusalReason, Target};
+use everthread_protocol::limits::{SETTLED_MAX, SETTLED_MEMORY_MS};
+use everthread_protocol::{AgentName, ControlId, MessageId, Millis, RunId, WorkerId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The schema this release writes. A state with a higher one is read, but not decided upon.
+pub const SCHEMA: u32 = 1;
+
+/// What decisions depend on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Form of this state.
+    pub schema: u32,
+    /// What the application keeps with the session.
+    pub meta: Object,
+    /// From here on it only reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
+    /// Open runs, and ended ones for a while.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runs: BTreeMap<RunId, Run>,
+    /// Pending controls, and settled ones for a while.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub controls: BTreeMap<ControlId, Control>,
+    /// Latest value per key of `state.set`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// One piece of agent work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Who is to do it.
+    pub agent: AgentName,
+    /// Its input messages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub input: Vec<String>,
+    /// The run that started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<RunId>,
+    /// Passed to the worker; dropped at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+    /// How many workers have had it.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Where it stands.
+    pub status: RunStatus,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// It waits for a worker.
+    Requested,
+    /// A worker holds it.
+    Active {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// It is over.
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// When.
+        at: Millis,
+    },
+}
+
+/// A control request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    /// What is asked.
+    pub kind: ControlKind,
+    /// Of whom.
+    pub target: Target,
+    /// Whether it has its outcome.
+    pub stage: ControlStage,
+}
+
+/// Where a control stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlStage {
+    /// It gets its outcome by `expires`.
+    Pending {
+        /// The deadline.
+        expires: Millis,
+    },
+    /// It has its outcome.
+    Settled {
+        /// Which.
+        outcome: ControlOutcome,
+        /// With `refused` and `expired`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<RefusalReason>,
+        /// When.
+        at: Millis,
+    },
+}
+
+impl Run {
+    /// Whether it still needs an outcome.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.status, RunStatus::Ended { .. })
+    }
+
+    /// Whether `worker` holds it.
+    pub fn is_held_by(&self, worker: &WorkerId) -> bool {
+        matches!(&self.status, RunStatus::Active { worker: w } if w == worker)
+    }
+}
+
+impl Control {
+    /// Whether it still needs an outcome.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.stage, ControlStage::Pending { .. })
+    }
+}
+
+impl State {
+    /// The state of a new session.
+    pub fn new(meta: Object) -> State {
+        State {
+            schema: SCHEMA,
+            meta,
+            closed: false,
+            runs: BTreeMap::new(),
+            controls: BTreeMap::new(),
+            values: BTreeMap::new(),
+        }
+    }
+
+    /// Runs that still need an outcome.
+    pub fn open_runs(&self) -> impl Iterator<Item = (&RunId, &Run)> {
+        self.runs.iter().filter(|(_, run)| run.is_open())
+    }
+
+    /// Runs that a worker holds.
+    pub fn active_runs(&self) -> impl Iterator<Item = (&RunId, &WorkerId)> {
+        self.runs.iter().filter_map(|(id, run)| match &run.status {
+            RunStatus::Active { worker } => Some((id, worker)),
+            RunStatus::Requested | RunStatus::Ended { .. } => None,
+        })
+    }
+
+    /// Controls without an outcome, with their deadlines.
+    pub fn pending_controls(&self) -> impl Iterator<Item = (&ControlId, &Control, Millis)> {
+        self.controls.iter().filter_map(|(id, control)| match control.stage {
+            ControlStage::Pending { expires } => Some((id, control, expires)),
+            ControlStage::Settled { .. } => None,
+        })
+    }
+
+    /// Pending controls that ask something of `run`.
+    pub fn controls_of(&self, run: &RunId) -> impl Iterator<Item = (&ControlId, &Control, Millis)> {
+        self.pending_controls().filter(move |(_, control, _)| self.run_of(&control.target) == Some(run))
+    }
+
+    /// The run that a target means, if it has arrived. Of several runs for one message, the one that is open.
+    pub fn run_of<'a>(&'a self, target: &'a Target) -> Option<&'a RunId> {
+        match target {
+            Target::Run(run) => self.runs.contains_key(run).then_some(run),
+            Target::Input(message) => self.run_for_input(message),
+        }
+    }
+
+    fn run_for_input(&self, message: &MessageId) -> Option<&RunId> {
+        let asked = |run: &Run| run.input.iter().any(|id| id == message.as_str());
+        let mut runs = self.runs.iter().filter(|(_, run)| asked(run));
+        let first = runs.next()?;
+        let best = if first.1.is_open() { first } else { runs.find(|(_, run)| run.is_open()).unwrap_or(first) };
+        Some(best.0)
+    }
+
+    /// When something must happen by itself.
+    pub fn next_due(&self) -> Option<Millis> {
+        self.pending_controls().map(|(_, _, expires)| expires).min()
+    }
+
+    /// Drops what is settled for long, oldest first where there is too much of it.
+    pub(crate) fn forget(&mut self, now: Millis) {
+        let recent = |at: Millis| at.plus(SETTLED_MEMORY_MS) > now;
+        self.runs.retain(|_, run| !matches!(run.status, RunStatus::Ended { at, .. } if !recent(at)));
+        self.controls.retain(|_, c| !matches!(c.stage, ControlStage::Settled { at, .. } if !recent(at)));
+        forget_oldest(&mut self.runs, |run| match run.status {
+            RunStatus::Ended { at, .. } => Some(at),
+            RunStatus::Requested | RunStatus::Active { .. } => None,
+        });
+        forget_oldest(&mut self.controls, |control| match control.stage {
+            ControlStage::Settled { at, .. } => Some(at),
+            ControlStage::Pending { .. } => None,
+        });
+    }
+}
+
+fn forget_oldest<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, settled_at: impl Fn(&V) -> Option<Millis>) {
+    let mut settled: Vec<_> = map.iter().filter_map(|(k, v)| Some((settled_at(v)?, k.clone()))).collect();
+    if settled.len() <= SETTLED_MAX {
+        return;
+    }
+    settled.sort();
+    for (_, key) in &settled[..settled.len() - SETTLED_MAX] {
+        map.remove(key);
+    }
+}
