@@ -303,7 +303,7 @@ impl<S: Store> Connection<S> {
 }
 
 /// The id of a frame that could not be read otherwise, so that its sender learns which one it was.
-fn id_of(bytes: &[u8]) -> Option<String> {
+pub(crate) fn id_of(bytes: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct WithId {
         id: everthread_protocol::RequestId,
