@@ -9,8 +9,7 @@
 local pool, consumer, most = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local taken = {}
 if most < 1 or redis.call('EXISTS', pool) == 0 then return taken end
--- Fails with BUSYGROUP where it exists.
-redis.pcall('XGROUP', 'CREATE', pool, 'workers', '0')
+if #redis.call('XINFO', 'GROUPS', pool) == 0 then redis.call('XGROUP', 'CREATE', pool, 'workers', '0') end
 
 -- Entries that were deleted while they were pending leave the list by this.
 local start = '0-0'
