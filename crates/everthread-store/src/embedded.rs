@@ -1,1 +1,397 @@
-//! The embedded engine.
+//! The embedded engine: the store on a local disk, or in memory, in one process.
+//!
+//! [`Embedded`] is a handle. One thread, the [`writer`], owns every session as plain Rust, and commits requests in groups
+//! to redb; it answers and wakes followers only after the commit. Readers see what is committed: in memory ([`views`])
+//! what was written lately, else the file, without waiting for the writer.
+//!
+//! Invariant: what was acknowledged is in the file, and a restart finds it. A start begins a new epoch; a session moves to
+//! it with its first write. Liveness of workers is not kept.
+//!
+//! A request has a deadline on tokio's clock, while the writer works on a thread that a paused clock does not wait for:
+//! tests with a paused clock may see deadlines pass at once.
+
+mod disk;
+mod group;
+mod lenient;
+mod liveness;
+mod pools;
+mod registry;
+mod session;
+mod views;
+mod writer;
+
+use crate::{Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Store, Taken, WorkItem};
+use crate::{Write, Written};
+use everthread_protocol::{Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+use writer::{Reply, Request};
+
+/// Requests that wait for the writer; more wait in their callers.
+const QUEUE_MAX: usize = 1024;
+/// How long a request waits for a place in that queue. Nothing is written if it gets none.
+const QUEUE_WAIT: Duration = Duration::from_secs(5);
+/// How long it then waits for its commit.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// Memory for sessions and their recent records.
+const CACHE_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// What [`Embedded::open`] needs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the database is. None: in memory only, and gone with the process.
+    pub dir: Option<PathBuf>,
+    /// What an acknowledged write survives.
+    pub durability: Durability,
+}
+
+/// What an acknowledged write survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The machine losing power: every group of writes is synced to the disk before its answers.
+    #[default]
+    PowerCut,
+    /// The process being killed: every group is handed to the operating system before its answers, and synced once a
+    /// second. A power cut may cost the database as a whole, not only its last second: for development.
+    Crash,
+}
+
+/// The embedded engine. Clones are handles of the same one; dropping the last one waits for the writer to finish what is
+/// queued, and closes the file.
+#[derive(Debug, Clone)]
+pub struct Embedded(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    /// None only while it is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What readers and the writer share.
+struct Shared {
+    disk: disk::Disk,
+    views: views::Views,
+    followers: Arc<registry::Registry<SessionKey, Interested>>,
+    watchers: Arc<registry::Registry<PoolKey, Wake>>,
+    liveness: liveness::Liveness,
+    clock: Clock,
+    failure: OnceLock<String>,
+}
+
+type Interested = (Interest, Arc<dyn Follower>);
+type Wake = Arc<dyn Fn() + Send + Sync>;
+
+impl Embedded {
+    /// Opens or creates the database. Blocks: for long if the last process was killed and the database is large.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        Self::open_with(&options, CACHE_BYTES_MAX)
+    }
+
+    fn open_with(options: &Options, cached_bytes_max: usize) -> Result<Self, Error> {
+        let disk::Opened { disk, boot, clock, sessions, pools, deadlines } =
+            disk::Disk::open(options, wall_us())?;
+        let shared = Arc::new(Shared {
+            disk,
+            views: views::Views::default(),
+            followers: Arc::default(),
+            watchers: Arc::default(),
+            liveness: liveness::Liveness::default(),
+            clock: Clock(AtomicU64::new(clock.0)),
+            failure: OnceLock::new(),
+        });
+        let writer = writer::Writer {
+            shared: shared.clone(),
+            boot,
+            numbers: group::Numbers { sessions, clock: clock.0 },
+            sessions: HashMap::new(),
+            pools: pools::Pools::stored(pools),
+            deadlines: pools::Deadlines::stored(deadlines),
+            groups: 0,
+            cached_bytes: 0,
+            cached_bytes_max,
+        };
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(|e| Error::Unavailable(format!("no thread for the writer: {e}")))?;
+        Ok(Self(Arc::new(Handle { shared, requests: Some(requests), writer: Some(writer) })))
+    }
+
+    /// One in memory only.
+    pub fn memory() -> Result<Self, Error> {
+        Self::open(Options { dir: None, durability: Durability::default() })
+    }
+
+    /// Asks the writer. Not cancel safe: the request may be carried out.
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request + Send) -> Result<T, Error>
+    where
+        T: Send,
+    {
+        let closed = || Error::Unavailable("the writer has stopped".to_owned());
+        let requests = self.0.requests.as_ref().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        match tokio::time::timeout(QUEUE_WAIT, requests.reserve()).await {
+            Ok(Ok(place)) => place.send(request(reply)),
+            Ok(Err(_)) => return Err(closed()),
+            Err(_) => return Err(Error::Unavailable("the writer's queue is full".to_owned())),
+        }
+        match tokio::time::timeout(ANSWER_WAIT, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Indeterminate("the writer has stopped".to_owned())),
+            Err(_) => Err(Error::Indeterminate("the local database is slow".to_owned())),
+        }
+    }
+
+    /// Reads the file on a thread that may block.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = self.0.shared.clone();
+        let reading = tokio::task::spawn_blocking(move || read(&shared));
+        match tokio::time::timeout(ANSWER_WAIT, reading).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(e)) => Err(Error::Unavailable(format!("a read of the local database ended: {e}"))),
+            Err(_) => Err(Error::Unavailable("the local database is slow".to_owned())),
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        let Some(writer) = self.writer.take() else { return };
+        // A follower may hold the last handle; the writer cannot wait for itself.
+        if writer.thread().id() != std::thread::current().id() && writer.join().is_err() {
+            tracing::error!("the writer of the embedded store panicked");
+        }
+    }
+}
+
+impl Store for Embedded {
+    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let now = self.0.shared.clock.now();
+        if let Some(loaded) = self.0.shared.views.load(key, now) {
+            return Ok(Some(loaded));
+        }
+        let key = key.clone();
+        let found = self.on_disk(move |shared| shared.disk.loaded(&key)).await?;
+        Ok(found.map(|(meta, state, held)| views::loaded(meta, state, held, now)))
+    }
+
+    async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
+        let (key, write) = (key.clone(), Box::new(session::OwnedWrite::of(&write)));
+        self.ask(|reply| Request::Write(key, write, reply)).await
+    }
+
+    async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
+        if let Some(page) = self.0.shared.views.page(key, after, bytes_max) {
+            return Ok(page);
+        }
+        let key = key.clone();
+        let page = self.on_disk(move |shared| shared.disk.page(&key, after, bytes_max)).await?;
+        page.ok_or_else(|| Refusal::NoSession.into())
+    }
+
+    async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+        let mut heads: Vec<Option<Head>> = keys.iter().map(|key| self.0.shared.views.head(key)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|&at| heads[at].is_none()).collect();
+        if !missing.is_empty() {
+            let keys: Vec<SessionKey> = missing.iter().map(|&at| keys[at].clone()).collect();
+            let found = self.on_disk(move |shared| shared.disk.heads(&keys)).await?;
+            for (at, head) in missing.into_iter().zip(found) {
+                heads[at] = head;
+            }
+        }
+        Ok(heads)
+    }
+
+    fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following {
+        let following = self.0.shared.followers.add(key, (interest, follower.clone()));
+        // Whatever was written before this line may have been missed.
+        follower.doubt();
+        following
+    }
+
+    async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    async fn sessions(
+        &self,
+        tenant: &TenantId,
+        after: Option<(Millis, SessionId)>,
+        limit: usize,
+    ) -> Result<Vec<(SessionId, Millis)>, Error> {
+        let tenant = tenant.clone();
+        self.on_disk(move |shared| shared.disk.sessions(&tenant, after, limit)).await
+    }
+
+    async fn enqueue(&self, pool: &PoolKey, item: &WorkItem) -> Result<(), Error> {
+        let (pool, item) = (pool.clone(), Box::new(item.clone()));
+        self.ask(|reply| Request::Enqueue(pool, item, reply)).await
+    }
+
+    async fn take(&self, pool: &PoolKey, _consumer: &NodeId, limit: usize) -> Result<Vec<Taken>, Error> {
+        let pool = pool.clone();
+        self.ask(|reply| Request::Take(pool, limit, reply)).await
+    }
+
+    async fn finish_item(&self, pool: &PoolKey, ticket: &str) -> Result<(), Error> {
+        let (pool, ticket) = (pool.clone(), ticket.to_owned());
+        self.ask(|reply| Request::FinishItem(pool, ticket, reply)).await
+    }
+
+    fn watch_pool(&self, pool: &PoolKey, wake: Wake) -> Following {
+        self.0.shared.watchers.add(pool, wake)
+    }
+
+    async fn arm(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Arm(key, at, reply)).await
+    }
+
+    async fn claim_due(&self, limit: usize) -> Result<Vec<Due>, Error> {
+        self.ask(|reply| Request::ClaimDue(limit, reply)).await
+    }
+
+    async fn finish_due(&self, due: &Due, next: Option<Millis>) -> Result<(), Error> {
+        let due = due.clone();
+        self.ask(|reply| Request::FinishDue(due, next, reply)).await
+    }
+
+    async fn beat(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+        holder: &str,
+        ttl_ms: u64,
+    ) -> Result<(), Error> {
+        self.0.shared.liveness.beat(tenant, worker, holder, Duration::from_millis(ttl_ms));
+        Ok(())
+    }
+
+    async fn holder(&self, tenant: &TenantId, worker: &WorkerId) -> Result<Option<String>, Error> {
+        Ok(self.0.shared.liveness.holder(tenant, worker))
+    }
+
+    async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
+        Ok(self.0.shared.liveness.bury(tenant, worker, holder))
+    }
+
+    fn is_ready(&self) -> bool {
+        let working = self.0.requests.as_ref().is_some_and(|requests| !requests.is_closed());
+        working && self.0.shared.failure.get().is_none()
+    }
+}
+
+impl Shared {
+    /// Why nothing is written any more, if so.
+    fn failure(&self) -> Option<String> {
+        self.failure.get().cloned()
+    }
+
+    /// Nothing is written any more.
+    fn fail(&self, error: &Error) {
+        tracing::error!(%error, "the embedded store has failed: it refuses writes until it is started anew");
+        // Only the first failure counts; later ones follow from it.
+        drop(self.failure.set(format!("{error}; start it anew")));
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("failure", &self.failure).finish_non_exhaustive()
+    }
+}
+
+/// The store's clock: the machine's, but never backwards, also over restarts.
+#[derive(Debug)]
+struct Clock(AtomicU64);
+
+impl Clock {
+    fn now(&self) -> Millis {
+        self.both().0
+    }
+
+    /// The time in milliseconds and microseconds.
+    fn both(&self) -> (Millis, u64) {
+        let wall = wall_us();
+        let last = self.0.fetch_max(wall / 1000, Ordering::Relaxed);
+        let now = last.max(wall / 1000);
+        (Millis(now), wall.max(now * 1000))
+    }
+}
+
+fn wall_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Change;
+    use everthread_protocol::Version;
+
+    fn write(n: u64, expect: Option<Version>, state: &str) -> Write<'_> {
+        let change = Change { expect, state, next_due: None, grant: None, revoke: &[], unwritten: None };
+        Write {
+            by: r#"{"kind":"system","id":"t"}"#,
+            run: None,
+            entries: r#"[{"type":"x-a"}]"#,
+            count: 1,
+            producer: Some(crate::Producer { key: "run:r", incarnation: 1, batch: n, answer: "" }),
+            fence: None,
+            change: Some(change),
+            not_after: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_that_leave_the_memory_are_as_they_were_when_they_come_back() {
+        const SESSIONS: u64 = 40;
+        let options = Options { dir: None, durability: Durability::default() };
+        // Room for a few sessions only.
+        let store = Embedded::open_with(&options, 20_000).unwrap();
+        let key = |n: u64| -> SessionKey { format!("acme/s{n}").parse().unwrap() };
+        let mut evicted = 0;
+        for round in 1..=6 {
+            for n in 0..SESSIONS {
+                let key = key(n);
+                let version = store.load(&key).await.unwrap().map(|loaded| loaded.version);
+                evicted += u64::from(round > 1 && store.0.shared.views.head(&key).is_none());
+                let state = "s".repeat(usize::try_from(n * 37 + round).unwrap());
+                let written = store.write(&key, write(round, version, &state)).await.unwrap();
+                assert_eq!((written.to, written.version.n), (Seq(round), round));
+                let repeated =
+                    store.write(&key, Write { change: None, ..write(round, None, "") }).await.unwrap();
+                assert!(repeated.duplicate.is_some());
+                assert_eq!(store.load(&key).await.unwrap().unwrap().state, state);
+                let page = store.read(&key, Seq(0), 1 << 20).await.unwrap();
+                assert_eq!(page.records.len(), usize::try_from(round).unwrap());
+            }
+        }
+        assert!(evicted > SESSIONS, "{evicted} were evicted");
+    }
+
+    #[test]
+    fn the_clock_does_not_go_back_and_its_microseconds_agree() {
+        let ahead = wall_us() / 1000 + 50_000;
+        let clock = Clock(AtomicU64::new(ahead));
+        assert_eq!(clock.both(), (Millis(ahead), ahead * 1000));
+        let clock = Clock(AtomicU64::new(0));
+        let (now, now_us) = clock.both();
+        assert_eq!(now.0, now_us / 1000);
+    }
+}

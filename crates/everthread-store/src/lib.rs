@@ -30,12 +30,20 @@ pub trait Store: Send + Sync + 'static {
     /// → gap ([`Refusal::Gap`]) → version and `unwritten` ([`Refusal::Conflict`], [`Refusal::HasWritten`]). Then the epoch
     /// moves if the store has restarted since the last write, the entries get their seqs, the record is stored, state and
     /// fences change, and followers are woken: all or nothing.
-    fn write(&self, key: &SessionKey, write: Write<'_>) -> impl Future<Output = Result<Written, Error>> + Send;
+    fn write(
+        &self,
+        key: &SessionKey,
+        write: Write<'_>,
+    ) -> impl Future<Output = Result<Written, Error>> + Send;
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
     /// one). The first may begin at or before `after`.
-    fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize)
-    -> impl Future<Output = Result<Page, Error>> + Send;
+    fn read(
+        &self,
+        key: &SessionKey,
+        after: Seq,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Page, Error>> + Send;
 
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;

@@ -1,0 +1,133 @@
+//! What readers see of sessions in memory: the last commit, never more.
+//!
+//! Owns the published copy of each cached session and its most recent records. The writer publishes after every commit;
+//! readers clone out of it and never put anything in, so a slow reader cannot bring an old state back. A session that is
+//! not here is read from the file.
+
+use super::disk::{Held, Meta};
+use super::session::{Producer, Session};
+use crate::{Head, Loaded, Page};
+use everthread_protocol::{Millis, Record, Seq, SessionKey};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// Bytes of recent records kept per session: about a page of catch-up.
+const RECENT_BYTES_MAX: usize = 256 * 1024;
+/// What a record costs besides its bytes.
+const RECORD_BYTES: usize = 96;
+
+/// The published sessions.
+#[derive(Debug, Default)]
+pub(super) struct Views(RwLock<HashMap<SessionKey, View>>);
+
+#[derive(Debug, Default)]
+struct View {
+    meta: Meta,
+    state: Arc<str>,
+    held: Held,
+    /// Contiguous up to the head.
+    recent: VecDeque<Record>,
+    recent_bytes: usize,
+}
+
+impl Views {
+    /// Shows what a commit has stored.
+    pub fn publish<'a>(
+        &self,
+        sessions: impl Iterator<Item = (&'a SessionKey, &'a Session)>,
+        records: impl Iterator<Item = (SessionKey, Record)>,
+    ) {
+        let mut views = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, session) in sessions {
+            let view = views.entry(key.clone()).or_default();
+            view.meta = session.meta.clone();
+            view.state = session.state.clone();
+            view.held = held(session);
+        }
+        for (key, record) in records {
+            let Some(view) = views.get_mut(&key) else { continue };
+            view.recent_bytes += record.blocks.len() + RECORD_BYTES;
+            view.recent.push_back(record);
+            while view.recent_bytes > RECENT_BYTES_MAX {
+                let Some(old) = view.recent.pop_front() else { break };
+                view.recent_bytes -= old.blocks.len() + RECORD_BYTES;
+            }
+        }
+    }
+
+    /// Forgets sessions; they are read from the file from here on.
+    pub fn forget<'a>(&self, keys: impl Iterator<Item = &'a SessionKey>) {
+        let mut views = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for key in keys {
+            views.remove(key);
+        }
+    }
+
+    /// Bytes of recent records kept of a session.
+    pub fn recent_bytes(&self, key: &SessionKey) -> usize {
+        self.read().get(key).map_or(0, |view| view.recent_bytes)
+    }
+
+    /// The session, if it is here.
+    pub fn load(&self, key: &SessionKey, now: Millis) -> Option<Loaded> {
+        let views = self.read();
+        let view = views.get(key)?;
+        Some(loaded(view.meta.clone(), view.state.to_string(), view.held.clone(), now))
+    }
+
+    /// Where its log ends, if it is here.
+    pub fn head(&self, key: &SessionKey) -> Option<Head> {
+        self.read().get(key).map(|view| view.meta.to_head())
+    }
+
+    /// The page after `after`, if all of it is here.
+    pub fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Option<Page> {
+        let views = self.read();
+        let view = views.get(key)?;
+        let head = view.meta.to_head();
+        let mut page = Page { records: Vec::new(), head, epochs: view.meta.epochs.clone() };
+        if after >= head.seq {
+            return Some(page);
+        }
+        if view.recent.front()?.from > after.next() {
+            return None;
+        }
+        let first = view.recent.partition_point(|record| record.to <= after);
+        let mut bytes = 0;
+        for record in view.recent.range(first..) {
+            bytes += record.blocks.len();
+            if bytes > bytes_max && !page.records.is_empty() {
+                break;
+            }
+            page.records.push(record.clone());
+        }
+        Some(page)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<SessionKey, View>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session as the core needs it.
+pub(super) fn loaded(meta: Meta, state: String, producers: Held, now: Millis) -> Loaded {
+    Loaded {
+        state,
+        version: meta.version(),
+        now,
+        head: meta.head,
+        epochs: meta.epochs,
+        fences: meta.fences.into_iter().collect(),
+        producers,
+    }
+}
+
+fn held(session: &Session) -> Held {
+    let producer = |run| session.producers.get(&Producer::key_of(run));
+    session
+        .meta
+        .fences
+        .keys()
+        .filter_map(|run| producer(run).map(|known| (run.clone(), known.incarnation, known.batch)))
+        .collect()
+}

@@ -1,0 +1,257 @@
+//! The writer: one thread that owns every session, pool and deadline as plain Rust.
+//!
+//! Life of a group: take what is queued → apply it in memory → one transaction → publish to readers → wake followers →
+//! answer. Invariant: nobody is answered, woken or shown anything before it is committed. After a failed commit memory
+//! and file may differ, so the writer refuses everything from then on; a new start reads what the file holds.
+
+use super::Shared;
+use super::group::{DeadlineRow, Group, Numbers};
+use super::pools::{Deadlines, Pools};
+use super::session::{Applied, Moment, OwnedWrite, Session};
+use crate::{Due, Error, Interest, Refusal, Taken, WorkItem, Written};
+use everthread_protocol::{Epoch, Millis, PoolKey, SessionKey};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests of one commit. More would make the first of them wait for the work of the last.
+const GROUP_MAX: usize = 512;
+/// Where the answer goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// Everything the writer is asked for.
+pub(super) enum Request {
+    /// [`crate::Store::write`].
+    Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
+    /// [`crate::Store::index`].
+    Index(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::enqueue`].
+    Enqueue(PoolKey, Box<WorkItem>, Reply<()>),
+    /// [`crate::Store::take`].
+    Take(PoolKey, usize, Reply<Vec<Taken>>),
+    /// [`crate::Store::finish_item`].
+    FinishItem(PoolKey, String, Reply<()>),
+    /// [`crate::Store::arm`].
+    Arm(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::claim_due`].
+    ClaimDue(usize, Reply<Vec<Due>>),
+    /// [`crate::Store::finish_due`].
+    FinishDue(Due, Option<Millis>, Reply<()>),
+}
+
+/// The state of the writer.
+pub(super) struct Writer {
+    /// What readers share.
+    pub shared: Arc<Shared>,
+    /// Epoch of everything that is written from here on.
+    pub boot: Epoch,
+    /// Stored with every group.
+    pub numbers: Numbers,
+    /// Cached sessions: each as it is after everything applied so far.
+    pub sessions: HashMap<SessionKey, Session>,
+    /// What waits for workers.
+    pub pools: Pools,
+    /// When sessions are due.
+    pub deadlines: Deadlines,
+    /// Groups so far.
+    pub groups: u64,
+    /// About the bytes of the cached sessions with their views.
+    pub cached_bytes: usize,
+    /// Beyond this many, the sessions not used for longest are read from the file again.
+    pub cached_bytes_max: usize,
+}
+
+impl Writer {
+    /// Serves requests until every handle is gone.
+    pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut batch = Vec::with_capacity(GROUP_MAX);
+        // Waits only when nothing is queued; what arrives during a commit becomes the next group.
+        while requests.blocking_recv_many(&mut batch, GROUP_MAX) > 0 {
+            self.groups += 1;
+            let mut group = Group::default();
+            for request in batch.drain(..) {
+                self.apply(request, &mut group);
+            }
+            self.finish(group);
+        }
+    }
+
+    fn apply(&mut self, request: Request, group: &mut Group) {
+        if let Some(reason) = self.shared.failure() {
+            return refuse(request, &Error::Unavailable(reason));
+        }
+        match request {
+            Request::Write(key, write, reply) => {
+                let result = self.write(&key, &write, group);
+                answer(group, reply, result);
+            }
+            Request::Index(key, at, reply) => {
+                group.index.push((key, at));
+                answer(group, reply, Ok(()));
+            }
+            Request::Enqueue(pool, item, reply) => {
+                group.pools.push(self.pools.add(&pool, *item));
+                group.woken.insert(pool);
+                answer(group, reply, Ok(()));
+            }
+            Request::Take(pool, limit, reply) => {
+                let (taken, changes) = self.pools.take(&pool, limit, self.shared.clock.now());
+                group.pools.extend(changes);
+                answer(group, reply, Ok(taken));
+            }
+            Request::FinishItem(pool, ticket, reply) => {
+                group.pools.extend(self.pools.finish(&pool, &ticket));
+                answer(group, reply, Ok(()));
+            }
+            Request::Arm(key, at, reply) => {
+                if self.deadlines.arm(&key, at) {
+                    group.deadlines.push((key, DeadlineRow::Earlier(at)));
+                }
+                answer(group, reply, Ok(()));
+            }
+            Request::ClaimDue(limit, reply) => {
+                let due = self.deadlines.claim(limit, self.shared.clock.now());
+                answer(group, reply, Ok(due));
+            }
+            Request::FinishDue(due, next, reply) => {
+                if self.deadlines.finish(&due, next) {
+                    let row = next.map_or(DeadlineRow::Gone, DeadlineRow::At);
+                    group.deadlines.push((due.key, row));
+                }
+                answer(group, reply, Ok(()));
+            }
+        }
+    }
+
+    fn write(&mut self, key: &SessionKey, write: &OwnedWrite, group: &mut Group) -> Result<Written, Error> {
+        if !self.sessions.contains_key(key) {
+            match self.shared.disk.session(key)? {
+                Some((meta, state)) => {
+                    let producers = self.shared.disk.producers(meta.number)?;
+                    let session = Session::stored(meta, state, producers);
+                    self.cached_bytes += session.bytes();
+                    self.sessions.insert(key.clone(), session);
+                }
+                None if write.creates() => {
+                    self.numbers.sessions += 1;
+                    let session = Session::new(self.numbers.sessions);
+                    self.cached_bytes += session.bytes();
+                    self.sessions.insert(key.clone(), session);
+                }
+                None => return Err(Refusal::NoSession.into()),
+            }
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.touched = self.groups;
+        let (now, now_us) = self.shared.clock.both();
+        let before = session.bytes();
+        let applied = session.write(write, Moment { boot: self.boot, now, now_us });
+        self.cached_bytes = self.cached_bytes + session.bytes() - before;
+        if applied.is_err() && !session.exists() {
+            // A creation that was refused leaves nothing behind.
+            self.cached_bytes -= session.bytes();
+            self.sessions.remove(key);
+            return applied.map(|applied| applied.written);
+        }
+        let Applied { written, record, changed } = applied?;
+        if written.duplicate.is_none() {
+            group.sessions.entry(key.clone()).or_default().changed |= changed;
+        }
+        if let Some((stored, record)) = record {
+            group.records.push((session.meta.number, written.to.0, stored));
+            group.feed.push((key.clone(), record));
+        }
+        Ok(written)
+    }
+
+    /// Commits a group, shows it, tells of it, and answers.
+    fn finish(&mut self, mut group: Group) {
+        // A whole second: the clock is then stored anew once a second, not with every group.
+        self.numbers.clock = self.shared.clock.now().0 / 1000 * 1000;
+        let result =
+            if group.is_empty() { Ok(()) } else { group.commit(&self.shared, &self.sessions, self.numbers) };
+        match &result {
+            Ok(()) => self.publish(&mut group),
+            Err(e) => self.shared.fail(e),
+        }
+        for answer in group.answers {
+            answer(result.clone());
+        }
+        self.evict();
+    }
+
+    fn publish(&mut self, group: &mut Group) {
+        let sessions = &mut self.sessions;
+        let recent = |views: &super::views::Views| -> usize {
+            group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
+        };
+        let before = recent(&self.shared.views);
+        for key in group.sessions.keys() {
+            if let Some(session) = sessions.get_mut(key) {
+                session.state_dirty = false;
+                session.producers_dirty.clear();
+            }
+        }
+        let written = group.sessions.keys().filter_map(|key| Some((key, sessions.get(key)?)));
+        self.shared.views.publish(written, group.feed.iter().cloned());
+        self.cached_bytes = self.cached_bytes + recent(&self.shared.views) - before;
+        for (key, record) in group.feed.drain(..) {
+            for (interest, follower) in self.shared.followers.of(&key) {
+                if interest == Interest::Log {
+                    follower.record(record.clone());
+                }
+            }
+        }
+        for (key, _) in group.sessions.iter().filter(|(_, touched)| touched.changed) {
+            for (interest, follower) in self.shared.followers.of(key) {
+                if interest == Interest::Control {
+                    follower.changed();
+                }
+            }
+        }
+        for pool in group.woken.drain() {
+            for wake in self.shared.watchers.of(&pool) {
+                wake();
+            }
+        }
+    }
+
+    /// Drops the sessions that were not used for longest. Everything they hold is committed.
+    fn evict(&mut self) {
+        if self.cached_bytes <= self.cached_bytes_max || self.shared.failure().is_some() {
+            return;
+        }
+        let mut by_age: Vec<(u64, SessionKey)> =
+            self.sessions.iter().map(|(key, session)| (session.touched, key.clone())).collect();
+        by_age.sort_unstable();
+        let mut gone = Vec::new();
+        for (_, key) in by_age {
+            if self.cached_bytes <= self.cached_bytes_max / 2 {
+                break;
+            }
+            let Some(session) = self.sessions.remove(&key) else { continue };
+            self.cached_bytes -= session.bytes() + self.shared.views.recent_bytes(&key);
+            gone.push(key);
+        }
+        self.shared.views.forget(gone.iter());
+    }
+}
+
+/// Sends `result` when the group's fate is known. Whoever asked may be gone: then nobody needs it.
+fn answer<T: Send + 'static>(group: &mut Group, reply: Reply<T>, result: Result<T, Error>) {
+    group.answers.push(Box::new(move |fate| drop(reply.send(fate.and(result)))));
+}
+
+fn refuse(request: Request, error: &Error) {
+    let error = error.clone();
+    match request {
+        Request::Write(.., reply) => drop(reply.send(Err(error))),
+        Request::Index(.., reply)
+        | Request::Enqueue(.., reply)
+        | Request::FinishItem(.., reply)
+        | Request::Arm(.., reply)
+        | Request::FinishDue(.., reply) => drop(reply.send(Err(error))),
+        Request::Take(.., reply) => drop(reply.send(Err(error))),
+        Request::ClaimDue(.., reply) => drop(reply.send(Err(error))),
+    }
+}
