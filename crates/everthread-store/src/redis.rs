@@ -20,7 +20,9 @@ use self::feed::{Feed, Sink, Supplies};
 use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
-use crate::{Due, Error, Follower, Following, Head, Interest, Loaded, Page, Store, Taken, WorkItem, Write, Written};
+use crate::{
+    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Store, Taken, WorkItem, Write, Written,
+};
 use ::redis::InfoDict;
 use everthread_protocol::{Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
@@ -81,25 +83,32 @@ impl std::fmt::Debug for Redis {
 
 impl Redis {
     /// Connects, and stays connected by tasks in `tasks` until `stop`. Fails if Redis cannot be used at all.
-    pub async fn connect(options: Options, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, Error> {
+    pub async fn connect(
+        options: Options,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, Error> {
         let keys = Keys::new(&options.prefix)?;
         let dialer = Dialer::new(&options.url, options.response_timeout)?;
         let scripts = Arc::new(Scripts::new());
         let keep = |name: String| {
             let link = Arc::new(Link::new(scripts.clone()));
             let (kept, dialer, stop) = (link.clone(), dialer.clone(), stop.clone());
-            tasks.spawn(async move { drop(stop.run_until_cancelled(kept.keep(&dialer, &name)).await) });
+            tasks.spawn(async move { stop.run_until_cancelled(kept.keep(&dialer, &name)).await });
             link
         };
-        let links: Vec<_> = (1..=options.command_connections.max(1)).map(|n| keep(format!("commands {n}"))).collect();
+        let links: Vec<_> =
+            (1..=options.command_connections.max(1)).map(|n| keep(format!("commands {n}"))).collect();
         let range = keep("ranges".to_owned());
         let feed = Arc::new(Feed::new(&keys, &options.node));
         let node_key = keys.node(&options.node);
-        let redis = Self { inner: Arc::new(Inner { keys, scripts: scripts.clone(), links, range, feed: feed.clone() }) };
+        let redis = Self {
+            inner: Arc::new(Inner { keys, scripts: scripts.clone(), links, range, feed: feed.clone() }),
+        };
         redis.check().await?;
         let supplies = Supplies { dialer, links: redis.inner.links.clone(), scripts, node_key };
         let stop = stop.clone();
-        tasks.spawn(async move { drop(stop.run_until_cancelled(feed.keep(&supplies)).await) });
+        tasks.spawn(async move { stop.run_until_cancelled(feed.keep(&supplies)).await });
         Ok(redis)
     }
 

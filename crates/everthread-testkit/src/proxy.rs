@@ -116,7 +116,9 @@ async fn pump(
         let len = rate.map_or(CHUNK_BYTES, |rate| share(rate).clamp(1, CHUNK_BYTES));
         let Ok(len @ 1..) = from.read(&mut chunk[..len]).await else { return };
         // The network may have stalled while the bytes were awaited.
-        if weather.wait_for(|w| *w != Weather::Stalled).await.is_err() || to.write_all(&chunk[..len]).await.is_err() {
+        if weather.wait_for(|w| *w != Weather::Stalled).await.is_err()
+            || to.write_all(&chunk[..len]).await.is_err()
+        {
             return;
         }
         if rate.is_some() {

@@ -7,8 +7,8 @@
 
 mod table;
 
-use self::table::Table;
 pub(super) use self::table::Sink;
+use self::table::Table;
 use super::keys::Keys;
 use super::link::{Backoff, Dialer, Failure, Link, random};
 use super::script::Scripts;
@@ -75,8 +75,13 @@ impl Feed {
     pub(super) fn follow(self: &Arc<Self>, channel: String, sink: Sink) -> Following {
         let id = self.table().add(&channel, sink);
         self.dirty.notify_one();
-        let feed = self.clone();
-        Following::new(move || feed.table().remove(&channel, id, Instant::now()))
+        let feed = Arc::downgrade(self);
+        Following::new(move || {
+            if let Some(feed) = feed.upgrade() {
+                let gone = feed.table().remove(&channel, id, Instant::now());
+                drop(gone);
+            }
+        })
     }
 
     /// Whether the last probe came back in time.
@@ -134,7 +139,8 @@ impl Feed {
             }
             batch.live.iter().for_each(Sink::doubt);
             let subscribe = batch.subscribe.iter().map(|channel| (channel, true));
-            let commands: Vec<_> = subscribe.chain(batch.unsubscribe.iter().map(|channel| (channel, false))).collect();
+            let commands: Vec<_> =
+                subscribe.chain(batch.unsubscribe.iter().map(|channel| (channel, false))).collect();
             if !commands.is_empty() {
                 send(&mut connection, &commands).await?;
             }
@@ -152,7 +158,8 @@ impl Feed {
             let payload = format!("{} {number}", self.nonce);
             let round_trip = async {
                 let args = [self.probe_channel.as_bytes(), payload.as_bytes()];
-                let primary: String = link.script(&supplies.scripts.probe, &[&supplies.node_key], &args).await?;
+                let primary: String =
+                    link.script(&supplies.scripts.probe, &[&supplies.node_key], &args).await?;
                 drop(self.echo.subscribe().wait_for(|echo| *echo >= number).await);
                 Ok::<_, Failure>(primary)
             };

@@ -77,8 +77,11 @@ impl Redis {
         let args = [limit.as_bytes(), visibility.as_bytes()];
         let script = &self.inner.scripts.claim_due;
         // A lost answer hides the sessions for a while, no more.
-        let answer: Vec<Value> =
-            self.deadlines().script(script, &[&self.inner.keys.deadlines()], &args).await.map_err(Failure::of_read)?;
+        let answer: Vec<Value> = self
+            .deadlines()
+            .script(script, &[&self.inner.keys.deadlines()], &args)
+            .await
+            .map_err(Failure::of_read)?;
         let due = |pair: &[Value]| Ok(Due { key: parse(text(&pair[0])?)?, claim: Millis(number(&pair[1])?) });
         answer.chunks_exact(2).map(due).collect()
     }
@@ -132,7 +135,11 @@ impl Redis {
     }
 
     /// See [`crate::Store::holder`].
-    pub(super) async fn holder_of(&self, tenant: &TenantId, worker: &WorkerId) -> Result<Option<String>, Error> {
+    pub(super) async fn holder_of(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+    ) -> Result<Option<String>, Error> {
         let mut request = cmd("GET");
         request.arg(self.inner.keys.worker(tenant, worker));
         self.link(worker).command(&request).await.map_err(Failure::of_read)

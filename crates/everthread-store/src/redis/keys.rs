@@ -20,7 +20,9 @@ impl Keys {
     /// Keys of the deployment `prefix`.
     pub(super) fn new(prefix: &str) -> Result<Self, Error> {
         if !is_valid(prefix) {
-            return Err(Error::Unavailable("the prefix of the keys is 1 to 128 characters of A-Z a-z 0-9 _ . -".into()));
+            return Err(Error::Unavailable(
+                "the prefix of the keys is 1 to 128 characters of A-Z a-z 0-9 _ . -".into(),
+            ));
         }
         Ok(Self { prefix: prefix.to_owned() })
     }

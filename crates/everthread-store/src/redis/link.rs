@@ -10,8 +10,8 @@ use crate::Error;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::io::tcp::TcpSettings;
 use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo as _, Pipeline, ProtocolVersion,
-    PushInfo, PushKind, RedisError, ServerErrorKind,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo as _, Pipeline,
+    ProtocolVersion, PushInfo, PushKind, RedisError, ServerErrorKind,
 };
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
@@ -75,8 +75,8 @@ impl From<RedisError> for Failure {
         match error.code() {
             // Said before anything was executed: a script checks these at its first write.
             Some(
-                "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" | "MOVED" | "ASK" | "OOM"
-                | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
+                "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" | "MOVED" | "ASK"
+                | "OOM" | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
             ) => Failure::Refused(why),
             _ => Failure::Broken(why),
         }
@@ -97,7 +97,8 @@ impl Dialer {
         let info = url.into_connection_info().map_err(unusable)?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         // Nagle's delay costs more than half of the throughput on a network.
-        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let info =
+            info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         Ok(Self { client: Client::open(info).map_err(unusable)?, response_timeout })
     }
 

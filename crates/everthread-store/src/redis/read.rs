@@ -34,20 +34,28 @@ impl Redis {
     }
 
     /// See [`crate::Store::read`].
-    pub(super) async fn read_page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
+    pub(super) async fn read_page(
+        &self,
+        key: &SessionKey,
+        after: Seq,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
         let (meta, log) = (self.inner.keys.meta(key), self.inner.keys.log(key));
+        // A cursor is a client's word and may be any number.
+        let next = Seq(after.0.saturating_add(1));
         let mut request = ::redis::pipe();
         request.atomic();
         request.cmd("HMGET").arg(&meta).arg(&HEAD_FIELDS).arg("epochs");
-        request.cmd("XRANGE").arg(&log).arg(id(after.next())).arg("+").arg("COUNT").arg(FIRST_COUNT);
-        let answer: (Vec<Value>, Vec<Value>) = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+        request.cmd("XRANGE").arg(&log).arg(id(next)).arg("+").arg("COUNT").arg(FIRST_COUNT);
+        let answer: (Vec<Value>, Vec<Value>) =
+            self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
         let (meta, first) = answer;
         let epochs = match &meta[HEAD_FIELDS.len()] {
             Value::Nil => return Err(crate::Refusal::NoSession.into()),
             epochs => epochs_of(text(epochs)?)?,
         };
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
-        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next: after.next(), head: head.seq };
+        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
         let mut open = taking.take(&first)?;
         while open {
             let mut request = ::redis::cmd("XRANGE");
@@ -66,7 +74,8 @@ impl Redis {
             for key in batch {
                 request.cmd("HMGET").arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
             }
-            let answers: Vec<Vec<Value>> = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+            let answers: Vec<Vec<Value>> =
+                self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
             for answer in answers {
                 heads.push(head_of(&answer)?);
             }
@@ -152,7 +161,8 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
     }
-    let field = |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
+    let field =
+        |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
     let mut fences = Vec::new();
     for (name, fence) in &fields {
         if let Some(run) = name.strip_prefix("f:") {
@@ -193,7 +203,9 @@ pub(super) fn broken(why: &str) -> Error {
 /// The text of an answer.
 pub(super) fn text(value: &Value) -> Result<&str, Error> {
     match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).map_err(|_| broken("a text that is not UTF-8")),
+        Value::BulkString(bytes) => {
+            std::str::from_utf8(bytes).map_err(|_| broken("a text that is not UTF-8"))
+        }
         Value::SimpleString(text) => Ok(text),
         _ => Err(broken("something else where a text should be")),
     }

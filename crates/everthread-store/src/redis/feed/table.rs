@@ -68,7 +68,7 @@ struct Channel {
     /// Shared with deliveries under way; copied when it changes.
     sinks: Arc<Vec<(u64, Sink)>>,
     /// Joined after the confirmation: to be told that they are live.
-    newcomers: Vec<Sink>,
+    newcomers: Vec<u64>,
     /// The last command about it was to subscribe.
     asked: bool,
     /// The server has confirmed that.
@@ -116,7 +116,7 @@ impl Table {
         self.next += 1;
         let channel = self.channels.entry(name.to_owned()).or_default();
         if channel.confirmed {
-            channel.newcomers.push(sink.clone());
+            channel.newcomers.push(self.next);
         }
         Arc::make_mut(&mut channel.sinks).push((self.next, sink));
         channel.idle_since = None;
@@ -125,15 +125,18 @@ impl Table {
         self.next
     }
 
-    /// Forgets a sink.
-    pub(super) fn remove(&mut self, name: &str, id: u64, now: Instant) {
-        let Some(channel) = self.channels.get_mut(name) else { return };
-        Arc::make_mut(&mut channel.sinks).retain(|(other, _)| *other != id);
+    /// Forgets a sink and hands it back: to be dropped when the table is free, since its end may end other guards.
+    pub(super) fn remove(&mut self, name: &str, id: u64, now: Instant) -> Option<Sink> {
+        let channel = self.channels.get_mut(name)?;
+        let sinks = Arc::make_mut(&mut channel.sinks);
+        let at = sinks.iter().position(|(other, _)| *other == id)?;
+        let (_, gone) = sinks.remove(at);
+        channel.newcomers.retain(|other| *other != id);
         if channel.sinks.is_empty() {
-            channel.newcomers.clear();
             channel.idle_since = Some(now);
             self.idle.insert(name.to_owned());
         }
+        Some(gone)
     }
 
     /// A new connection: nothing is subscribed on it.
@@ -171,7 +174,9 @@ impl Table {
             let Some(channel) = self.channels.get_mut(&name) else { continue };
             let wanted = !channel.sinks.is_empty();
             if wanted && channel.confirmed {
-                batch.live.append(&mut channel.newcomers);
+                let new = std::mem::take(&mut channel.newcomers);
+                let new = channel.sinks.iter().filter(|(id, _)| new.contains(id));
+                batch.live.extend(new.map(|(_, sink)| sink.clone()));
             } else if wanted && !channel.asked {
                 channel.asked = true;
                 batch.subscribe.push(name);
@@ -221,7 +226,10 @@ impl Table {
 
     /// Everybody.
     pub(super) fn everybody(&self) -> Vec<Sink> {
-        self.channels.values().flat_map(|channel| channel.sinks.iter().map(|(_, sink)| sink.clone())).collect()
+        self.channels
+            .values()
+            .flat_map(|channel| channel.sinks.iter().map(|(_, sink)| sink.clone()))
+            .collect()
     }
 }
 
@@ -263,7 +271,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_joins_a_live_channel_is_told_so_and_who_rejoins_a_dying_one_waits_for_the_new_subscription() {
+    async fn who_joins_a_live_channel_is_told_so_and_who_rejoins_a_dying_one_waits_for_the_new_subscription()
+    {
         let (mut table, count, now) = (Table::default(), Arc::default(), Instant::now());
         table.restart(1);
         let first = table.add("c", sink(&count));

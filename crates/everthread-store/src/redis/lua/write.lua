@@ -83,7 +83,8 @@ local function put(field, value) set[#set + 1] = field; set[#set + 1] = value en
 
 -- Another primary, or this one started anew: a tail that was acknowledged may be gone.
 local primary = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
-if replid ~= primary then
+local moved = replid ~= primary
+if moved then
   epoch = text(math.max(tonumber(epoch or 0) + 1, micros))
   local table_ = {}
   for pair in string.gmatch(redis.call('HGET', meta, 'epochs') or '', '%S+') do table_[#table_ + 1] = pair end
@@ -148,5 +149,6 @@ end
 
 if #set > 0 then redis.call('HSET', meta, unpack(set)) end
 if record then redis.call('SPUBLISH', log, text(to) .. ' ' .. record) end
-if change ~= '' then redis.call('SPUBLISH', ARGV[16], text(n)) end
+-- The version has moved with the epoch, too.
+if moved or change ~= '' then redis.call('SPUBLISH', ARGV[16], text(n)) end
 return {'ok', epoch, text(to), text(now), epoch .. '.' .. text(n), fence}
