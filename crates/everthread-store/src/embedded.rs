@@ -385,6 +385,21 @@ mod tests {
         assert!(evicted > SESSIONS, "{evicted} were evicted");
     }
 
+    #[tokio::test]
+    async fn after_a_failed_commit_nothing_is_written_and_what_was_is_read() {
+        let store = Embedded::memory().unwrap();
+        let key: SessionKey = "acme/s".parse().unwrap();
+        let first = store.write(&key, write(1, None, "s")).await.unwrap();
+        store.0.shared.fail(&Error::Indeterminate("the disk is full".to_owned()));
+        let Err(Error::Unavailable(why)) = store.write(&key, write(2, Some(first.version), "t")).await else {
+            panic!("written after a failure")
+        };
+        assert!(why.contains("the disk is full"), "{why}");
+        assert!(matches!(store.claim_due(1).await, Err(Error::Unavailable(_))));
+        assert!(!store.is_ready());
+        assert_eq!(store.read(&key, Seq(0), 1000).await.unwrap().records.len(), 1);
+    }
+
     #[test]
     fn the_clock_does_not_go_back_and_its_microseconds_agree() {
         let ahead = wall_us() / 1000 + 50_000;
