@@ -148,8 +148,11 @@ struct Teller {
     versions: HashMap<usize, Version>,
     fences: HashMap<(usize, usize), Fence>,
     producers: HashMap<(usize, usize), (u64, u64)>,
-    epochs: Vec<Epoch>,
+    /// Named apart for each session: whether two sessions share an epoch is the engine's business.
+    epochs: HashMap<usize, Vec<Epoch>>,
     granted: Vec<Fence>,
+    /// The session that the command is about.
+    session: usize,
 }
 
 fn run(n: usize) -> RunId {
@@ -165,6 +168,7 @@ fn name<T: PartialEq>(known: &mut Vec<T>, value: T) -> usize {
 
 impl Teller {
     async fn write<S: Store>(&mut self, store: &S, plan: &Plan, n: usize) -> String {
+        self.session = plan.session;
         let runs: Vec<RunId> = (0..RUNS).map(run).collect();
         let (text, state, kept) =
             (entries(&n.to_string(), plan.count), format!("state {n}"), format!("answer {n}"));
@@ -240,7 +244,7 @@ impl Teller {
     fn written(&mut self, result: Result<Written, Error>) -> String {
         match result {
             Ok(w) => {
-                let epoch = name(&mut self.epochs, w.epoch);
+                let epoch = self.epoch(w.epoch);
                 let fence = w.fence.map(|fence| name(&mut self.granted, fence));
                 let (version, timed) = (self.version(w.version), w.at > Millis(0));
                 format!("epoch {epoch} to {} timed {timed} {version} fence {fence:?} {:?}", w.to, w.duplicate)
@@ -252,11 +256,16 @@ impl Teller {
         }
     }
 
+    fn epoch(&mut self, epoch: Epoch) -> usize {
+        name(self.epochs.entry(self.session).or_default(), epoch)
+    }
+
     fn version(&mut self, version: Version) -> String {
-        format!("version {}.{}", name(&mut self.epochs, version.epoch), version.n)
+        format!("version {}.{}", self.epoch(version.epoch), version.n)
     }
 
     async fn read<S: Store>(&mut self, store: &S, session: usize, after: u64, bytes_max: usize) -> String {
+        self.session = session;
         let key = &self.keys[session];
         let page = match store.read(key, Seq(after), bytes_max).await {
             Ok(page) => page,
@@ -264,10 +273,10 @@ impl Teller {
         };
         let mut told = format!("{} ", self.version(page.head.version));
         for (epoch, since) in page.epochs {
-            told += &format!("epoch {} since {since} ", name(&mut self.epochs, epoch));
+            told += &format!("epoch {} since {since} ", self.epoch(epoch));
         }
         for record in read_all(store, &self.keys[session], Seq(after), bytes_max).await {
-            told += &format!("[{} {}-{}", name(&mut self.epochs, record.epoch), record.from, record.to);
+            told += &format!("[{} {}-{}", self.epoch(record.epoch), record.from, record.to);
             for block in record.parse_blocks().unwrap() {
                 let timed = block.at > Millis(0);
                 told += &format!(" {} {:?} {timed} {}", block.by, block.run, block.entries);
@@ -278,6 +287,7 @@ impl Teller {
     }
 
     async fn load<S: Store>(&mut self, store: &S, session: usize) -> String {
+        self.session = session;
         let Some(Loaded { state, version, now, head, epochs, fences, producers }) =
             store.load(&self.keys[session]).await.unwrap()
         else {
@@ -286,8 +296,7 @@ impl Teller {
         self.versions.insert(session, version);
         let fences: Vec<_> =
             fences.into_iter().map(|(run, fence)| (run, name(&mut self.granted, fence))).collect();
-        let epochs: Vec<_> =
-            epochs.into_iter().map(|(epoch, since)| (name(&mut self.epochs, epoch), since)).collect();
+        let epochs: Vec<_> = epochs.into_iter().map(|(epoch, since)| (self.epoch(epoch), since)).collect();
         let (version, timed) = (self.version(version), now > Millis(0));
         format!("{state} {version} timed {timed} head {head} {epochs:?} {fences:?} {producers:?}")
     }
@@ -296,12 +305,13 @@ impl Teller {
         let mut keys = self.keys.clone();
         keys.push(fresh());
         let heads = store.heads(&keys).await.unwrap();
-        let tell = |head: Option<everthread_store::Head>| {
+        let tell = |(session, head): (usize, Option<everthread_store::Head>)| {
+            self.session = session;
             let Some(head) = head else { return "none".to_owned() };
-            let epoch = name(&mut self.epochs, head.epoch);
+            let epoch = self.epoch(head.epoch);
             format!("{epoch} {} {} {} {}", head.since, head.seq, head.version.n, head.active)
         };
-        heads.into_iter().map(tell).collect::<Vec<_>>().join(", ")
+        heads.into_iter().enumerate().map(tell).collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -9,4 +9,6 @@ mod equivalence;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]
+mod redis;
+#[cfg(test)]
 mod suite;
