@@ -138,7 +138,6 @@ proptest! {
     fn entries_that_are_not_merged_keep_their_bytes(steps in steps(0..60)) {
         let log = make(&steps);
         let folded = fold(&log.records, Limits { text_bytes: 0, ..Limits::default() }).unwrap();
-        let mut raw = log.singles.iter().map(|r| r.parse_blocks().unwrap()[0].entries.get().to_owned());
         for record in &folded {
             for block in record.parse_blocks().unwrap() {
                 for (first, last, entry) in everthread_session::fold::numbered(&block, record.from).unwrap() {
@@ -151,7 +150,6 @@ proptest! {
                 }
             }
         }
-        prop_assert!(raw.all(|entry| entry.starts_with('[')));
     }
 }
 
@@ -238,4 +236,77 @@ fn records_that_do_not_follow_each_other_are_refused() {
     raw.remove(4);
     assert!(fold(&raw, Limits::default()).is_err());
     assert!(fold(&[], Limits::default()).unwrap().is_empty());
+}
+
+/// What a fold of these entries of run `r1`, one record each, leaves.
+fn folded_entries(entries: &[Value]) -> Vec<Value> {
+    let record = |(seq, entry): (u64, &Value)| {
+        let block =
+            json!([{"by": {"kind": "agent", "id": "guide"}, "at": 1, "run": "r1", "entries": [entry]}]);
+        let blocks = serde_json::to_vec(&block).unwrap().into();
+        Record { epoch: everthread_protocol::Epoch(1), from: Seq(seq), to: Seq(seq), blocks }
+    };
+    let records: Vec<Record> = (1..).zip(entries).map(record).collect();
+    let folded = fold(&records, Limits::default()).unwrap();
+    assert_eq!(folded.len(), 1);
+    let blocks = folded[0].parse_blocks().unwrap();
+    blocks.iter().flat_map(|b| serde_json::from_str::<Vec<Value>>(b.entries.get()).unwrap()).collect()
+}
+
+#[test]
+fn appends_merge_past_what_does_not_concern_their_part_and_never_past_what_does() {
+    let append = |offset: u64, text: &str| json!({"type": "part.append", "message": "m", "part": "p", "offset": offset, "text": text});
+    let part = |kind: &str, message: &str, part: &str| match kind {
+        "part.start" => json!({"type": kind, "message": message, "part": part, "kind": "text"}),
+        "part.set" => json!({"type": kind, "message": message, "part": part, "value": "xy"}),
+        _ => json!({"type": kind, "message": message, "part": part, "status": "done"}),
+    };
+    let message = |kind: &str, message: &str| match kind {
+        "message.start" => json!({"type": kind, "message": message, "role": "assistant"}),
+        _ => json!({"type": kind, "message": message, "status": "complete"}),
+    };
+    let ended = |run: &str| json!({"type": "run.ended", "run": run, "outcome": "completed"});
+    let step = |phase: &str| json!({"type": "run.step", "phase": phase});
+    let barriers = [
+        part("part.start", "m", "p"),
+        part("part.set", "m", "p"),
+        part("part.end", "m", "p"),
+        message("message.start", "m"),
+        message("message.end", "m"),
+        step("reset"),
+        ended("r1"),
+        json!({"type": "later.type"}),
+        json!({"type": "run.step", "phase": "later"}),
+    ];
+    for barrier in barriers {
+        let entries = [append(0, "ab"), barrier, append(2, "c")];
+        assert_eq!(folded_entries(&entries), entries);
+    }
+    let others = [
+        part("part.start", "m", "q"),
+        part("part.set", "n", "p"),
+        part("part.end", "m", "q"),
+        message("message.start", "n"),
+        message("message.end", "n"),
+        step("start"),
+        step("end"),
+        ended("r2"),
+        json!({"type": "x-mine"}),
+        json!({"type": "event", "name": "e"}),
+    ];
+    for other in others {
+        assert_eq!(
+            folded_entries(&[append(0, "ab"), other.clone(), append(2, "c")]),
+            [append(0, "abc"), other]
+        );
+    }
+}
+
+#[test]
+fn a_fold_keeps_the_last_event_of_each_name_that_keeps_the_latest() {
+    let event =
+        |name: &str, n: u64, keep: &str| json!({"type": "event", "name": name, "data": n, "keep": keep});
+    let all =
+        [event("a", 1, "latest"), event("b", 2, "latest"), event("a", 3, "all"), event("a", 4, "latest")];
+    assert_eq!(folded_entries(&all), all[1..]);
 }

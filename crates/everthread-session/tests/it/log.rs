@@ -272,6 +272,11 @@ impl Maker {
             let part = (0..).map(|n| format!("p{n}")).find(|name| !taken(name)).unwrap();
             let entry = json!({"type": "part.start", "message": message.id, "part": part, "kind": "text"});
             self.write(Some(run), entry);
+            // An empty append makes the next one contiguous, also with that of an earlier part of the same id.
+            if step.text.is_multiple_of(2) {
+                let empty = json!({"type": "part.append", "message": message.id, "part": part, "offset": 0, "text": ""});
+                self.write(Some(run), empty);
+            }
             message.parts.push(PartModel { id: part, text: Some(String::new()), open: true, step: current });
             return;
         }
@@ -279,9 +284,12 @@ impl Maker {
         let ids = (&message.id, &part.id);
         match step.what {
             24..=27 => {
+                // Often as long as before, so that the next append is contiguous with the one before the set.
+                let same = "=".repeat(part.text.as_deref().unwrap_or("").len());
+                let text = if step.cut { text } else { same.as_str() };
                 let entry = json!({"type": "part.set", "message": ids.0, "part": ids.1, "value": text});
-                self.write(Some(run), entry);
                 part.text = Some(text.to_owned());
+                self.write(Some(run), entry);
             }
             28 => {
                 let entry =
