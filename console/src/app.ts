@@ -57,7 +57,7 @@ export class App {
 
   /** Shows a session, or the page for a new one. */
   #select(id: string | undefined): void {
-    if (id === this.#session?.id && this.#welcome.hidden) return;
+    if (id !== undefined && id === this.#session?.id) return;
     if (id !== fromHash()) history.pushState(null, "", id === undefined ? location.pathname : `#${encodeURIComponent(id)}`);
     this.#session?.close();
     this.#session = undefined;
@@ -160,8 +160,8 @@ export class App {
     this.#say("Stop requested…");
     try {
       const receipt = await session.cancel(run);
-      this.#say(`Stop accepted at ${receipt.seq}`);
-      const settled = await session.settled(receipt.control);
+      if (receipt.stage === "accepted" && session === this.#session) this.#say(`Stop accepted at ${receipt.seq}`);
+      const settled = receipt.stage === "settled" ? receipt : await session.settled(receipt.control);
       const reason = settled.reason === undefined ? "" : ` (${settled.reason.replaceAll("_", " ")})`;
       if (session === this.#session) this.#say(`Stop ${settled.outcome}${reason}`);
     } catch (error) {
