@@ -54,7 +54,10 @@ mod tests {
         let mut backoff = Backoff::new(first, cap);
         for whole in [100, 200, 400, 800, 1000, 1000] {
             let wait = backoff.step();
-            assert!(wait >= Duration::from_millis(whole / 2) && wait <= Duration::from_millis(whole), "{wait:?}");
+            assert!(
+                wait >= Duration::from_millis(whole / 2) && wait <= Duration::from_millis(whole),
+                "{wait:?}"
+            );
         }
         backoff.reset();
         assert!(backoff.step() <= first);

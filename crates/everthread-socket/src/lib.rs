@@ -120,8 +120,9 @@ impl RawConnection {
             .max_message_size(Some(RECEIVED_BYTES_MAX))
             .max_frame_size(Some(RECEIVED_BYTES_MAX));
         let connecting = connect_async_with_config(request, Some(config), true);
-        let (stream, _) =
-            timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| SocketError::Deadline(CONNECT_DEADLINE))??;
+        let (stream, _) = timeout(CONNECT_DEADLINE, connecting)
+            .await
+            .map_err(|_| SocketError::Deadline(CONNECT_DEADLINE))??;
         let (sink, stream) = stream.split();
         Ok(RawConnection { sender: Sender(sink), receiver: Receiver(stream) })
     }
@@ -151,19 +152,28 @@ impl Sender {
     /// Sends one frame. Not cancel safe: a frame that is given up half-way breaks the connection.
     pub async fn send(&mut self, frame: Utf8Bytes) -> Result<(), SocketError> {
         let sending = self.0.send(Message::Text(frame));
-        timeout(SEND_DEADLINE, sending).await.map_err(|_| SocketError::Deadline(SEND_DEADLINE))?.map_err(Into::into)
+        timeout(SEND_DEADLINE, sending)
+            .await
+            .map_err(|_| SocketError::Deadline(SEND_DEADLINE))?
+            .map_err(Into::into)
     }
 
     /// Takes one frame without writing it out; [`Sender::flush`] follows.
     pub async fn feed(&mut self, frame: Utf8Bytes) -> Result<(), SocketError> {
         let feeding = self.0.feed(Message::Text(frame));
-        timeout(SEND_DEADLINE, feeding).await.map_err(|_| SocketError::Deadline(SEND_DEADLINE))?.map_err(Into::into)
+        timeout(SEND_DEADLINE, feeding)
+            .await
+            .map_err(|_| SocketError::Deadline(SEND_DEADLINE))?
+            .map_err(Into::into)
     }
 
     /// Writes out what was taken.
     pub async fn flush(&mut self) -> Result<(), SocketError> {
         let flushing = self.0.flush();
-        timeout(SEND_DEADLINE, flushing).await.map_err(|_| SocketError::Deadline(SEND_DEADLINE))?.map_err(Into::into)
+        timeout(SEND_DEADLINE, flushing)
+            .await
+            .map_err(|_| SocketError::Deadline(SEND_DEADLINE))?
+            .map_err(Into::into)
     }
 
     /// Says goodbye. Whether the other side hears it makes no difference.
@@ -184,7 +194,10 @@ impl Receiver {
                     return Err(SocketError::Broken("the server sent a binary frame".to_owned()));
                 }
                 Some(Ok(Message::Close(Some(close)))) => {
-                    return Err(SocketError::Closed { code: close.code.into(), reason: close.reason.to_string() });
+                    return Err(SocketError::Closed {
+                        code: close.code.into(),
+                        reason: close.reason.to_string(),
+                    });
                 }
                 Some(Ok(Message::Close(None))) => {
                     return Err(SocketError::Closed { code: 1005, reason: String::new() });
@@ -197,7 +210,8 @@ impl Receiver {
 }
 
 fn address(url: &str, path: &str) -> Result<String, SocketError> {
-    let wrong = || SocketError::Address(format!("{url:?} does not begin with ws://, wss://, http:// or https://"));
+    let wrong =
+        || SocketError::Address(format!("{url:?} does not begin with ws://, wss://, http:// or https://"));
     let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
     let scheme = match scheme {
         "ws" | "http" => "ws",
