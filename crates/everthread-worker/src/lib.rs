@@ -1,1 +1,47 @@
-//! Rust library for agent workers.
+//! Agent workers in Rust.
+//!
+//! A worker offers agents; the server hands it runs; a function per agent executes each run and writes messages to the
+//! session as it goes. The library keeps the connection, numbers and repeats writes, holds the function back when too
+//! much is unconfirmed, and ends the run with what the function returns.
+//!
+//! The life of a token: [`Part::append`] puts it into the run's outbox, next to what is there already. The connection
+//! makes a batch of the outbox when the last one is confirmed, and keeps it until it is safe. When the connection breaks,
+//! the next one names the runs at hand and sends the unconfirmed batches again, unchanged: the server answers what it knows
+//! already as a duplicate. Nothing is dropped and nothing is doubled; if the log has lost more than is kept here, the run
+//! ends as failed with `lost_tail`.
+//!
+//! ```no_run
+//! use everthread_worker::{Error, Role, Run, Worker};
+//!
+//! async fn hello(run: Run) -> Result<(), Error> {
+//!     let mut message = run.message(Role::Assistant).await?;
+//!     let mut text = message.text().await?;
+//!     text.append(&format!("You said: {}", run.input_text())).await?;
+//!     message.complete().await
+//! }
+//!
+//! # async fn start() -> Result<(), everthread_worker::WorkerError> {
+//! let worker = Worker::builder("ws://127.0.0.1:7400", "dev").agent("hello", 16, hello).connect()?;
+//! worker.run(tokio_util::sync::CancellationToken::new()).await
+//! # }
+//! ```
+
+mod connection;
+mod error;
+mod message;
+mod outbox;
+mod run;
+mod runs;
+mod shared;
+mod work;
+mod worker;
+
+pub use error::{Error, WorkerError};
+pub use everthread_protocol::entry::{
+    Keep, MessageStatus, Object, Outcome, PartKind, PartStatus, PutPart, Role, RunError,
+};
+pub use message::{Message, Part};
+pub use run::{Cause, Child, Failure, Finish, Run};
+pub use tokio_util::sync::CancellationToken;
+pub use work::{PastMessage, PastPart};
+pub use worker::{Builder, Worker};

@@ -1,0 +1,342 @@
+//! One connection of a worker: hello, then frames in both directions until it ends.
+//!
+//! Reading and writing are two futures of one task. The reading side makes a run's next batch only when the writing side
+//! has room, so batches grow while the socket is busy.
+
+use crate::error::WorkerError;
+use crate::run::Cause;
+use crate::runs::Runs;
+use crate::shared::{ChildState, Shared};
+use crate::worker::Config;
+use everthread_protocol::frame::{Bye, ErrorFrame};
+use everthread_protocol::worker_frame::{
+    Ack, ChildEnded, Decline, Held, Work, WorkerControl, WorkerFrame, WorkerHello, WorkerWelcome,
+};
+use everthread_protocol::{Code, RequestId, RunId};
+use everthread_socket::{RawConnection, Receiver, Sender, SocketError, Utf8Bytes};
+use serde::Deserialize;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Frames between the side that makes them and the side that writes them. When full, nothing more is made.
+const OUTBOUND_FRAMES_MAX: usize = 16;
+/// Frames besides writes that wait: pongs, declines, drain. Beyond it the oldest go: each is repeated when it matters.
+const SIGNALS_MAX: usize = 256;
+/// For the answer to `hello`.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+/// After this many heartbeats without a frame the connection is taken for dead.
+const SILENT_HEARTBEATS: u64 = 4;
+/// … but not before this much: a busy machine pauses.
+const SILENCE_MIN: Duration = Duration::from_secs(3);
+/// How often batches that were never called safe are looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// A peer that says goodbye names how long to stay away; no longer than this.
+const BYE_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Why a connection ended.
+pub(crate) enum Left {
+    /// It broke, or never was.
+    Lost(SocketError),
+    /// The server asked to come back after this time.
+    Bye(Duration),
+    /// The server will not have this worker.
+    Refused(WorkerError),
+}
+
+impl From<SocketError> for Left {
+    fn from(error: SocketError) -> Self {
+        Left::Lost(error)
+    }
+}
+
+/// One connection.
+pub(crate) struct Connection<'a> {
+    config: &'a Config,
+    runs: &'a Runs,
+    shutdown: &'a CancellationToken,
+    signals: VecDeque<String>,
+    /// Runs that wait before they send again.
+    paused: Vec<Arc<Shared>>,
+    block_bytes_max: usize,
+    silence_max: Duration,
+}
+
+#[derive(Deserialize)]
+struct Peek<'a> {
+    #[serde(borrow)]
+    t: std::borrow::Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct FencedFrame {
+    run: RunId,
+}
+
+fn read<'a, T: Deserialize<'a>>(frame: &'a str) -> Result<T, Left> {
+    let broken =
+        |e: serde_json::Error| Left::Lost(SocketError::Broken(format!("a frame that is not readable: {e}")));
+    serde_json::from_str(frame).map_err(broken)
+}
+
+impl<'a> Connection<'a> {
+    pub(crate) fn new(config: &'a Config, runs: &'a Runs, shutdown: &'a CancellationToken) -> Self {
+        Self {
+            config,
+            runs,
+            shutdown,
+            signals: VecDeque::new(),
+            paused: Vec::new(),
+            block_bytes_max: everthread_protocol::limits::BLOCK_BYTES_MAX,
+            silence_max: SILENCE_MIN,
+        }
+    }
+
+    /// Says hello and works until the connection ends.
+    pub(crate) async fn serve(mut self, mut connection: RawConnection) -> Left {
+        match timeout(WELCOME_DEADLINE, self.hello(&mut connection)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(left)) => return left,
+            Err(_) => return SocketError::Deadline(WELCOME_DEADLINE).into(),
+        }
+        let (sender, receiver) = connection.split();
+        let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES_MAX);
+        let left = tokio::select! {
+            left = write_all(sender, frames) => left,
+            left = self.work(receiver, outbound) => left,
+        };
+        left
+    }
+
+    async fn hello(&mut self, connection: &mut RawConnection) -> Result<(), Left> {
+        let held = self.runs.held();
+        let id: RequestId = "hello".parse().map_err(|_| SocketError::Broken("hello is no id".to_owned()))?;
+        let hello = WorkerHello {
+            id,
+            token: None,
+            worker: self.config.id.clone(),
+            agents: self.config.offers.clone(),
+            runs: held.clone(),
+        };
+        connection.send(WorkerFrame::Hello(hello).encode()).await?;
+        let frame = connection.receive().await?;
+        let welcome: WorkerWelcome = match &*read::<Peek<'_>>(&frame)?.t {
+            "welcome" => read(&frame)?,
+            "error" => {
+                let ErrorFrame { error, .. } = read(&frame)?;
+                return Err(if error.retryable {
+                    SocketError::Broken(error.message).into()
+                } else {
+                    Left::Refused(WorkerError::Refused { code: error.code, message: error.message })
+                });
+            }
+            "bye" => return Err(bye(&frame)?),
+            other => return Err(SocketError::Broken(format!("{other:?} instead of welcome")).into()),
+        };
+        self.block_bytes_max = welcome.block_bytes_max;
+        self.silence_max = Duration::from_millis(welcome.heartbeat_ms * SILENT_HEARTBEATS).max(SILENCE_MIN);
+        tracing::info!(node = welcome.node, connection = welcome.connection, runs = held.len(), "connected");
+        for Held { run, fence, .. } in held.into_iter().filter(|held| !welcome.kept.contains(&held.run)) {
+            if let Some(shared) = self.runs.get(&run).filter(|shared| shared.fence == fence) {
+                tracing::info!(%run, "the run is no longer this worker's");
+                self.runs.fence(&shared);
+            }
+        }
+        for run in self.runs.all() {
+            run.offer();
+        }
+        Ok(())
+    }
+
+    async fn work(&mut self, mut receiver: Receiver, outbound: mpsc::Sender<Utf8Bytes>) -> Left {
+        let mut heard = Instant::now();
+        let mut forget = interval(FORGET_EVERY);
+        forget.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_draining = false;
+        loop {
+            let resume = self.paused.iter().filter_map(|run| run.with(|outbox| outbox.paused_until())).min();
+            let has_signals = !self.signals.is_empty();
+            let room = async {
+                if !has_signals {
+                    self.runs.ready.some().await;
+                }
+                outbound.reserve().await
+            };
+            tokio::select! {
+                frame = receiver.receive() => {
+                    heard = Instant::now();
+                    let handled = match frame {
+                        Ok(frame) => self.frame(&frame),
+                        Err(error) => Err(error.into()),
+                    };
+                    if let Err(left) = handled {
+                        return left;
+                    }
+                }
+                permit = room => {
+                    let Ok(permit) = permit else {
+                        return SocketError::Broken("nobody writes".to_owned()).into();
+                    };
+                    if let Some(frame) = self.next_frame() {
+                        permit.send(frame);
+                    }
+                }
+                () = sleep_until(heard + self.silence_max) => return SocketError::Deadline(self.silence_max).into(),
+                () = sleep_until(resume.map_or(heard + self.silence_max, Into::into)) => self.resume_paused(),
+                _ = forget.tick() => self.runs.forget_old(std::time::Instant::now()),
+                () = self.shutdown.cancelled(), if !is_draining => {
+                    is_draining = true;
+                    self.signal(WorkerFrame::Drain {}.encode());
+                }
+            }
+        }
+    }
+
+    /// What is to be sent next: signals before writes.
+    fn next_frame(&mut self) -> Option<Utf8Bytes> {
+        if let Some(signal) = self.signals.pop_front() {
+            return Some(signal.into());
+        }
+        // The list may hold runs that have nothing to send any more.
+        std::iter::from_fn(|| self.runs.ready.pop())
+            .find_map(|run| run.with(|outbox| outbox.next_frame(std::time::Instant::now())))
+    }
+
+    fn signal(&mut self, frame: String) {
+        if self.signals.len() == SIGNALS_MAX {
+            self.signals.pop_front();
+        }
+        self.signals.push_back(frame);
+    }
+
+    fn resume_paused(&mut self) {
+        for run in std::mem::take(&mut self.paused) {
+            run.offer();
+            if run.with(|outbox| outbox.paused_until()).is_some_and(|until| until > std::time::Instant::now())
+            {
+                self.paused.push(run);
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: &str) -> Result<(), Left> {
+        match &*read::<Peek<'_>>(frame)?.t {
+            "ok" | "duplicate" => self.written(&read(frame)?),
+            "error" => self.refused(&read(frame)?),
+            "work" => self.begin(&read(frame)?),
+            "control" => {
+                let WorkerControl { run, .. } = read(frame)?;
+                if let Some(run) = self.runs.get(&run) {
+                    tracing::debug!(run = %run.run, "cancel");
+                    run.stop(Cause::Cancel);
+                }
+            }
+            "fenced" => {
+                let FencedFrame { run } = read(frame)?;
+                if let Some(run) = self.runs.get(&run) {
+                    tracing::info!(run = %run.run, "the run is no longer this worker's");
+                    self.runs.fence(&run);
+                }
+            }
+            "child_ended" => {
+                let ChildEnded { run, child, outcome } = read(frame)?;
+                if let Some(run) = self.runs.get(&run) {
+                    run.child(&child, ChildState::Ended(outcome));
+                }
+            }
+            "ping" => {
+                self.signals.push_front(WorkerFrame::Pong {}.encode());
+                self.signals.truncate(SIGNALS_MAX);
+            }
+            "bye" => return Err(bye(frame)?),
+            // A later release may say more.
+            other => tracing::debug!(t = other, "a frame of an unknown type"),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, work: &Work<'_>) {
+        if self.shutdown.is_cancelled() || !self.runs.begin(work, self.block_bytes_max) {
+            let decline = Decline { run: work.run.clone(), fence: work.fence };
+            self.signal(WorkerFrame::Decline(decline).encode());
+        }
+    }
+
+    fn written(&mut self, ack: &Ack) {
+        let Some((run, _)) = self.named(ack.id.as_str()) else { return };
+        let events = run.with(|outbox| outbox.written(ack.batch, ack.safe, std::time::Instant::now()));
+        self.settle(&run, events);
+    }
+
+    fn refused(&mut self, frame: &ErrorFrame) {
+        let ErrorFrame { id, error } = frame;
+        let Some((run, batch)) = id.as_deref().and_then(|id| self.named(id)) else {
+            tracing::warn!(
+                ?id,
+                code = error.code.as_str(),
+                message = error.message,
+                "the server reports an error"
+            );
+            return;
+        };
+        if matches!(error.code, Code::Fenced | Code::NoRun | Code::NoSession) {
+            tracing::info!(run = %run.run, code = error.code.as_str(), "the run is no longer this worker's");
+            return self.runs.fence(&run);
+        }
+        let level_is_retry = error.retryable || error.code == Code::Gap;
+        tracing::debug!(run = %run.run, batch, code = error.code.as_str(), retry = level_is_retry, "write refused");
+        let events = run.with(|outbox| outbox.refused(batch, error, std::time::Instant::now()));
+        if run.with(|outbox| outbox.paused_until()).is_some() {
+            self.paused.push(run.clone());
+        }
+        self.settle(&run, events);
+    }
+
+    fn settle(&mut self, run: &Arc<Shared>, events: Vec<crate::outbox::Event>) {
+        for event in &events {
+            if let crate::outbox::Event::Broken(error) = event {
+                tracing::warn!(run = %run.run, %error, "the run cannot be written any more and fails");
+            }
+        }
+        if run.settle(events) {
+            self.runs.remove(run);
+        }
+        run.offer();
+    }
+
+    /// The run and batch that a request id of ours names.
+    fn named(&self, id: &str) -> Option<(Arc<Shared>, u64)> {
+        let (local, batch) = id.split_once('-')?;
+        let run = self.runs.by_local(local.parse().ok()?)?;
+        Some((run, batch.parse().ok()?))
+    }
+}
+
+fn bye(frame: &str) -> Result<Left, Left> {
+    let Bye { code, reconnect, after_ms } = read(frame)?;
+    if reconnect {
+        return Ok(Left::Bye(Duration::from_millis(after_ms).min(BYE_WAIT_MAX)));
+    }
+    let reason = "the server says goodbye for good".to_owned();
+    Ok(Left::Refused(SocketError::Closed { code, reason }.into()))
+}
+
+/// Writes frames as they come, several at once if they are there.
+async fn write_all(mut sender: Sender, mut frames: mpsc::Receiver<Utf8Bytes>) -> Left {
+    while let Some(frame) = frames.recv().await {
+        let mut next = Some(frame);
+        while let Some(frame) = next {
+            if let Err(error) = sender.feed(frame).await {
+                return error.into();
+            }
+            next = frames.try_recv().ok();
+        }
+        if let Err(error) = sender.flush().await {
+            return error.into();
+        }
+    }
+    SocketError::Broken("nobody reads".to_owned()).into()
+}

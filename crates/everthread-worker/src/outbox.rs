@@ -1,0 +1,465 @@
+//! What a run has written and the server has not yet confirmed: gathering, numbering, re-sending. No I/O, no clock.
+//!
+//! One write is under way per run. While it is, what the run writes is gathered and becomes the next batch, so a quiet
+//! run is sent at once and a busy one in larger pieces, without a timer. Batches are numbered when they are made and kept
+//! as the bytes that were sent, so a repeat is the same write.
+//!
+//! **Invariant:** kept batches are numbered without gaps up to `next - 1`, and the server has been asked to write batch n
+//! only after n - 1 was confirmed on the same log or was sent again before it.
+
+mod batch;
+
+use crate::error::Error;
+pub(crate) use batch::Request;
+use batch::{Gathered, append_frame};
+use everthread_protocol::error::ErrorBody;
+use everthread_protocol::limits::BLOCK_BYTES_MAX;
+use everthread_protocol::{Code, Entry, Fence, RunId};
+use everthread_socket::{Backoff, Utf8Bytes};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Bytes of a run's writes that are not yet confirmed as safe. When they are reached, writing waits.
+pub(crate) const RUN_BUFFER_BYTES_MAX: usize = 1024 * 1024;
+/// A batch that is written but was never called safe is forgotten after this: where there is no replica, nobody says so.
+pub(crate) const UNSAFE_KEPT_MAX: Duration = Duration::from_secs(30);
+/// A bug of the server is given this many chances before the run is given up.
+const INTERNAL_ERRORS_MAX: u32 = 6;
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_CAP: Duration = Duration::from_secs(2);
+
+/// Names a run in every frame.
+#[derive(Debug, Clone)]
+pub(crate) struct Name {
+    /// Number of the run in this process: the beginning of its request ids, since an error names nothing else.
+    pub local: u64,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// First and only incarnation of its producer: the run's attempt.
+    pub incarnation: u64,
+}
+
+/// What a reply means for those who wait.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Event {
+    /// A child run is requested.
+    ChildStarted(RunId),
+    /// A child run was not requested.
+    ChildRefused(RunId, Error),
+    /// The run cannot be written any more; it ends as failed.
+    Broken(Error),
+    /// The run has ended, or never will by this worker.
+    Over,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Append,
+    Child(RunId),
+    End,
+}
+
+#[derive(Debug)]
+struct Kept {
+    frame: Utf8Bytes,
+    kind: Kind,
+    /// When it was first confirmed.
+    written_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Entries(Gathered),
+    Request(Request),
+}
+
+/// A run's writes.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    name: Name,
+    block_bytes_max: usize,
+    /// Not yet batches, oldest first.
+    gathering: VecDeque<Slot>,
+    gathering_bytes: usize,
+    /// Batches that may have to be sent again, oldest first; the last one is `next - 1`.
+    kept: VecDeque<Kept>,
+    kept_bytes: usize,
+    /// Number of the next batch to be made.
+    next: u64,
+    /// Number of the next batch to be sent: below `next` while batches are sent again.
+    cursor: u64,
+    /// Sent on this connection and not yet answered.
+    in_flight: Option<u64>,
+    /// Nothing is sent before this.
+    paused_until: Option<Instant>,
+    backoff: Backoff,
+    internal_errors: u32,
+    /// Why nothing more can be written.
+    broken: Option<Error>,
+    /// The end is written or on its way.
+    ending: bool,
+    over: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(name: Name, block_bytes_max: usize) -> Self {
+        Self {
+            name,
+            block_bytes_max: block_bytes_max.min(BLOCK_BYTES_MAX),
+            gathering: VecDeque::new(),
+            gathering_bytes: 0,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            next: 1,
+            cursor: 1,
+            in_flight: None,
+            paused_until: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_CAP),
+            internal_errors: 0,
+            broken: None,
+            ending: false,
+            over: false,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Whether another write fits. One that is larger than what is left fits too, so that every write fits some time.
+    pub(crate) fn has_room(&self) -> bool {
+        self.kept_bytes + self.gathering_bytes < RUN_BUFFER_BYTES_MAX
+    }
+
+    /// Whether all that was written is confirmed.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.gathering.is_empty() && self.cursor == self.next && self.in_flight.is_none()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether writing is possible at all.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        match &self.broken {
+            Some(error) => Err(error.clone()),
+            None if self.ending => Err(Error::Ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds text to a part; `offset` is the part's length before it.
+    pub(crate) fn append(&mut self, message: &str, part: &str, offset: u64, text: &str) -> Result<(), Error> {
+        self.check_open()?;
+        let max = self.block_bytes_max;
+        let before = self.gathering_bytes;
+        if let Some(Slot::Entries(gathered)) = self.gathering.back_mut() {
+            let bytes = gathered.bytes();
+            if gathered.append(message, part, offset, text, max) {
+                self.gathering_bytes = before + gathered.bytes() - bytes;
+                return Ok(());
+            }
+        }
+        let mut gathered = Gathered::default();
+        if !gathered.append(message, part, offset, text, max) {
+            return Err(Error::TooLarge { bytes: text.len(), bytes_max: max });
+        }
+        self.gather(gathered);
+        Ok(())
+    }
+
+    /// Adds any other entry.
+    pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), Error> {
+        self.raw_entry(&serde_json::to_string(entry).map_err(|e| Error::Unreadable(e.to_string()))?)
+    }
+
+    /// Adds an entry that is JSON already.
+    pub(crate) fn raw_entry(&mut self, entry: &str) -> Result<(), Error> {
+        self.check_open()?;
+        let max = self.block_bytes_max;
+        if let Some(Slot::Entries(gathered)) = self.gathering.back_mut() {
+            let bytes = gathered.bytes();
+            if gathered.entry(entry, max) {
+                self.gathering_bytes += gathered.bytes() - bytes;
+                return Ok(());
+            }
+        }
+        let mut gathered = Gathered::default();
+        if !gathered.entry(entry, max) {
+            return Err(Error::TooLarge { bytes: entry.len(), bytes_max: max });
+        }
+        self.gather(gathered);
+        Ok(())
+    }
+
+    fn gather(&mut self, gathered: Gathered) {
+        self.gathering_bytes += gathered.bytes();
+        self.gathering.push_back(Slot::Entries(gathered));
+    }
+
+    /// Asks for a child run.
+    pub(crate) fn start_child(&mut self, request: Request) -> Result<(), Error> {
+        self.check_open()?;
+        let bytes = request.bytes();
+        if bytes > self.block_bytes_max {
+            return Err(Error::TooLarge { bytes, bytes_max: self.block_bytes_max });
+        }
+        self.gathering_bytes += bytes;
+        self.gathering.push_back(Slot::Request(request));
+        Ok(())
+    }
+
+    /// Ends the run, unless that is under way already.
+    pub(crate) fn end(&mut self, request: Request) {
+        if self.ending {
+            return;
+        }
+        self.ending = true;
+        self.gathering_bytes += request.bytes();
+        self.gathering.push_back(Slot::Request(request));
+    }
+
+    /// Whether [`Outbox::next_frame`] would give one.
+    pub(crate) fn is_sendable(&self, now: Instant) -> bool {
+        self.in_flight.is_none()
+            && !self.over
+            && self.paused_until.is_none_or(|until| until <= now)
+            && (self.cursor < self.next || !self.gathering.is_empty())
+    }
+
+    /// Until when nothing is sent, if there is such a time.
+    pub(crate) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// The next frame to send: one that must be sent again, or a new batch of all that was gathered and fits.
+    pub(crate) fn next_frame(&mut self, now: Instant) -> Option<Utf8Bytes> {
+        if !self.is_sendable(now) {
+            return None;
+        }
+        self.paused_until = None;
+        if self.cursor == self.next {
+            let slot = self.gathering.pop_front()?;
+            self.make_batch(slot);
+        }
+        let frame = self.kept.get(self.index(self.cursor)?)?.frame.clone();
+        self.in_flight = Some(self.cursor);
+        self.cursor += 1;
+        Some(frame)
+    }
+
+    fn make_batch(&mut self, slot: Slot) {
+        let number = self.next;
+        let (frame, kind) = match slot {
+            Slot::Entries(gathered) => {
+                self.gathering_bytes -= gathered.bytes();
+                (append_frame(&self.name, number, gathered), Kind::Append)
+            }
+            Slot::Request(request) => {
+                self.gathering_bytes -= request.bytes();
+                let kind = request.child().map_or(Kind::End, |child| Kind::Child(child.clone()));
+                (request.frame(&self.name, number), kind)
+            }
+        };
+        self.next += 1;
+        self.kept_bytes += frame.len();
+        self.kept.push_back(Kept { frame: frame.into(), kind, written_at: None });
+    }
+
+    /// Number of the oldest kept batch.
+    fn first(&self) -> u64 {
+        self.next - self.kept.len() as u64
+    }
+
+    fn index(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.first())?).ok()
+    }
+
+    /// The connection is gone: what was not answered is sent again on the next one.
+    pub(crate) fn disconnected(&mut self) {
+        self.in_flight = None;
+        self.paused_until = None;
+        let unconfirmed =
+            self.kept.iter().position(|kept| kept.written_at.is_none()).unwrap_or(self.kept.len());
+        // A batch is confirmed only after those before it, unless the log lost a tail; then the server answers `gap`.
+        self.cursor = self.first() + unconfirmed as u64;
+    }
+
+    /// Everything up to `batch` is written, and up to `safe` it may be forgotten.
+    pub(crate) fn written(&mut self, batch: u64, safe: u64, now: Instant) -> Vec<Event> {
+        let batch = batch.min(self.next - 1);
+        if self.in_flight.is_some_and(|number| number <= batch) {
+            self.in_flight = None;
+        }
+        self.backoff.reset();
+        self.internal_errors = 0;
+        let mut events = Vec::new();
+        let first = self.first();
+        for (number, kept) in (first..).zip(&mut self.kept) {
+            if number > batch {
+                break;
+            }
+            if kept.written_at.is_none() {
+                kept.written_at = Some(now);
+                match &kept.kind {
+                    Kind::Append => {}
+                    Kind::Child(child) => events.push(Event::ChildStarted(child.clone())),
+                    Kind::End => {
+                        self.over = true;
+                        events.push(Event::Over);
+                    }
+                }
+            }
+        }
+        self.cursor = self.cursor.max(batch + 1);
+        while self.first() <= safe.min(batch) && self.forget_first() {}
+        self.forget_old(now);
+        events
+    }
+
+    /// Forgets batches that were written long ago.
+    pub(crate) fn forget_old(&mut self, now: Instant) {
+        let old = |at: Instant| now.saturating_duration_since(at) >= UNSAFE_KEPT_MAX;
+        while self.kept.front().is_some_and(|kept| kept.written_at.is_some_and(old))
+            && self.first() < self.cursor
+        {
+            self.forget_first();
+        }
+    }
+
+    fn forget_first(&mut self) -> bool {
+        let forgotten = self.kept.pop_front();
+        self.kept_bytes -= forgotten.as_ref().map_or(0, |kept| kept.frame.len());
+        forgotten.is_some()
+    }
+
+    /// The write `batch` was refused.
+    pub(crate) fn refused(&mut self, batch: u64, error: &ErrorBody, now: Instant) -> Vec<Event> {
+        if self.in_flight != Some(batch) {
+            return Vec::new();
+        }
+        self.in_flight = None;
+        let is_child = matches!(self.kind(batch), Some(Kind::Child(_)));
+        match error.code {
+            Code::Gap => self.gap(batch, error, now),
+            Code::LimitReached if is_child => self.refuse(batch, error),
+            Code::Internal if self.internal_errors < INTERNAL_ERRORS_MAX => {
+                self.internal_errors += 1;
+                self.pause(batch, error, now);
+                Vec::new()
+            }
+            // Whether it was written nobody knows: the end takes the number after it, and a `gap` puts that right.
+            Code::Internal => self.give_up(batch + 1, refusal(error)),
+            _ if error.retryable => {
+                self.pause(batch, error, now);
+                Vec::new()
+            }
+            _ => self.refuse(batch, error),
+        }
+    }
+
+    fn kind(&self, batch: u64) -> Option<&Kind> {
+        self.kept.get(self.index(batch)?).map(|kept| &kept.kind)
+    }
+
+    fn pause(&mut self, batch: u64, error: &ErrorBody, now: Instant) {
+        self.cursor = batch;
+        let wait = self.backoff.step().max(Duration::from_millis(error.after_ms.unwrap_or(0)).min(RETRY_CAP));
+        self.paused_until = Some(now + wait);
+    }
+
+    fn gap(&mut self, batch: u64, error: &ErrorBody, now: Instant) -> Vec<Event> {
+        let expected = error.expected.unwrap_or(0);
+        if self.broken.is_some() {
+            self.renumber_end(expected);
+            self.pause(expected, error, now);
+        } else if expected == batch {
+            // What it wants is what it got: no more than a hiccup.
+            self.pause(batch, error, now);
+        } else if expected < batch && expected >= self.first() {
+            self.cursor = expected;
+        } else {
+            let message = format!("the log ends before batch {expected}, and it is no longer kept here");
+            return self.give_up(expected, Error::LostTail(message));
+        }
+        Vec::new()
+    }
+
+    /// A write that will never be made. Its number is free again.
+    fn refuse(&mut self, batch: u64, error: &ErrorBody) -> Vec<Event> {
+        let is_last = batch + 1 == self.next;
+        match self.kind(batch) {
+            Some(Kind::End) | None => {
+                self.over = true;
+                vec![Event::Over]
+            }
+            Some(Kind::Child(child)) if is_last => {
+                let event = Event::ChildRefused(child.clone(), refusal(error));
+                if let Some(kept) = self.kept.pop_back() {
+                    self.kept_bytes -= kept.frame.len();
+                }
+                self.next = batch;
+                self.cursor = batch;
+                vec![event]
+            }
+            Some(Kind::Append | Kind::Child(_)) => self.give_up(batch, refusal(error)),
+        }
+    }
+
+    /// Ends the run as failed with batch number `number`; all that is not written is dropped, as it can no longer be.
+    fn give_up(&mut self, number: u64, error: Error) -> Vec<Event> {
+        if matches!(self.kept.back(), Some(Kept { kind: Kind::End, .. })) && self.broken.is_some() {
+            self.over = true;
+            return vec![Event::Over];
+        }
+        let mut events = Vec::new();
+        let kept = self.kept.drain(..).filter(|kept| kept.written_at.is_none());
+        let children = kept.filter_map(|kept| match kept.kind {
+            Kind::Child(child) => Some(child),
+            Kind::Append | Kind::End => None,
+        });
+        events.extend(children.map(|child| Event::ChildRefused(child, error.clone())));
+        for slot in self.gathering.drain(..) {
+            if let Slot::Request(request) = slot
+                && let Some(child) = request.child()
+            {
+                events.push(Event::ChildRefused(child.clone(), error.clone()));
+            }
+        }
+        (self.kept_bytes, self.gathering_bytes) = (0, 0);
+        (self.next, self.cursor) = (number, number);
+        self.ending = false;
+        self.end(Request::failed(error.code(), &error.to_string()));
+        self.broken = Some(error.clone());
+        events.push(Event::Broken(error));
+        events
+    }
+
+    /// The end of a broken run is the only write left: it takes whatever number the server wants.
+    fn renumber_end(&mut self, expected: u64) {
+        let Some(error) = self.broken.clone() else { return };
+        self.kept.clear();
+        self.kept_bytes = 0;
+        (self.next, self.cursor) = (expected, expected);
+        self.ending = false;
+        self.end(Request::failed(error.code(), &error.to_string()));
+    }
+
+    /// The run is no longer this worker's.
+    pub(crate) fn fence(&mut self) {
+        self.broken = Some(Error::Fenced);
+        self.over = true;
+        self.in_flight = None;
+        self.kept.clear();
+        self.gathering.clear();
+        (self.kept_bytes, self.gathering_bytes) = (0, 0);
+        self.cursor = self.next;
+    }
+}
+
+fn refusal(error: &ErrorBody) -> Error {
+    Error::Refused { code: error.code, message: error.message.clone() }
+}

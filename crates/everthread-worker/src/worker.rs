@@ -1,0 +1,178 @@
+//! The worker: what it offers, and the loop that keeps it connected for as long as it is wanted.
+
+use crate::connection::{Connection, Left};
+use crate::error::WorkerError;
+use crate::run::{Cause, Finish, Run};
+use crate::runs::Runs;
+use everthread_protocol::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
+use everthread_protocol::worker_frame::Offer;
+use everthread_protocol::{AgentName, WorkerId};
+use everthread_socket::{Backoff, RawConnection};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+/// A worker that is away costs its runs their leases after a few seconds; so it asks again soon, for ever.
+const RECONNECT_CAP: Duration = Duration::from_secs(3);
+/// How long runs may go on after the worker was asked to stop, unless the builder says otherwise.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+/// For runs that were told to stop to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What executes the runs of one agent.
+pub(crate) type AgentFn = Arc<dyn Fn(Run) -> Pin<Box<dyn Future<Output = Finish> + Send>> + Send + Sync>;
+
+/// Says what a worker offers.
+pub struct Builder {
+    url: String,
+    token: String,
+    agents: Vec<(String, u32, AgentFn)>,
+    drain_deadline: Duration,
+}
+
+impl Builder {
+    /// Serves `agent` with up to `capacity` runs at once. The function's result ends the run; a panic ends it as failed.
+    pub fn agent<F, T>(
+        mut self,
+        agent: &str,
+        capacity: u32,
+        function: impl Fn(Run) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Into<Finish>,
+    {
+        let function: AgentFn = Arc::new(move |run| {
+            let future = function(run);
+            Box::pin(async move { future.await.into() })
+        });
+        self.agents.push((agent.to_owned(), capacity, function));
+        self
+    }
+
+    /// How long runs may go on after the worker was asked to stop.
+    pub fn drain_deadline(mut self, deadline: Duration) -> Self {
+        self.drain_deadline = deadline;
+        self
+    }
+
+    /// Checks what was said. The connection is made by [`Worker::run`].
+    pub fn connect(self) -> Result<Worker, WorkerError> {
+        if self.agents.is_empty() {
+            return Err(WorkerError::NoAgent);
+        }
+        let mut agents = BTreeMap::new();
+        for (name, capacity, function) in self.agents {
+            let wrong = |why: &str| WorkerError::Name { name: name.clone(), why: why.to_owned() };
+            let agent: AgentName =
+                name.parse().map_err(|e: everthread_protocol::InvalidId| wrong(&e.to_string()))?;
+            if !(1..=WORKER_CAPACITY_MAX).contains(&capacity) {
+                return Err(wrong("its capacity is out of range"));
+            }
+            if agents.insert(agent, (capacity, function)).is_some() {
+                return Err(wrong("it was given twice"));
+            }
+        }
+        if agents.len() > WORKER_AGENTS_MAX {
+            return Err(WorkerError::Name {
+                name: "agents".to_owned(),
+                why: "there are too many".to_owned(),
+            });
+        }
+        let offers =
+            agents.iter().map(|(name, (capacity, _))| Offer { name: name.clone(), capacity: *capacity });
+        let offers = offers.collect();
+        let functions = agents.into_iter().map(|(name, (_, function))| (name, function)).collect();
+        let id = format!("w{:016x}", everthread_socket::random());
+        let id: WorkerId =
+            id.parse().map_err(|_| WorkerError::Name { name: id, why: "not an id".to_owned() })?;
+        let config =
+            Config { url: self.url, token: self.token, id, offers, drain_deadline: self.drain_deadline };
+        Ok(Worker { config, functions })
+    }
+}
+
+/// What a worker says of itself.
+pub(crate) struct Config {
+    pub(crate) url: String,
+    pub(crate) token: String,
+    /// This process: a new one for every start.
+    pub(crate) id: WorkerId,
+    pub(crate) offers: Vec<Offer>,
+    drain_deadline: Duration,
+}
+
+/// A process that executes the runs of some agents.
+pub struct Worker {
+    config: Config,
+    functions: BTreeMap<AgentName, AgentFn>,
+}
+
+impl Worker {
+    /// A worker for the node at `url` (`ws:`, `wss:`, `http:` or `https:`).
+    pub fn builder(url: impl Into<String>, token: impl Into<String>) -> Builder {
+        Builder { url: url.into(), token: token.into(), agents: Vec::new(), drain_deadline: DRAIN_DEADLINE }
+    }
+
+    /// Works until `shutdown` fires and the runs at hand have ended, or have had the time for it. A lost connection is
+    /// made again for ever; only what trying again cannot change is an error.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let Worker { config, functions } = self;
+        let runs = Runs::new(functions);
+        // Whatever way this future ends, the run functions end with it.
+        let _abort = runs.abort_guard();
+        let drained = drain(&runs, &shutdown, config.drain_deadline);
+        tokio::select! {
+            result = stay_connected(&config, &runs, &shutdown) => result,
+            () = drained => Ok(()),
+        }
+    }
+}
+
+/// Completes when `shutdown` has fired and the runs have ended or were made to.
+async fn drain(runs: &Runs, shutdown: &CancellationToken, deadline: Duration) {
+    shutdown.cancelled().await;
+    if timeout(deadline, runs.none()).await.is_err() {
+        runs.stop_all(Cause::Stopped);
+        // Those that do not hear it are aborted; the server finds that their worker is gone.
+        drop(timeout(STOP_DEADLINE, runs.none()).await);
+    }
+}
+
+async fn stay_connected(
+    config: &Config,
+    runs: &Runs,
+    shutdown: &CancellationToken,
+) -> Result<(), WorkerError> {
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP);
+    loop {
+        let began = Instant::now();
+        let left = match RawConnection::open(&config.url, "/v1/worker", Some(&config.token)).await {
+            Ok(connection) => Connection::new(config, runs, shutdown).serve(connection).await,
+            Err(error) => Left::Lost(error),
+        };
+        runs.disconnected();
+        let wait = match left {
+            Left::Refused(error) => return Err(error),
+            Left::Lost(error) if error.is_final() => return Err(error.into()),
+            Left::Lost(error) => {
+                // A connection that lasted was a good one: the next may be made at once.
+                if began.elapsed() > RECONNECT_CAP * 2 {
+                    backoff.reset();
+                }
+                let wait = backoff.step();
+                tracing::warn!(%error, ?wait, url = config.url, "not connected; will try again");
+                wait
+            }
+            Left::Bye(after) => {
+                tracing::info!(?after, "the node asks to come back");
+                after
+            }
+        };
+        sleep(wait).await;
+    }
+}
