@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Connections that may wait to be accepted.
@@ -109,7 +110,7 @@ async fn node_until_stopped<S: Store>(
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");
 
-    wait_for_signal().await?;
+    wait_for_signal(&servers).await?;
     tracing::info!("stopping: not ready, then good-bye to {} tasks", edge.tasks.len());
     draining.store(true, Ordering::Release);
     stop_accepting.cancel();
@@ -144,23 +145,20 @@ fn browser_hosts(listen: SocketAddr) -> Vec<String> {
     }
 }
 
-/// The first signal drains, the second ends the process at once.
-async fn wait_for_signal() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+/// The first signal drains, a second one ends the process at once.
+async fn wait_for_signal(tasks: &TaskGroup) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        interrupt = tokio::signal::ctrl_c() => interrupt?,
         _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
-    std::thread::Builder::new().name("second-signal".into()).spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async move {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            std::process::exit(config::SECOND_SIGNAL_EXIT);
-        });
-    })?;
+    tasks.spawn_until_stopped(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(config::SECOND_SIGNAL_EXIT);
+    });
     Ok(())
 }
