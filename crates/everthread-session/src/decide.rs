@@ -178,9 +178,12 @@ pub enum Refusal {
     /// A newer release wrote the state.
     #[error("the session was written by a newer release")]
     NewerSchema,
-    /// There is nothing to do.
-    #[error("nothing to do")]
-    Nothing,
+    /// Another run of the same agent goes first.
+    #[error("another run of the same agent goes first")]
+    Waits,
+    /// Nothing is due.
+    #[error("nothing is due")]
+    NotDue,
 }
 
 impl Refusal {
@@ -194,7 +197,7 @@ impl Refusal {
             Refusal::Limit(_) => Code::LimitReached,
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
-            Refusal::Nothing => Code::Internal,
+            Refusal::Waits | Refusal::NotDue => Code::Conflict,
         };
         Fault::new(code, self.to_string())
     }

@@ -89,7 +89,7 @@ impl Draft<'_> {
             .map(|(id, control, _)| (id.clone(), control.target.clone()))
             .collect();
         if due.is_empty() {
-            return Err(Refusal::Nothing);
+            return Err(Refusal::NotDue);
         }
         for (control, target) in due {
             match self.state().run_of(&target).cloned() {

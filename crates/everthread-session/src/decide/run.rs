@@ -118,7 +118,7 @@ impl Draft<'_> {
                 other.agent == agent && other.parent.is_none() && matches!(other.status, RunStatus::Active { .. })
             });
             if is_busy {
-                return Err(Refusal::Nothing);
+                return Err(Refusal::Waits);
             }
         }
         let run = self.state().runs.get_mut(id).ok_or(Refusal::NoRun)?;

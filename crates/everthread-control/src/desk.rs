@@ -1,0 +1,298 @@
+//! The desk: request in, durable decision out.
+//!
+//! Order, and why: a run is put into its pool and a deadline is armed *before* the write that makes them true, and the
+//! write is refused after `not_after`. So nothing that was accepted is ever forgotten; what was announced but never
+//! written is dropped by whoever finds it.
+
+use crate::{Leases, millis};
+use everthread_protocol::{
+    Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
+};
+use everthread_session::{Context, Decision, Refusal, Request, State, decide};
+use everthread_store::{
+    Change, Error, Loaded, Producer, Refusal as WriteRefusal, Store, WorkItem, Write, Written,
+};
+use std::sync::Arc;
+
+/// How long after it was decided a write may still be made.
+const WRITE_WINDOW_MS: u64 = 2_000;
+const NO_SESSION: Error = Error::Refused(WriteRefusal::NoSession);
+/// How often a decision is made anew because the session changed meanwhile.
+const DECISIONS_MAX: u32 = 16;
+
+/// Decides requests and makes the decisions durable. Cheap to clone.
+pub struct Desk<S> {
+    store: Arc<S>,
+    leases: Leases,
+}
+
+impl<S> Clone for Desk<S> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), leases: self.leases.clone() }
+    }
+}
+
+/// How a request is numbered, so that a repeat gets the first answer.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbered<'a> {
+    /// Not at all: the decision itself is idempotent.
+    No,
+    /// A single request of one subject.
+    Request {
+        /// `put:<subject>:<id>`.
+        key: &'a str,
+        /// What a repeat is answered.
+        answer: &'a str,
+    },
+    /// A worker's write.
+    Run {
+        /// The run.
+        run: &'a RunId,
+        /// Its fence.
+        fence: Fence,
+        /// Its number.
+        producer: worker_frame::Producer,
+    },
+}
+
+/// A decision that is durable.
+#[derive(Debug)]
+pub struct Decided {
+    /// What the store answered.
+    pub written: Written,
+    /// What was decided; `None` for a repeat of an earlier write.
+    pub decision: Option<Decision>,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The core refused it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store refused it or does not work.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// The session changed again and again while it was decided.
+    #[error("the session changes too fast to decide")]
+    TooFast,
+    /// The session's state cannot be read or written.
+    #[error("broken session: {0}")]
+    Broken(#[from] serde_json::Error),
+}
+
+impl Failure {
+    /// The failure as a client may see it.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Failure::Refused(refusal) => refusal.fault(),
+            Failure::Store(error) => error.fault(),
+            Failure::TooFast => Fault::new(Code::Conflict, "the session changes too fast to decide: try again"),
+            Failure::Broken(error) => {
+                tracing::error!(%error, "broken session");
+                Fault::new(Code::Internal, "the server cannot read this session")
+            }
+        }
+    }
+}
+
+/// Everthread itself as an author.
+pub fn system_author() -> Author {
+    // The literal is a valid id; the fallback keeps this free of panics.
+    let id = "everthread".parse().unwrap_or_else(|_| unreachable!("a literal id"));
+    Author { kind: AuthorKind::System, id, device: None }
+}
+
+impl<S: Store> Desk<S> {
+    /// A desk on a store.
+    pub fn new(store: Arc<S>, leases: Leases) -> Self {
+        Self { store, leases }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<S> {
+        &self.store
+    }
+
+    /// The deployment's times.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Loads a session with its state read.
+    pub async fn load(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
+        let loaded = self.store.load(key).await?.ok_or(NO_SESSION)?;
+        let state = serde_json::from_str(&loaded.state)?;
+        Ok((loaded, state))
+    }
+
+    /// Decides `request` and makes it durable.
+    pub async fn decide(
+        &self,
+        key: &SessionKey,
+        by: &Author,
+        request: &Request,
+        numbered: Numbered<'_>,
+    ) -> Result<Decided, Failure> {
+        self.decide_with(key, by, request, numbered, None).await
+    }
+
+    /// Like [`Desk::decide`], for entries that are `verbatim` and no part of the decision.
+    pub async fn decide_with(
+        &self,
+        key: &SessionKey,
+        by: &Author,
+        request: &Request,
+        numbered: Numbered<'_>,
+        verbatim: Option<(&str, u32)>,
+    ) -> Result<Decided, Failure> {
+        let by = serde_json::to_string(by)?;
+        for _ in 0..DECISIONS_MAX {
+            let loaded = self.store.load(key).await?;
+            let state: Option<State> = loaded.as_ref().map(|l| serde_json::from_str(&l.state)).transpose()?;
+            if state.is_none() && !matches!(request, Request::Open { .. }) {
+                return Err(NO_SESSION.into());
+            }
+            let now = loaded.as_ref().map_or(Millis(0), |l| l.now);
+            let context = Context {
+                now,
+                fresh: ulid::Ulid::generate().to_string(),
+                cancel_grace_ms: millis(self.leases.cancel_grace),
+            };
+            let decision = match decide(state.as_ref(), request, &context) {
+                Ok(decision) => decision,
+                Err(refusal) => return self.refused(key, &by, refusal, numbered).await,
+            };
+            let entries = match verbatim {
+                Some(verbatim) => verbatim,
+                None => (&*serde_json::to_string(&decision.entries)?, decision_len(&decision)),
+            };
+            match self.write(key, &by, loaded.as_ref(), &decision, entries, numbered).await {
+                Ok(written) => {
+                    let decision = written.duplicate.is_none().then_some(decision);
+                    return Ok(Decided { written, decision });
+                }
+                Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Failure::TooFast)
+    }
+
+    async fn write(
+        &self,
+        key: &SessionKey,
+        by: &str,
+        loaded: Option<&Loaded>,
+        decision: &Decision,
+        (entries, count): (&str, u32),
+        numbered: Numbered<'_>,
+    ) -> Result<Written, Error> {
+        let not_after = loaded.map(|l| l.now.plus(WRITE_WINDOW_MS));
+        for (run, agent) in &decision.enqueue {
+            let pool = PoolKey { tenant: key.tenant.clone(), agent: agent.clone() };
+            let item = WorkItem {
+                tenant: key.tenant.clone(),
+                session: key.session.clone(),
+                run: run.clone(),
+                not_after: not_after.unwrap_or_default(),
+            };
+            self.store.enqueue(&pool, &item).await?;
+        }
+        let next_due = loaded.and_then(|l| self.next_due(&decision.state, l.now));
+        if let Some(due) = next_due {
+            self.store.arm(key, due).await?;
+        }
+        let state = serde_json::to_string(&decision.state).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let producer_key;
+        let (producer, fence) = match numbered {
+            Numbered::No => (None, None),
+            Numbered::Request { key, answer } => {
+                (Some(Producer { key, incarnation: 1, batch: 1, answer }), None)
+            }
+            Numbered::Run { run, fence, producer } => {
+                producer_key = run_producer(run);
+                let producer = Producer {
+                    key: &producer_key,
+                    incarnation: producer.incarnation,
+                    batch: producer.batch,
+                    answer: "",
+                };
+                (Some(producer), Some((run, fence)))
+            }
+        };
+        let unwritten = decision.unwritten.as_ref().and_then(|run| {
+            let attempts = decision.state.runs.get(run)?.attempts;
+            Some((run, u64::from(attempts)))
+        });
+        let change = Change {
+            expect: loaded.map(|l| l.version),
+            state: &state,
+            next_due,
+            grant: decision.grant.as_ref(),
+            revoke: &decision.revoke,
+            unwritten,
+        };
+        let write = Write { by, run: None, entries, count, producer, fence, change: Some(change), not_after };
+        self.store.write(key, write).await
+    }
+
+    /// A refused request may be the repeat of one that was carried out: then it gets the first answer.
+    async fn refused(
+        &self,
+        key: &SessionKey,
+        by: &str,
+        refusal: Refusal,
+        numbered: Numbered<'_>,
+    ) -> Result<Decided, Failure> {
+        // The version cannot be right, so that nothing but an earlier answer or an earlier check can come back.
+        let producer_key;
+        let (producer, fence) = match numbered {
+            Numbered::No => return Err(refusal.into()),
+            Numbered::Request { key, answer } => (Producer { key, incarnation: 1, batch: 1, answer }, None),
+            Numbered::Run { run, fence, producer: p } => {
+                producer_key = run_producer(run);
+                let (incarnation, batch) = (p.incarnation, p.batch);
+                (Producer { key: &producer_key, incarnation, batch, answer: "" }, Some((run, fence)))
+            }
+        };
+        let change = Change {
+            expect: Some(everthread_protocol::Version::default()),
+            state: "",
+            next_due: None,
+            grant: None,
+            revoke: &[],
+            unwritten: None,
+        };
+        let write = Write {
+            by,
+            run: None,
+            entries: "[]",
+            count: 0,
+            producer: Some(producer),
+            fence,
+            change: Some(change),
+            not_after: None,
+        };
+        match self.store.write(key, write).await {
+            Ok(written) => Ok(Decided { written, decision: None }),
+            Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::HasWritten)) => Err(refusal.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// When somebody must look at the session again: a control's deadline, or a lease's.
+    pub(crate) fn next_due(&self, state: &State, now: Millis) -> Option<Millis> {
+        let lease = state.active_runs().next().map(|_| now.plus(millis(self.leases.lease)));
+        state.next_due().into_iter().chain(lease).min()
+    }
+}
+
+/// The producer key of a run.
+pub fn run_producer(run: &RunId) -> String {
+    format!("run:{run}")
+}
+
+fn decision_len(decision: &Decision) -> u32 {
+    u32::try_from(decision.entries.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,119 @@
+//! The keeper of deadlines. Any node may keep any session's: a claim hides a due session from the others for a while, so a
+//! node that dies with one in hand loses nothing; handlers read the session anew and let the core decide, so early or double
+//! firing is harmless.
+
+use crate::desk::{Desk, Failure, Numbered, system_author};
+use everthread_protocol::{Millis, RunId, SessionKey, WorkerId};
+use everthread_session::{Refusal, Request, State};
+use everthread_store::{Due, Error, Loaded, Refusal as WriteRefusal, Store};
+use futures_util::{StreamExt as _, stream};
+use std::time::{Duration, Instant};
+
+/// How often the index is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// Sessions claimed at once, and handled side by side.
+const CLAIM_MAX: usize = 64;
+const SIDE_BY_SIDE: usize = 16;
+
+/// Keeps deadlines until dropped.
+pub struct Keeper<S> {
+    desk: Desk<S>,
+    /// Since when the store has answered without a break. A lease is declared over only after a full term of that: before,
+    /// the worker may have been unable to show that it lives.
+    ready_since: Option<Instant>,
+}
+
+impl<S: Store> Keeper<S> {
+    /// A keeper on a desk's store.
+    pub fn new(desk: Desk<S>) -> Self {
+        Self { desk, ready_since: None }
+    }
+
+    /// Keeps deadlines for ever.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if !self.desk.store().is_ready() {
+                self.ready_since = None;
+                continue;
+            }
+            self.ready_since.get_or_insert_with(Instant::now);
+            match self.desk.store().claim_due(CLAIM_MAX).await {
+                Ok(due) => {
+                    let this = &self;
+                    stream::iter(due).for_each_concurrent(SIDE_BY_SIDE, |due| this.keep(due)).await;
+                }
+                Err(error) => {
+                    self.ready_since = None;
+                    tracing::warn!(%error, "cannot look at the deadlines");
+                }
+            }
+        }
+    }
+
+    async fn keep(&self, due: Due) {
+        match self.handle(&due.key).await {
+            Ok(next) => {
+                if let Err(error) = self.desk.store().finish_due(&due, next).await {
+                    tracing::debug!(key = %due.key, %error, "a deadline fires again");
+                }
+            }
+            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => {
+                drop(self.desk.store().finish_due(&due, None).await);
+            }
+            Err(failure) => tracing::warn!(key = %due.key, %failure, "a deadline fires again"),
+        }
+    }
+
+    /// Does what is due in a session and says when to look again.
+    async fn handle(&self, key: &SessionKey) -> Result<Option<Millis>, Failure> {
+        let (_, state) = self.desk.load(key).await?;
+        for (run, worker) in self.dead(key, &state).await? {
+            self.desk.worker_died(key, &run, &worker).await?;
+        }
+        match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {
+            Ok(_) | Err(Failure::Refused(Refusal::NotDue)) => {}
+            Err(failure) => return Err(failure),
+        }
+        let (loaded, state) = self.desk.load(key).await?;
+        Ok(self.desk.next_due(&state, loaded.now))
+    }
+
+    async fn dead(&self, key: &SessionKey, state: &State) -> Result<Vec<(RunId, WorkerId)>, Failure> {
+        let term = self.desk.leases().lease;
+        if self.ready_since.is_none_or(|since| since.elapsed() < term) {
+            return Ok(Vec::new());
+        }
+        let mut dead = Vec::new();
+        for (run, worker) in state.active_runs() {
+            let holder = self.desk.store().holder(&key.tenant, worker).await?;
+            if holder.is_none() {
+                dead.push((run.clone(), worker.clone()));
+            }
+        }
+        Ok(dead)
+    }
+}
+
+/// Whether the run's present attempt has written anything.
+fn has_written(loaded: &Loaded, state: &State, run: &RunId) -> bool {
+    let attempt = state.runs.get(run).map_or(0, |run| u64::from(run.attempts));
+    loaded.producers.iter().any(|(id, incarnation, batch)| id == run && *incarnation >= attempt && *batch > 0)
+}
+
+impl<S: Store> Desk<S> {
+    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written.
+    pub async fn worker_died(&self, key: &SessionKey, run: &RunId, worker: &WorkerId) -> Result<(), Failure> {
+        let (loaded, state) = self.load(key).await?;
+        let mut wrote = has_written(&loaded, &state, run);
+        loop {
+            let request = Request::WorkerDied { run: run.clone(), worker: worker.clone(), wrote };
+            match self.decide(key, &system_author(), &request, Numbered::No).await {
+                Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) if !wrote => wrote = true,
+                // It ended or moved meanwhile.
+                Ok(_) | Err(Failure::Refused(Refusal::NotHeld)) => return Ok(()),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
