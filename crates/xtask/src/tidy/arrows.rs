@@ -13,8 +13,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "everthread-edge",
         &["everthread-protocol", "everthread-session", "everthread-store", "everthread-control"],
     ),
-    ("everthread-worker", &["everthread-protocol"]),
-    ("everthread-client", &["everthread-protocol", "everthread-session"]),
+    // What the two libraries share: one WebSocket to a node.
+    ("everthread-socket", &["everthread-protocol"]),
+    ("everthread-worker", &["everthread-protocol", "everthread-socket"]),
+    ("everthread-client", &["everthread-protocol", "everthread-session", "everthread-socket"]),
     (
         "everthread",
         &[

@@ -93,7 +93,7 @@ pub fn forbidden(tree: &Tree) -> Vec<Finding> {
             }
         }
     }
-    for (path, text) in tree.ending(".ts") {
+    for (path, text) in tree.ending(".ts").chain(tree.ending(".mjs")) {
         for (number, line) in text.lines().enumerate() {
             if let Some(word) = [".only(", ".skip("].iter().find(|word| line.contains(**word)) {
                 let text = format!("`{word}`: a test that is not run is not a test");
@@ -231,7 +231,7 @@ mod tests {
             assert!(bites("crates/everthread/src/a.rs", line), "{line}");
         }
         assert!(!bites("crates/everthread/src/a.rs", "#![forbid(unsafe_code)]"));
-        assert!(bites("sdk/typescript/test/a.ts", "test.only(\"x\", () => {});"));
+        assert!(bites("console/tests/a.mjs", "test.only(\"x\", () => {});"));
     }
 
     #[test]
