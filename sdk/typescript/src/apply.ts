@@ -2,11 +2,13 @@
 // closed names something new.
 
 import type { Block, Entry, Message, Part, Run, RunEnded } from "./protocol.js";
+import { isReadable } from "./readable.js";
 import { byteLength, indexAtByte } from "./utf8.js";
 import { type Change, InconsistentView, type OpenMessage, type OpenPart, type View } from "./view.js";
 
 /** Applies one entry of `block`; `seq` is its first. */
 export function applyEntry(view: View, change: Change, block: Block, seq: number, entry: Entry): void {
+  if (!isReadable(entry)) return;
   switch (entry.type) {
     case "part.append":
       return append(view, change, block, entry.message, entry.part, entry.offset, entry.text);
@@ -26,11 +28,15 @@ export function applyEntry(view: View, change: Change, block: Block, seq: number
       return;
     }
     case "message.put": {
-      const parts = entry.parts.map((part, i): Part => ({ part: String(i + 1), ...part, status: "done" }));
+      const parts = entry.parts.map(({ kind, value, attrs }, i): Part => {
+        const part: Part = { part: String(i + 1), kind, status: "done", value };
+        if (attrs != null) part.attrs = attrs;
+        return part;
+      });
       const { message, role, reply_to } = entry;
       // A put is the session's own, whoever writes it.
       const put: Message = { message, seq, at: block.at, by: block.by, role, status: "complete", parts };
-      if (reply_to !== undefined) put.reply_to = reply_to;
+      if (reply_to != null) put.reply_to = reply_to;
       view.messages.push(put);
       change.messages.add(put);
       return;
@@ -60,7 +66,7 @@ function applyDecided(view: View, change: Change, seq: number, entry: Entry): vo
       return;
     case "session.closed":
       view.session.closed = true;
-      if (entry.reason !== undefined) view.session.closed_reason = entry.reason;
+      if (entry.reason != null) view.session.closed_reason = entry.reason;
       return;
     case "state.set":
       patch(view.values, { [entry.key]: entry.value });
@@ -76,8 +82,8 @@ function applyDecided(view: View, change: Change, seq: number, entry: Entry): vo
       const open = view.controls.findLast((c) => c.control === entry.control && c.outcome === undefined);
       if (!open) return;
       open.outcome = entry.outcome;
-      if (entry.reason !== undefined) open.reason = entry.reason;
-      if (entry.run !== undefined) open.run = entry.run;
+      if (entry.reason != null) open.reason = entry.reason;
+      if (entry.run != null) open.run = entry.run;
       touchTarget(view, change, entry.run ?? ("run" in open.target ? open.target.run : undefined));
       return;
     }
@@ -85,8 +91,8 @@ function applyDecided(view: View, change: Change, seq: number, entry: Entry): vo
       if (view.openRun(entry.run)) return;
       const { run: id, agent, input, parent_run, params } = entry;
       const run: Run = { run: id, agent, status: "requested", input: input ?? [], requested_seq: seq };
-      if (parent_run !== undefined) run.parent_run = parent_run;
-      if (params !== undefined) run.params = params;
+      if (parent_run != null) run.parent_run = parent_run;
+      if (params != null) run.params = params;
       view.addRun(run);
       change.runs.add(run);
       return;
@@ -114,7 +120,7 @@ function endRun(view: View, change: Change, entry: RunEnded): void {
   const { run } = open;
   run.status = "ended";
   run.outcome = entry.outcome;
-  if (entry.reason !== undefined) run.reason = entry.reason;
+  if (entry.reason != null) run.reason = entry.reason;
   if (entry.forced) run.forced = true;
   if (entry.error) run.error = entry.error;
   if (entry.usage) run.usage = entry.usage;
@@ -156,7 +162,7 @@ function applyPart(view: View, change: Change, block: Block, seq: number, entry:
     if (open) return;
     const { part: id, kind, attrs } = entry;
     const part: Part = { part: id, kind, status: "open", value: "", seq };
-    if (attrs !== undefined) part.attrs = attrs;
+    if (attrs != null) part.attrs = attrs;
     message.message.parts.push(part);
     message.parts.set(id, { part, bytes: 0 });
   } else if (open && entry.type === "part.set") {
@@ -208,7 +214,7 @@ function step(
   change.runs.add(run);
   if (phase === "start") {
     run.step_mark = seq;
-    if (name !== undefined) run.step = name;
+    if (name != null) run.step = name;
     else delete run.step;
   } else if (phase === "end") {
     delete run.step;

@@ -1,4 +1,5 @@
 export { type ConnectionState, Everthread, type EverthreadOptions } from "./client.js";
+export { type Cursor, parseCursor } from "./cursor.js";
 export { EverthreadError } from "./errors.js";
 export { Http, type SessionListItem } from "./http.js";
 export type { WebSocketConstructor, WebSocketLike } from "./link.js";
