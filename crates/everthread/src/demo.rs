@@ -44,7 +44,8 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
             if rest.is_empty() {
                 return None;
             }
-            let at = if rest.len() <= TOKEN_BYTES + 2 { rest.len() } else { rest.ceil_char_boundary(TOKEN_BYTES) };
+            let at =
+                if rest.len() <= TOKEN_BYTES + 2 { rest.len() } else { rest.ceil_char_boundary(TOKEN_BYTES) };
             let (token, later) = rest.split_at(at);
             rest = later;
             Some(token)
@@ -58,7 +59,8 @@ mod tests {
 
     #[test]
     fn tokens_are_the_text() {
-        for text in ["", "a", "Hello, wonderful world.\n\n- über 😀😀😀😀 all", guide::answer_for_tests()] {
+        for text in ["", "a", "Hello, wonderful world.\n\n- über 😀😀😀😀 all", guide::answer_for_tests()]
+        {
             assert_eq!(tokens(text).collect::<String>(), text);
         }
     }

@@ -128,7 +128,9 @@ async fn explain(run: &Run) -> Result<(), Error> {
     call.set(json!({ "session": run.session() })).await?;
     call.end().await?;
     let mut output = message.tool_output("session_facts", "c1").await?;
-    output.set(json!({ "messages_before": run.messages().len(), "attempt": run.attempt(), "run": run.id() })).await?;
+    output
+        .set(json!({ "messages_before": run.messages().len(), "attempt": run.attempt(), "run": run.id() }))
+        .await?;
     output.end().await?;
 
     let mut text = message.text().await?;

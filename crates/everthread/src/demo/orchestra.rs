@@ -50,7 +50,12 @@ async fn conduct(run: &Run) -> Result<(), Failure> {
     let question = run.input_text();
     let mut message = run.message(Role::Assistant).await?;
     let mut text = message.text().await?;
-    type_out(&mut text, "I ask a **researcher**, a **critic** and a **writer** to work on this side by side.\n\n", PAUSE).await?;
+    type_out(
+        &mut text,
+        "I ask a **researcher**, a **critic** and a **writer** to work on this side by side.\n\n",
+        PAUSE,
+    )
+    .await?;
     let mut children = Vec::new();
     for (name, _) in MEMBERS {
         let part = PutPart { kind: PartKind::Text, value: question.clone().into(), attrs: None };
@@ -67,7 +72,10 @@ async fn conduct(run: &Run) -> Result<(), Failure> {
         };
         type_out(&mut text, &line, PAUSE).await?;
     }
-    let last = format!("\n{completed} of {} finished. That is all: you have read the rest from them directly.", MEMBERS.len());
+    let last = format!(
+        "\n{completed} of {} finished. That is all: you have read the rest from them directly.",
+        MEMBERS.len()
+    );
     type_out(&mut text, &last, PAUSE).await?;
     message.complete().await?;
     Ok(())

@@ -58,8 +58,7 @@ impl Upstream {
 
     /// Sends the conversation. Dropping the answer ends the request.
     pub async fn ask(&self, messages: &[Value]) -> Result<Answer, Failure> {
-        let body =
-            json!({ "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens });
+        let body = json!({ "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens });
         let mut request = self.client.post(&self.url).json(&body);
         if let Some(key) = &self.api_key {
             request = request.bearer_auth(key);
@@ -128,14 +127,19 @@ impl Answer {
             let deadline = if self.has_begun { self.deadlines.idle } else { self.deadlines.first };
             let bytes = tokio::time::timeout(deadline, self.response.chunk())
                 .await
-                .map_err(|_| Failure::new("upstream_timeout", "the model fell silent in the middle of its answer"))?
+                .map_err(|_| {
+                    Failure::new("upstream_timeout", "the model fell silent in the middle of its answer")
+                })?
                 .map_err(|error| unreachable_upstream(&error))?;
             let Some(bytes) = bytes else {
-                let message = "the model's answer ended early; it may be that the conversation is too long for it";
+                let message =
+                    "the model's answer ended early; it may be that the conversation is too long for it";
                 return Err(Failure::new("upstream_incomplete", message));
             };
             let mut data = Vec::new();
-            self.decoder.push(&bytes, &mut data).map_err(|e| Failure::new("upstream_broken", e.to_string()))?;
+            self.decoder
+                .push(&bytes, &mut data)
+                .map_err(|e| Failure::new("upstream_broken", e.to_string()))?;
             self.data.extend(data);
         }
     }
@@ -143,13 +147,16 @@ impl Answer {
     fn read(&mut self, data: &str) -> Result<Option<Event>, Failure> {
         if data.trim() == "[DONE]" {
             return match self.finished.as_deref() {
-                Some("content_filter") => Err(Failure::new("content_filter", "the model's provider withheld the answer")),
+                Some("content_filter") => {
+                    Err(Failure::new("content_filter", "the model's provider withheld the answer"))
+                }
                 Some(_) => Ok(Some(Event::Done)),
                 None => Err(Failure::new("upstream_incomplete", "the model broke off its answer")),
             };
         }
-        let chunk: Chunk = serde_json::from_str(data)
-            .map_err(|_| Failure::new("upstream_broken", "the model's endpoint sent what is no chat completion"))?;
+        let chunk: Chunk = serde_json::from_str(data).map_err(|_| {
+            Failure::new("upstream_broken", "the model's endpoint sent what is no chat completion")
+        })?;
         if let Some(error) = chunk.error {
             tracing::warn!(%error, "the endpoint failed in mid-answer");
             return Err(Failure::new(code_of(&error), "the model's endpoint reported an error"));
@@ -159,7 +166,8 @@ impl Answer {
             self.finished = choice.finish_reason;
         }
         let some = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let delta = Delta { content: some(choice.delta.content), reasoning: some(choice.delta.reasoning_content) };
+        let delta =
+            Delta { content: some(choice.delta.content), reasoning: some(choice.delta.reasoning_content) };
         if delta == Delta::default() {
             return Ok(None);
         }
@@ -183,7 +191,9 @@ async fn refused(response: Response) -> Failure {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "the model's endpoint does not accept the key",
         StatusCode::NOT_FOUND => "the model's endpoint does not know the model or the address",
         StatusCode::TOO_MANY_REQUESTS => "the model's endpoint has too much to do: try again later",
-        _ if error["error"]["code"] == "context_length_exceeded" => "the conversation is too long for the model",
+        _ if error["error"]["code"] == "context_length_exceeded" => {
+            "the conversation is too long for the model"
+        }
         _ => "the model's endpoint refused the request",
     };
     let code = error.get("error").map_or_else(|| format!("upstream_{}", status.as_u16()), code_of);
