@@ -21,7 +21,7 @@ const WELCOME: &str = "\
 You are looking at a **session**: a durable, ordered log that an agent writes to and any number of people follow. \
 I am a small demo agent in the same process, and every few characters you see arriving are one entry of that log.
 
-Nobody holds a private pipe to me. Your browser only remembers a position, the *cursor* at the bottom of the page. \
+Nobody holds a private pipe to me. Your browser only remembers a position, the *cursor* at the top of the page. \
 That has pleasant consequences, and you can try each of them while I am still writing:
 
 - **Reload this page now.** The answer is not restarted and not cut short: you get everything so far, then the rest.
@@ -64,7 +64,7 @@ do not even need to reload it.";
 
 const CURSOR: &str = "\
 Every entry of a session has a **seq**: 1, 2, 3 … without gaps, whoever writes and however many at once. Your **cursor** is \
-`epoch.seq`, the small number at the bottom of the page.
+`epoch.seq`, the small number at the top of the page.
 
 The *epoch* is the incarnation of the log. It changes when the store has restarted. A cursor from before goes on \
 undisturbed as long as the log still has what it points at; if a tail was lost, which can happen with an asynchronous \
