@@ -5,6 +5,7 @@
 //! written is dropped by whoever finds it.
 
 use crate::{Leases, millis};
+use everthread_protocol::limits::REQUEST_MEMORY_MS;
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
@@ -41,8 +42,10 @@ pub enum Numbered<'a> {
     Request {
         /// `put:<subject>:<id>`.
         key: &'a str,
-        /// What a repeat is answered.
+        /// A repeat is answered with this, a space, and the run that was requested, if any.
         answer: &'a str,
+        /// When the id was made, if it tells.
+        made_at: Option<Millis>,
     },
     /// A worker's write.
     Run {
@@ -53,6 +56,16 @@ pub enum Numbered<'a> {
         /// Its number.
         producer: worker_frame::Producer,
     },
+}
+
+impl Numbered<'_> {
+    /// Whether it may have been written and forgotten.
+    fn is_too_old(&self, now: Millis) -> bool {
+        match self {
+            Numbered::Request { made_at: Some(made_at), .. } => made_at.plus(REQUEST_MEMORY_MS) < now,
+            Numbered::Request { made_at: None, .. } | Numbered::No | Numbered::Run { .. } => false,
+        }
+    }
 }
 
 /// A decision that is durable.
@@ -73,6 +86,9 @@ pub enum Failure {
     /// The store refused it or does not work.
     #[error(transparent)]
     Store(#[from] Error),
+    /// The request's id is older than the memory for repeats.
+    #[error("the id is too old")]
+    TooOld,
     /// The session changed again and again while it was decided.
     #[error("the session changes too fast to decide")]
     TooFast,
@@ -87,6 +103,10 @@ impl Failure {
         match self {
             Failure::Refused(refusal) => refusal.fault(),
             Failure::Store(error) => error.fault(),
+            Failure::TooOld => Fault::new(
+                Code::TooOld,
+                "ids are remembered for ten minutes and this one is older: look at the session before you send it anew",
+            ),
             Failure::TooFast => Fault::new(Code::Conflict, "the session changes too fast to decide: try again"),
             Failure::Broken(error) => {
                 tracing::error!(%error, "broken session");
@@ -154,6 +174,9 @@ impl<S: Store> Desk<S> {
                 return Err(NO_SESSION.into());
             }
             let now = loaded.as_ref().map_or(Millis(0), |l| l.now);
+            if numbered.is_too_old(now) {
+                return Err(Failure::TooOld);
+            }
             let context = Context {
                 now,
                 fresh: ulid::Ulid::generate().to_string(),
@@ -204,11 +227,13 @@ impl<S: Store> Desk<S> {
             self.store.arm(key, due).await?;
         }
         let state = serde_json::to_string(&decision.state).map_err(|e| Error::Corrupt(e.to_string()))?;
-        let producer_key;
+        let (producer_key, whole_answer);
         let (producer, fence) = match numbered {
             Numbered::No => (None, None),
-            Numbered::Request { key, answer } => {
-                (Some(Producer { key, incarnation: 1, batch: 1, answer }), None)
+            Numbered::Request { key, answer, .. } => {
+                let run = decision.requested.as_ref().map_or("", |run| run.as_str());
+                whole_answer = format!("{answer} {run}");
+                (Some(Producer { key, incarnation: 1, batch: 1, answer: &whole_answer }), None)
             }
             Numbered::Run { run, fence, producer } => {
                 producer_key = run_producer(run);
@@ -249,7 +274,7 @@ impl<S: Store> Desk<S> {
         let producer_key;
         let (producer, fence) = match numbered {
             Numbered::No => return Err(refusal.into()),
-            Numbered::Request { key, answer } => (Producer { key, incarnation: 1, batch: 1, answer }, None),
+            Numbered::Request { key, answer, .. } => (Producer { key, incarnation: 1, batch: 1, answer }, None),
             Numbered::Run { run, fence, producer: p } => {
                 producer_key = run_producer(run);
                 let (incarnation, batch) = (p.incarnation, p.batch);

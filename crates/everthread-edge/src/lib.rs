@@ -1,1 +1,101 @@
-//! The HTTP and WebSocket front: attach, follow, flow control.
+//! The front: HTTP and WebSocket for clients and workers.
+//!
+//! Life of a connection: [`http`] routes the request, [`auth`] says who it is, `socket` makes it a WebSocket, and one task
+//! ([`mod@client`] or [`mod@worker`]) serves it to its end. Life of an entry: a worker's block is checked once, written by the
+//! store, pushed by the store's feed into the session's [`tail`], and read from there by every attachment with its cursor.
+//! Between the socket and the store there is no queue in either direction but the worker's batch in flight and the ring.
+//!
+//! A node holds nothing that another cannot rebuild from the store.
+
+pub mod auth;
+mod client;
+mod control;
+pub mod http;
+pub mod metrics;
+pub mod put;
+pub mod reader;
+pub mod socket;
+mod sse;
+pub mod tail;
+mod worker;
+
+use auth::Auth;
+use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
+use everthread_protocol::NodeId;
+use everthread_store::Store;
+use metrics::Metrics;
+use reader::Reader;
+use std::sync::Arc;
+use std::time::Duration;
+use tail::Tails;
+
+/// What an edge node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Who may come in.
+    pub auth: Auth,
+    /// The deployment's times.
+    pub leases: Leases,
+    /// A client that is silent for this long is pinged; for twice as long, it is gone.
+    pub heartbeat: Duration,
+    /// A client whose socket takes no byte for this long is closed.
+    pub stall_max: Duration,
+}
+
+/// One edge node. Cheap to clone.
+pub struct Edge<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S> Clone for Edge<S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<S> std::ops::Deref for Edge<S> {
+    type Target = Shared<S>;
+    fn deref(&self) -> &Shared<S> {
+        &self.shared
+    }
+}
+
+/// What all connections of a node share.
+pub struct Shared<S> {
+    /// As it was told.
+    pub config: Config,
+    /// Carries out requests.
+    pub desk: Desk<S>,
+    /// Brings runs to workers.
+    pub dispatcher: Dispatcher<S>,
+    /// Reads logs.
+    pub reader: Reader<S>,
+    /// Live ends of sessions.
+    pub tails: Tails<S>,
+    /// Every task of the node.
+    pub tasks: TaskGroup,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl<S: Store> Edge<S> {
+    /// A node on a store. Its keeper of deadlines starts at once.
+    pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
+        let tasks = TaskGroup::new();
+        let desk = Desk::new(store.clone(), config.leases.clone());
+        let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
+        let reader = Reader::new(store);
+        let tails = Tails::new(reader.clone(), tasks.clone());
+        let keeper = Keeper::new(desk.clone());
+        tasks.spawn_until_stopped(keeper.run());
+        let metrics = Metrics::new();
+        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, tasks, metrics }) }
+    }
+
+    /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.tasks.close(patience).await
+    }
+}

@@ -39,6 +39,9 @@ const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// How long it then waits for its commit.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
+/// Memory for sessions and their recent records.
+const CACHE_BYTES_MAX: usize = 128 * 1024 * 1024;
+
 /// What [`Embedded::open`] needs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,7 +62,8 @@ pub enum Durability {
     Crash,
 }
 
-/// The embedded engine. Clones are handles of the same one; the last one dropped closes the file.
+/// The embedded engine. Clones are handles of the same one; dropping the last one waits for the writer to finish what is
+/// queued, and closes the file.
 #[derive(Debug, Clone)]
 pub struct Embedded(Arc<Handle>);
 
@@ -75,20 +79,25 @@ struct Handle {
 struct Shared {
     disk: disk::Disk,
     views: views::Views,
-    followers: Arc<registry::Registry<SessionKey, (Interest, Arc<dyn Follower>)>>,
+    followers: Arc<registry::Registry<SessionKey, Interested>>,
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
     liveness: liveness::Liveness,
     clock: Clock,
     failure: OnceLock<String>,
 }
 
+type Interested = (Interest, Arc<dyn Follower>);
 type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl Embedded {
     /// Opens or creates the database. Blocks: for long if the last process was killed and the database is large.
     pub fn open(options: Options) -> Result<Self, Error> {
+        Self::open_with(&options, CACHE_BYTES_MAX)
+    }
+
+    fn open_with(options: &Options, cached_bytes_max: usize) -> Result<Self, Error> {
         let disk::Opened { disk, boot, clock, sessions, pools, deadlines } =
-            disk::Disk::open(&options, wall_us())?;
+            disk::Disk::open(options, wall_us())?;
         let shared = Arc::new(Shared {
             disk,
             views: views::Views::default(),
@@ -107,6 +116,7 @@ impl Embedded {
             deadlines: pools::Deadlines::stored(deadlines),
             groups: 0,
             cached_bytes: 0,
+            cached_bytes_max,
         };
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
         let writer = std::thread::Builder::new()
@@ -142,7 +152,7 @@ impl Embedded {
     }
 
     /// Reads the file on a thread that may block.
-    async fn from_disk<T: Send + 'static>(
+    async fn on_disk<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -174,7 +184,7 @@ impl Store for Embedded {
             return Ok(Some(loaded));
         }
         let key = key.clone();
-        let found = self.from_disk(move |shared| shared.disk.loaded(&key)).await?;
+        let found = self.on_disk(move |shared| shared.disk.loaded(&key)).await?;
         Ok(found.map(|(meta, state, held)| views::loaded(meta, state, held, now)))
     }
 
@@ -188,7 +198,7 @@ impl Store for Embedded {
             return Ok(page);
         }
         let key = key.clone();
-        let page = self.from_disk(move |shared| shared.disk.page(&key, after, bytes_max)).await?;
+        let page = self.on_disk(move |shared| shared.disk.page(&key, after, bytes_max)).await?;
         page.ok_or_else(|| Refusal::NoSession.into())
     }
 
@@ -197,7 +207,7 @@ impl Store for Embedded {
         let missing: Vec<usize> = (0..keys.len()).filter(|&at| heads[at].is_none()).collect();
         if !missing.is_empty() {
             let keys: Vec<SessionKey> = missing.iter().map(|&at| keys[at].clone()).collect();
-            let found = self.from_disk(move |shared| shared.disk.heads(&keys)).await?;
+            let found = self.on_disk(move |shared| shared.disk.heads(&keys)).await?;
             for (at, head) in missing.into_iter().zip(found) {
                 heads[at] = head;
             }
@@ -224,7 +234,7 @@ impl Store for Embedded {
         limit: usize,
     ) -> Result<Vec<(SessionId, Millis)>, Error> {
         let tenant = tenant.clone();
-        self.from_disk(move |shared| shared.disk.sessions(&tenant, after, limit)).await
+        self.on_disk(move |shared| shared.disk.sessions(&tenant, after, limit)).await
     }
 
     async fn enqueue(&self, pool: &PoolKey, item: &WorkItem) -> Result<(), Error> {
@@ -326,4 +336,77 @@ impl Clock {
 fn wall_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Change;
+    use everthread_protocol::Version;
+
+    fn write(n: u64, expect: Option<Version>, state: &str) -> Write<'_> {
+        let change = Change { expect, state, next_due: None, grant: None, revoke: &[], unwritten: None };
+        Write {
+            by: r#"{"kind":"system","id":"t"}"#,
+            run: None,
+            entries: r#"[{"type":"x-a"}]"#,
+            count: 1,
+            producer: Some(crate::Producer { key: "run:r", incarnation: 1, batch: n, answer: "" }),
+            fence: None,
+            change: Some(change),
+            not_after: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_that_leave_the_memory_are_as_they_were_when_they_come_back() {
+        const SESSIONS: u64 = 40;
+        let options = Options { dir: None, durability: Durability::default() };
+        // Room for a few sessions only.
+        let store = Embedded::open_with(&options, 20_000).unwrap();
+        let key = |n: u64| -> SessionKey { format!("acme/s{n}").parse().unwrap() };
+        let mut evicted = 0;
+        for round in 1..=6 {
+            for n in 0..SESSIONS {
+                let key = key(n);
+                let version = store.load(&key).await.unwrap().map(|loaded| loaded.version);
+                evicted += u64::from(round > 1 && store.0.shared.views.head(&key).is_none());
+                let state = "s".repeat(usize::try_from(n * 37 + round).unwrap());
+                let written = store.write(&key, write(round, version, &state)).await.unwrap();
+                assert_eq!((written.to, written.version.n), (Seq(round), round));
+                let repeated =
+                    store.write(&key, Write { change: None, ..write(round, None, "") }).await.unwrap();
+                assert!(repeated.duplicate.is_some());
+                assert_eq!(store.load(&key).await.unwrap().unwrap().state, state);
+                let page = store.read(&key, Seq(0), 1 << 20).await.unwrap();
+                assert_eq!(page.records.len(), usize::try_from(round).unwrap());
+            }
+        }
+        assert!(evicted > SESSIONS, "{evicted} were evicted");
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_commit_nothing_is_written_and_what_was_is_read() {
+        let store = Embedded::memory().unwrap();
+        let key: SessionKey = "acme/s".parse().unwrap();
+        let first = store.write(&key, write(1, None, "s")).await.unwrap();
+        store.0.shared.fail(&Error::Indeterminate("the disk is full".to_owned()));
+        let Err(Error::Unavailable(why)) = store.write(&key, write(2, Some(first.version), "t")).await else {
+            panic!("written after a failure")
+        };
+        assert!(why.contains("the disk is full"), "{why}");
+        assert!(matches!(store.claim_due(1).await, Err(Error::Unavailable(_))));
+        assert!(!store.is_ready());
+        assert_eq!(store.read(&key, Seq(0), 1000).await.unwrap().records.len(), 1);
+    }
+
+    #[test]
+    fn the_clock_does_not_go_back_and_its_microseconds_agree() {
+        let ahead = wall_us() / 1000 + 50_000;
+        let clock = Clock(AtomicU64::new(ahead));
+        assert_eq!(clock.both(), (Millis(ahead), ahead * 1000));
+        let clock = Clock(AtomicU64::new(0));
+        let (now, now_us) = clock.both();
+        assert_eq!(now.0, now_us / 1000);
+    }
 }

@@ -1,1 +1,230 @@
-//! The Redis engine.
+//! The Redis engine: Redis 7.0 or later, standalone.
+//!
+//! Owns a constant number of connections per node: a few for commands, one for large range replies, one for the live
+//! feed. Every change of a session is one Lua script, so that Redis itself is the point where writers meet; nothing is
+//! cached here. Invariant: a request that may have had effects and got no answer is [`Error::Indeterminate`], never a
+//! clean failure.
+//!
+//! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
+//! scripts; [`write`], [`read`] and [`index`] translate between them and the trait.
+
+mod feed;
+mod index;
+mod keys;
+mod link;
+mod read;
+mod script;
+mod write;
+
+use self::feed::{Feed, Sink, Supplies};
+use self::keys::Keys;
+use self::link::{Dialer, Failure, Link};
+use self::script::Scripts;
+use crate::{
+    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Store, Taken, WorkItem, Write, Written,
+};
+use ::redis::InfoDict;
+use everthread_protocol::{Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a start waits for Redis.
+const START_MAX: Duration = Duration::from_secs(5);
+/// Sharded pub/sub, and time in scripts that write, came with this release.
+const MAJOR_MIN: u32 = 7;
+
+/// Where Redis is and how to use it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `redis://[user:password@]host:port[/db]` or `unix://path`.
+    pub url: String,
+    /// First part of every key: two deployments on one Redis do not see each other.
+    pub prefix: String,
+    /// This node.
+    pub node: NodeId,
+    /// Connections for commands, at least 1. A few are enough for any load that one Redis takes.
+    pub command_connections: usize,
+    /// A request without an answer for so long has failed, and its connection is given up.
+    pub response_timeout: Duration,
+}
+
+impl Options {
+    /// A few connections, and five seconds for an answer.
+    pub fn new(url: impl Into<String>, prefix: impl Into<String>, node: NodeId) -> Self {
+        let response_timeout = Duration::from_secs(5);
+        Self { url: url.into(), prefix: prefix.into(), node, command_connections: 2, response_timeout }
+    }
+}
+
+/// The store on Redis. A cheap handle.
+#[derive(Clone)]
+pub struct Redis {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    keys: Keys,
+    scripts: Arc<Scripts>,
+    /// For commands; a session always uses the same one, so that its writes keep their order.
+    links: Vec<Arc<Link>>,
+    /// For replies that are large.
+    range: Arc<Link>,
+    feed: Arc<Feed>,
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis").field("keys", &self.inner.keys).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Connects, and stays connected by tasks in `tasks` until `stop`. Fails if Redis cannot be used at all.
+    pub async fn connect(
+        options: Options,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let keys = Keys::new(&options.prefix)?;
+        let dialer = Dialer::new(&options.url, options.response_timeout)?;
+        let scripts = Arc::new(Scripts::new());
+        let keep = |name: String| {
+            let link = Arc::new(Link::new(scripts.clone()));
+            let (kept, dialer, stop) = (link.clone(), dialer.clone(), stop.clone());
+            tasks.spawn(async move { stop.run_until_cancelled(kept.keep(&dialer, &name)).await });
+            link
+        };
+        let links: Vec<_> =
+            (1..=options.command_connections.max(1)).map(|n| keep(format!("commands {n}"))).collect();
+        let range = keep("ranges".to_owned());
+        let feed = Arc::new(Feed::new(&keys, &options.node));
+        let node_key = keys.node(&options.node);
+        let redis = Self {
+            inner: Arc::new(Inner { keys, scripts: scripts.clone(), links, range, feed: feed.clone() }),
+        };
+        redis.check().await?;
+        let supplies = Supplies { dialer, links: redis.inner.links.clone(), scripts, node_key };
+        let stop = stop.clone();
+        tasks.spawn(async move { stop.run_until_cancelled(feed.keep(&supplies)).await });
+        Ok(redis)
+    }
+
+    /// Whether this server can be worked with.
+    async fn check(&self) -> Result<(), Error> {
+        let link = &self.inner.links[0];
+        link.connected(START_MAX).await.map_err(Failure::of_read)?;
+        let info: InfoDict = link.command(&::redis::cmd("INFO")).await.map_err(Failure::of_read)?;
+        let version: String = info.get("redis_version").unwrap_or_default();
+        let major = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+        if major < MAJOR_MIN {
+            return Err(Error::Unavailable(format!("redis {version} is too old: {MAJOR_MIN}.0 is needed")));
+        }
+        let policy: String = info.get("maxmemory_policy").unwrap_or_default();
+        if policy != "noeviction" {
+            tracing::warn!(policy, "redis may evict sessions: set maxmemory-policy to noeviction");
+        }
+        Ok(())
+    }
+
+    /// The command connection of `thing`.
+    fn link(&self, thing: impl Hash) -> &Link {
+        let mut hasher = DefaultHasher::new();
+        thing.hash(&mut hasher);
+        let links = &self.inner.links;
+        // The remainder is below the count of links.
+        let turn = usize::try_from(hasher.finish() % links.len() as u64).unwrap_or(0);
+        &links[turn]
+    }
+}
+
+impl Store for Redis {
+    async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        self.load_session(key).await
+    }
+
+    async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
+        self.write_once(key, &write).await
+    }
+
+    async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
+        self.read_page(key, after, bytes_max).await
+    }
+
+    async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+        self.heads_of(keys).await
+    }
+
+    fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following {
+        let (channel, sink) = match interest {
+            Interest::Log => (self.inner.keys.log(key), Sink::Log(follower)),
+            Interest::Control => (self.inner.keys.control(key), Sink::Control(follower)),
+        };
+        self.inner.feed.follow(channel, sink)
+    }
+
+    async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        self.index_session(key, at).await
+    }
+
+    async fn sessions(
+        &self,
+        tenant: &TenantId,
+        after: Option<(Millis, SessionId)>,
+        limit: usize,
+    ) -> Result<Vec<(SessionId, Millis)>, Error> {
+        self.list_sessions(tenant, after, limit).await
+    }
+
+    async fn enqueue(&self, pool: &PoolKey, item: &WorkItem) -> Result<(), Error> {
+        self.add_item(pool, item).await
+    }
+
+    async fn take(&self, pool: &PoolKey, consumer: &NodeId, limit: usize) -> Result<Vec<Taken>, Error> {
+        self.take_items(pool, consumer, limit).await
+    }
+
+    async fn finish_item(&self, pool: &PoolKey, ticket: &str) -> Result<(), Error> {
+        self.drop_item(pool, ticket).await
+    }
+
+    fn watch_pool(&self, pool: &PoolKey, wake: Arc<dyn Fn() + Send + Sync>) -> Following {
+        self.inner.feed.follow(self.inner.keys.pool_wake(pool), Sink::Pool(wake))
+    }
+
+    async fn arm(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        self.arm_session(key, at).await
+    }
+
+    async fn claim_due(&self, limit: usize) -> Result<Vec<Due>, Error> {
+        self.claim_sessions(limit).await
+    }
+
+    async fn finish_due(&self, due: &Due, next: Option<Millis>) -> Result<(), Error> {
+        self.finish_session(due, next).await
+    }
+
+    async fn beat(
+        &self,
+        tenant: &TenantId,
+        worker: &WorkerId,
+        holder: &str,
+        ttl_ms: u64,
+    ) -> Result<(), Error> {
+        self.beat_worker(tenant, worker, holder, ttl_ms).await
+    }
+
+    async fn holder(&self, tenant: &TenantId, worker: &WorkerId) -> Result<Option<String>, Error> {
+        self.holder_of(tenant, worker).await
+    }
+
+    async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
+        self.bury_worker(tenant, worker, holder).await
+    }
+
+    fn is_ready(&self) -> bool {
+        self.inner.feed.is_ready()
+    }
+}

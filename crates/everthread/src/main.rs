@@ -1,2 +1,53 @@
-//! The `everthread` binary.
-fn main() {}
+//! The `everthread` binary: reads the configuration, binds, starts, waits, drains.
+//!
+//! Only this crate reads the environment, installs signal handlers and picks defaults.
+
+mod admin;
+mod config;
+mod console;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A durable session layer for AI products.
+#[derive(Debug, Parser)]
+#[command(name = "everthread", version, about, long_about = None)]
+struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything in one process for a first try: store, node, console and demo agents.
+    Dev(config::NodeArgs),
+    /// A node.
+    Serve(config::NodeArgs),
+    /// Reads the configuration, says what it means, and ends.
+    CheckConfig(config::NodeArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return config::complain(&format!("the runtime does not start: {error}")),
+    };
+    let result = runtime.block_on(run(cli.command));
+    // Blocking work that is still there (the embedded store's last commit) has had its time in the drain.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => config::complain(&format!("{error:#}")),
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Dev(args) => serve::run(config::Mode::Dev, args).await,
+        Command::Serve(args) => serve::run(config::Mode::Serve, args).await,
+        Command::CheckConfig(args) => config::check(args),
+    }
+}

@@ -318,3 +318,63 @@ impl Session {
         EACH + self.state.len() + self.producers.len() * PRODUCER
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(session: &mut Session, key: &str, at: u64) {
+        let write = OwnedWrite {
+            tail: Vec::new(),
+            count: 0,
+            producer: Some(OwnedProducer {
+                key: key.to_owned(),
+                incarnation: 1,
+                batch: 1,
+                answer: String::new(),
+            }),
+            fence: None,
+            change: None,
+            not_after: None,
+        };
+        let moment = Moment { boot: Epoch(1), now: Millis(at), now_us: at * 1000 };
+        session.apply(&write, moment).unwrap();
+    }
+
+    #[test]
+    fn producers_are_forgotten_after_ten_minutes_but_not_those_of_a_run_with_a_fence() {
+        let mut session = Session::new(1);
+        session.meta.fences.insert("held".parse().unwrap(), Fence(1));
+        let start = 1_000_000;
+        for key in ["run:held", "run:ended", "put:ann:1"] {
+            numbered(&mut session, key, start);
+        }
+        numbered(&mut session, "put:ann:2", start + REQUEST_MEMORY_MS - 1);
+        assert_eq!(session.producers.len(), 4);
+        session.producers_dirty.clear();
+        numbered(&mut session, "put:ann:3", start + REQUEST_MEMORY_MS + PRUNE_EVERY_MS);
+        let mut left: Vec<_> = session.producers.keys().map(String::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["put:ann:2", "put:ann:3", "run:held"]);
+        // Those that are gone are removed from the file too.
+        assert!(
+            session.producers_dirty.contains("run:ended") && session.producers_dirty.contains("put:ann:1")
+        );
+    }
+
+    #[test]
+    fn a_burst_of_requests_leaves_the_latest_and_those_of_runs() {
+        let mut session = Session::new(1);
+        session.meta.fences.insert("held".parse().unwrap(), Fence(1));
+        numbered(&mut session, "run:held", 1);
+        for n in 0..10_000 {
+            numbered(&mut session, &format!("put:ann:{n}"), 10 + n);
+            assert!(session.producers.len() <= PRUNE_AT);
+        }
+        assert!(session.producers.contains_key("run:held"));
+        assert!(
+            session.producers.contains_key("put:ann:9999") && !session.producers.contains_key("put:ann:5")
+        );
+        assert!(session.producers.len() >= REQUESTS_MAX);
+    }
+}

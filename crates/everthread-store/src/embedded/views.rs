@@ -31,7 +31,7 @@ struct View {
 }
 
 impl Views {
-    /// Shows what a commit has stored. Returns the bytes of recent records that are kept for each session.
+    /// Shows what a commit has stored.
     pub fn publish<'a>(
         &self,
         sessions: impl Iterator<Item = (&'a SessionKey, &'a Session)>,

@@ -16,9 +16,6 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Requests of one commit. More would make the first of them wait for the work of the last.
 const GROUP_MAX: usize = 512;
-/// Memory for sessions and their recent records; beyond it, those not used for longest are read from the file again.
-const CACHE_BYTES_MAX: usize = 128 * 1024 * 1024;
-
 /// Where the answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -60,6 +57,8 @@ pub(super) struct Writer {
     pub groups: u64,
     /// About the bytes of the cached sessions with their views.
     pub cached_bytes: usize,
+    /// Beyond this many, the sessions not used for longest are read from the file again.
+    pub cached_bytes_max: usize,
 }
 
 impl Writer {
@@ -219,7 +218,7 @@ impl Writer {
 
     /// Drops the sessions that were not used for longest. Everything they hold is committed.
     fn evict(&mut self) {
-        if self.cached_bytes <= CACHE_BYTES_MAX || self.shared.failure().is_some() {
+        if self.cached_bytes <= self.cached_bytes_max || self.shared.failure().is_some() {
             return;
         }
         let mut by_age: Vec<(u64, SessionKey)> =
@@ -227,7 +226,7 @@ impl Writer {
         by_age.sort_unstable();
         let mut gone = Vec::new();
         for (_, key) in by_age {
-            if self.cached_bytes <= CACHE_BYTES_MAX / 2 {
+            if self.cached_bytes <= self.cached_bytes_max / 2 {
                 break;
             }
             let Some(session) = self.sessions.remove(&key) else { continue };

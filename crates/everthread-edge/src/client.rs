@@ -1,0 +1,330 @@
+//! A client's connection: one task that reads requests, serves attachments, and writes, until the socket ends.
+//!
+//! The loop never waits for the socket: it fills the outbox only while the outbox is empty, so what a slow client costs is
+//! the frames of one turn and a number per attachment. Requests are carried out one after the other; while one is under
+//! way, nothing more is read, and the client's own TCP window holds it back.
+
+mod attachment;
+mod request;
+
+use crate::auth::Identity;
+use crate::socket::{Inbound, Message, Outbox, ReadError};
+use crate::tail::Wake;
+use crate::{Edge, reader::fault_of};
+use attachment::{Attachment, Fetch, Fetched};
+use everthread_protocol::error::{ErrorBody, close};
+use everthread_protocol::frame::{Bye, ClientFrame, ErrorFrame, ServerFrame, Welcome};
+use everthread_protocol::limits::{BLOCK_BYTES_MAX, FRAME_BYTES_MAX};
+use everthread_protocol::{Code, Fault};
+use everthread_store::Store;
+use futures_util::future::BoxFuture;
+use request::Reply;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a client may take to say `hello`.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How often a connection looks at its own health.
+const LOOK: Duration = Duration::from_secs(5);
+/// Bytes of frames put into the outbox in one turn of an attachment.
+const TURN_BYTES: usize = 64 * 1024;
+/// A draining node's clients come back within this time, spread out.
+const RECONNECT_SPREAD_MS: u64 = 2_000;
+
+/// Serves a client's socket to its end.
+pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, token: Option<String>) {
+    let gauge = edge.metrics.connections.with_label_values(&["client"]);
+    gauge.inc();
+    let id = crate::put::fresh_id::<everthread_protocol::RequestId>().to_string();
+    let connection = Connection {
+        id,
+        edge,
+        inbound,
+        outbox,
+        token,
+        identity: None,
+        wake: Arc::default(),
+        attachments: BTreeMap::new(),
+        attachments_made: 0,
+        ready: VecDeque::new(),
+        request: None,
+        fetch: None,
+        page: None,
+        opened: Instant::now(),
+        heard: Instant::now(),
+        pinged: false,
+    };
+    connection.run().await;
+    gauge.dec();
+}
+
+struct Connection<S> {
+    id: String,
+    edge: Edge<S>,
+    inbound: Inbound,
+    outbox: Outbox,
+    /// The token that came with the handshake.
+    token: Option<String>,
+    /// Set by `hello`.
+    identity: Option<Identity>,
+    wake: Arc<Wake>,
+    attachments: BTreeMap<u32, Attachment>,
+    attachments_made: u32,
+    /// Attachments that may have something to send, in turn.
+    ready: VecDeque<u32>,
+    /// The request under way.
+    request: Option<BoxFuture<'static, Reply>>,
+    /// The read of the log under way, for one attachment.
+    fetch: Option<BoxFuture<'static, Fetched>>,
+    /// What a read brought and the socket has not taken yet.
+    page: Option<attachment::Pending>,
+    opened: Instant,
+    heard: Instant,
+    pinged: bool,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The peer is gone or has said so.
+    Gone,
+    /// The peer is told this code.
+    Close(u16),
+}
+
+impl<S: Store> Connection<S> {
+    async fn run(mut self) {
+        let end = loop {
+            if let Err(end) = self.turn().await {
+                break end;
+            }
+        };
+        if let End::Close(code) = end {
+            let reconnect = code >= 4500;
+            let after_ms = if reconnect { spread(&self.id) } else { 0 };
+            self.outbox.text(ServerFrame::Bye(Bye { code, reconnect, after_ms }).encode());
+            self.outbox.close(code);
+            // One try: a peer that takes nothing learns it from the closed socket.
+            let _sent = tokio::time::timeout(Duration::from_millis(200), self.flush_all()).await;
+        }
+        let left = i64::try_from(self.attachments.len()).unwrap_or(0);
+        self.edge.metrics.attachments.sub(left);
+    }
+
+    async fn flush_all(&mut self) -> std::io::Result<()> {
+        loop {
+            self.outbox.flush()?;
+            if self.outbox.is_empty() {
+                return Ok(());
+            }
+            self.outbox.writable().await?;
+        }
+    }
+
+    /// One turn of the loop: fill, write, then wait for whatever comes first. Every future raced here is cancel safe or kept.
+    async fn turn(&mut self) -> Result<(), End> {
+        if self.outbox.is_empty() {
+            self.fill();
+        }
+        self.outbox.flush().map_err(|_| End::Gone)?;
+        if self.outbox.is_empty() && self.has_work() {
+            // Let others have their turn, then fill again.
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
+        let (reads, fetches) = (self.request.is_none(), self.fetch.is_some());
+        let waits = !self.outbox.is_empty();
+        tokio::select! {
+            message = self.inbound.next(), if reads => self.on_message(message)?,
+            reply = filled(&mut self.request), if !reads => {
+                self.request = None;
+                self.on_reply(reply);
+            }
+            fetched = filled(&mut self.fetch), if fetches => {
+                self.fetch = None;
+                self.on_fetched(fetched);
+            }
+            () = self.wake.woken() => self.on_wake(),
+            writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
+            () = tokio::time::sleep(LOOK) => self.look()?,
+            () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
+        }
+        Ok(())
+    }
+
+    fn has_work(&self) -> bool {
+        self.page.is_some() || (!self.ready.is_empty() && !(self.fetch.is_some() && self.all_ready_wait()))
+    }
+
+    /// Whether every ready attachment waits for the one read that is under way.
+    fn all_ready_wait(&self) -> bool {
+        self.ready.iter().all(|id| self.attachments.get(id).is_some_and(|a| a.wants_fetch))
+    }
+
+    fn on_wake(&mut self) {
+        let mut marked = Vec::new();
+        self.wake.take(&mut marked);
+        for id in marked {
+            if !self.ready.contains(&id) {
+                self.ready.push_back(id);
+            }
+        }
+    }
+
+    fn look(&mut self) -> Result<(), End> {
+        if self.identity.is_none() && self.opened.elapsed() > HELLO_MAX {
+            return Err(End::Close(close::PROTOCOL));
+        }
+        if !self.outbox.is_empty() && self.outbox.progress().elapsed() > self.edge.config.stall_max {
+            return Err(End::Close(close::STALLED));
+        }
+        let silence = self.heard.elapsed();
+        if silence > self.edge.config.heartbeat * 2 && self.outbox.is_empty() {
+            return Err(End::Close(close::STALLED));
+        }
+        if silence > self.edge.config.heartbeat && !self.pinged {
+            self.pinged = true;
+            self.outbox.text(ServerFrame::Ping {}.encode());
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
+        self.heard = Instant::now();
+        self.pinged = false;
+        match message {
+            Ok(Message::Text(bytes)) => self.on_text(&bytes),
+            Ok(Message::Ping(payload)) => {
+                // A peer that pings faster than it reads gets no answer to most of them.
+                if self.outbox.bytes() < TURN_BYTES {
+                    self.outbox.pong(payload);
+                }
+                Ok(())
+            }
+            Ok(Message::Pong) => Ok(()),
+            Ok(Message::Close) | Err(ReadError::Gone) => Err(End::Gone),
+            Err(error @ ReadError::Protocol(_)) => {
+                self.error(None, Fault::bad_request(error.to_string()));
+                Err(End::Close(close::PROTOCOL))
+            }
+            Err(error @ ReadError::TooLarge) => {
+                self.error(None, Fault::new(Code::TooLarge, error.to_string()));
+                Err(End::Close(close::TOO_LARGE))
+            }
+        }
+    }
+
+    fn on_text(&mut self, bytes: &bytes::Bytes) -> Result<(), End> {
+        let frame = match ClientFrame::decode(bytes) {
+            Ok(frame) => frame,
+            Err(fault) => {
+                self.error(id_of(bytes), fault);
+                return if self.identity.is_some() { Ok(()) } else { Err(End::Close(close::PROTOCOL)) };
+            }
+        };
+        match (frame, &self.identity) {
+            (ClientFrame::Pong {}, _) => Ok(()),
+            (ClientFrame::Hello(hello), None) => {
+                let token = hello.token.or(self.token.take());
+                match self.edge.config.auth.check(token.as_deref(), hello.subject, hello.device) {
+                    Ok(identity) => {
+                        self.identity = Some(identity);
+                        self.request = Some(request::welcome(self.edge.clone(), hello.id, self.id.clone()));
+                        Ok(())
+                    }
+                    Err(fault) => {
+                        self.error(Some(hello.id.to_string()), fault);
+                        Err(End::Close(close::TOKEN))
+                    }
+                }
+            }
+            (ClientFrame::Hello(hello), Some(_)) => {
+                self.error(Some(hello.id.to_string()), Fault::bad_request("hello comes once"));
+                Ok(())
+            }
+            (_, None) => {
+                self.error(id_of(bytes), Fault::bad_request("the first frame is hello"));
+                Err(End::Close(close::PROTOCOL))
+            }
+            (frame, Some(identity)) => {
+                let identity = identity.clone();
+                self.on_request(frame, identity);
+                Ok(())
+            }
+        }
+    }
+
+    fn error(&mut self, id: Option<String>, fault: Fault) {
+        self.edge.metrics.errors.with_label_values(&[fault.code.as_str()]).inc();
+        self.outbox.text(ServerFrame::Error(ErrorFrame { id, error: ErrorBody::from(fault) }).encode());
+    }
+
+    /// Fills the outbox by one turn.
+    fn fill(&mut self) {
+        if let Some(pending) = self.page.take() {
+            self.send_pending(pending);
+            return;
+        }
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            self.serve_attachment(id);
+            if self.outbox.bytes() >= TURN_BYTES {
+                return;
+            }
+        }
+    }
+
+    fn start_fetch(&mut self, id: u32, fetch: Fetch) {
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        if self.fetch.is_some() || self.page.is_some() {
+            attachment.wants_fetch = true;
+            self.ready.push_back(id);
+            return;
+        }
+        attachment.wants_fetch = false;
+        let (reader, key, cursor) = (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
+        self.edge.metrics.replays.inc();
+        self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
+    }
+
+    fn welcome_frame(&self, id: everthread_protocol::RequestId, now: u64) -> Welcome {
+        let heartbeat = self.edge.config.heartbeat.as_millis();
+        Welcome {
+            id,
+            connection: self.id.clone(),
+            node: self.edge.config.node.to_string(),
+            now,
+            heartbeat_ms: u64::try_from(heartbeat).unwrap_or(u64::MAX),
+            frame_bytes_max: FRAME_BYTES_MAX,
+            block_bytes_max: BLOCK_BYTES_MAX,
+        }
+    }
+}
+
+/// The id of a frame that could not be read otherwise, so that its sender learns which one it was.
+pub(crate) fn id_of(bytes: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct WithId {
+        id: everthread_protocol::RequestId,
+    }
+    serde_json::from_slice::<WithId>(bytes).ok().map(|with| with.id.to_string())
+}
+
+/// When a client of a draining node comes back: the connection's id spreads them.
+fn spread(id: &str) -> u64 {
+    let hash = id.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    hash % RECONNECT_SPREAD_MS
+}
+
+/// The future of a branch that is only raced while its slot is full.
+fn filled<T>(slot: &mut Option<BoxFuture<'static, T>>) -> impl Future<Output = T> {
+    std::future::poll_fn(move |cx| match slot {
+        Some(future) => future.as_mut().poll(cx),
+        None => std::task::Poll::Pending,
+    })
+}
+
+fn log_fault(key: &everthread_protocol::SessionKey, error: &everthread_store::Error) -> Fault {
+    fault_of(key, error)
+}

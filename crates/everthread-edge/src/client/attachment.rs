@@ -1,0 +1,204 @@
+//! Attachments: a cursor on a tail. Joining, resuming, following live and being slow are one operation: read from the cursor.
+
+use super::{Connection, TURN_BYTES};
+use crate::reader::Reader;
+use crate::tail::{Found, Tail, Waiter, is_valid, since_of};
+use bytes::Bytes;
+use everthread_protocol::frame::{ResetReason, ServerFrame, Snapshot};
+use everthread_protocol::{Cursor, Seq, SessionKey};
+use everthread_session::view;
+use everthread_store::{Error, Page, Store};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Messages in the snapshot that follows a reset.
+const RESET_MESSAGES: usize = 50;
+/// Pause before a read that failed is tried again.
+const FETCH_PAUSE: Duration = Duration::from_millis(500);
+
+/// One connection's interest in one session.
+pub(super) struct Attachment {
+    pub tail: Arc<Tail>,
+    /// Everything up to here has been put into the outbox.
+    pub cursor: Cursor,
+    pub mode: Mode,
+    /// `{"t":"entries","attachment":N`: what its frames begin with.
+    pub prefix: Bytes,
+    pub waiter: Waiter,
+    /// It needs the log and waits for its turn to read.
+    pub wants_fetch: bool,
+}
+
+/// What the client was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// It is catching up after `attach` or a reset.
+    Joining,
+    /// It has everything.
+    Live,
+    /// It fell behind.
+    Lagging,
+}
+
+/// What is read for an attachment.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fetch {
+    /// What follows its cursor, folded.
+    Page,
+    /// A snapshot, because its cursor is not of the log.
+    Reset,
+}
+
+/// What a read brought.
+pub(super) struct Fetched {
+    pub attachment: u32,
+    pub result: Result<Brought, (SessionKey, Error)>,
+}
+
+pub(super) enum Brought {
+    Page(Page),
+    Reset(Cursor, String),
+}
+
+/// Frames of a page that the socket has not taken yet.
+pub(super) struct Pending {
+    attachment: u32,
+    frames: VecDeque<(Bytes, Cursor)>,
+}
+
+pub(super) fn prefix(attachment: u32) -> Bytes {
+    Bytes::from(format!("{{\"t\":\"entries\",\"attachment\":{attachment}"))
+}
+
+pub(super) async fn fetch<S: Store>(
+    reader: Reader<S>,
+    key: SessionKey,
+    attachment: u32,
+    cursor: Cursor,
+    fetch: Fetch,
+) -> Fetched {
+    let result = match fetch {
+        Fetch::Page => reader.folded_page(&key, cursor.seq).await.map(Brought::Page),
+        Fetch::Reset => snapshot(&reader, &key, attachment, RESET_MESSAGES)
+            .await
+            .map(|(cursor, frame)| Brought::Reset(cursor, frame)),
+    };
+    if result.is_err() {
+        tokio::time::sleep(FETCH_PAUSE).await;
+    }
+    Fetched { attachment, result: result.map_err(|error| (key, error)) }
+}
+
+/// The `snapshot` frame of a session, and where it stands.
+pub(super) async fn snapshot<S: Store>(
+    reader: &Reader<S>,
+    key: &SessionKey,
+    attachment: u32,
+    messages: usize,
+) -> Result<(Cursor, String), Error> {
+    let (view, page) = reader.view(key).await?;
+    let broken = |e: serde_json::Error| Error::Corrupt(e.to_string());
+    let view::Snapshot { state, messages, more } = view.snapshot(messages).map_err(broken)?;
+    let cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
+    let since = page.head.since;
+    let frame = Snapshot {
+        attachment,
+        epoch: cursor.epoch,
+        seq: cursor.seq,
+        since,
+        floor: Seq::ZERO,
+        state: &state,
+        messages: &messages,
+        more,
+    };
+    Ok((cursor, ServerFrame::Snapshot(frame).encode()))
+}
+
+impl<S: Store> Connection<S> {
+    /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
+    pub(super) fn serve_attachment(&mut self, id: u32) {
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        if self.page.as_ref().is_some_and(|page| page.attachment == id) {
+            return;
+        }
+        // Before the ring is read: what comes after the read must mark the attachment again.
+        attachment.waiter.rearm();
+        match attachment.tail.after(attachment.cursor, TURN_BYTES) {
+            Found::Frames(frames, cursor) => {
+                self.edge.metrics.frames_sent.inc_by(frames.len() as u64);
+                for suffix in frames {
+                    self.outbox.entries(&attachment.prefix, suffix);
+                }
+                attachment.cursor = cursor;
+                self.ready.push_back(id);
+            }
+            Found::Nothing(head) => {
+                attachment.cursor = head;
+                if attachment.mode != Mode::Live {
+                    attachment.mode = Mode::Live;
+                    self.outbox.text(ServerFrame::Live { attachment: id, seq: head.seq }.encode());
+                }
+            }
+            Found::Behind(behind) => {
+                if attachment.mode == Mode::Live {
+                    attachment.mode = Mode::Lagging;
+                    self.edge.metrics.lags.inc();
+                    self.outbox.text(ServerFrame::Lag { attachment: id, behind }.encode());
+                }
+                self.start_fetch(id, Fetch::Page);
+            }
+            Found::Invalid => self.start_fetch(id, Fetch::Reset),
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, fetched: Fetched) {
+        let id = fetched.attachment;
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        match fetched.result {
+            Ok(Brought::Page(page)) => {
+                if !is_valid(&page.epochs, page.head.seq, attachment.cursor) {
+                    self.start_fetch(id, Fetch::Reset);
+                    return;
+                }
+                let frames = page.records.iter().map(|record| {
+                    let since = since_of(&page.epochs, record);
+                    (record.frame_suffix(since), Cursor { epoch: record.epoch, seq: record.to })
+                });
+                self.page = Some(Pending { attachment: id, frames: frames.collect() });
+            }
+            Ok(Brought::Reset(cursor, frame)) => {
+                self.edge.metrics.resets.inc();
+                attachment.cursor = cursor;
+                attachment.mode = Mode::Joining;
+                let reset = ServerFrame::Reset { attachment: id, reason: ResetReason::Epoch };
+                self.outbox.text(reset.encode());
+                self.outbox.text(frame);
+                self.ready.push_back(id);
+            }
+            Err((key, error)) => {
+                // The attachment keeps its cursor and tries again; the store's trouble is reported once, by the store.
+                tracing::debug!(%key, %error, "an attachment waits for the store");
+                self.ready.push_back(id);
+            }
+        }
+    }
+
+    pub(super) fn send_pending(&mut self, mut pending: Pending) {
+        let id = pending.attachment;
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        while let Some((suffix, cursor)) = pending.frames.pop_front() {
+            self.edge.metrics.frames_sent.inc();
+            self.outbox.entries(&attachment.prefix, suffix);
+            attachment.cursor = cursor;
+            if self.outbox.bytes() >= TURN_BYTES {
+                break;
+            }
+        }
+        if pending.frames.is_empty() {
+            self.ready.push_back(id);
+        } else {
+            self.page = Some(pending);
+        }
+    }
+}

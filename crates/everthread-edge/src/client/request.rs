@@ -1,0 +1,198 @@
+//! Requests of a client: each is one future, made from a frame, whose reply goes into the outbox.
+
+use super::attachment::{self, Attachment, Mode};
+use super::{Connection, log_fault};
+use crate::auth::Identity;
+use crate::put::{self, Intent};
+use crate::tail::Tail;
+use crate::{Edge, control};
+use everthread_protocol::frame::{
+    Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Put, Receipt, ResetReason,
+    ServerFrame, Welcome,
+};
+use everthread_protocol::limits::ATTACHMENTS_MAX;
+use everthread_protocol::{Code, Cursor, Fault, RequestId, SessionKey};
+use everthread_store::Store;
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// How long a request may take.
+const REQUEST_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+/// Messages in the snapshot of a client whose cursor was not taken.
+const RESET_MESSAGES: usize = 50;
+
+/// What a request came to.
+pub(super) enum Reply {
+    /// Frames to send.
+    Frames(Vec<String>),
+    /// `hello` is done.
+    Welcome(RequestId, u64),
+    /// A new attachment, and what its client is sent first.
+    Attached(u32, Arc<Tail>, Cursor, Vec<String>),
+    /// It failed.
+    Failed(String, Fault),
+}
+
+pub(super) fn welcome<S: Store>(_edge: Edge<S>, id: RequestId, _connection: String) -> BoxFuture<'static, Reply> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
+    Box::pin(async move { Reply::Welcome(id, u64::try_from(now).unwrap_or(0)) })
+}
+
+impl<S: Store> Connection<S> {
+    /// Begins a request; its reply comes through `on_reply`.
+    pub(super) fn on_request(&mut self, frame: ClientFrame<'_>, identity: Identity) {
+        match frame {
+            ClientFrame::Attach(attach) => self.on_attach(attach, &identity),
+            ClientFrame::Detach(detach) => {
+                if self.attachments.remove(&detach.attachment).is_some() {
+                    self.edge.metrics.attachments.dec();
+                    self.page = None;
+                    self.outbox.text(ServerFrame::Ok(done(detach.id)).encode());
+                } else {
+                    self.error(Some(detach.id.to_string()), no_attachment());
+                }
+            }
+            ClientFrame::Put(put) => match self.key_of(put.attachment) {
+                Ok(key) => self.on_put(&put, key, identity),
+                Err(fault) => self.error(Some(put.id.to_string()), fault),
+            },
+            ClientFrame::Control(control) => match self.key_of(control.attachment) {
+                Ok(key) => self.on_control(control, key, identity),
+                Err(fault) => self.error(Some(control.id.to_string()), fault),
+            },
+            ClientFrame::History(history) => match self.key_of(history.attachment) {
+                Ok(key) => self.on_history(history, key),
+                Err(fault) => self.error(Some(history.id.to_string()), fault),
+            },
+            ClientFrame::Hello(_) | ClientFrame::Pong {} => {}
+        }
+    }
+
+    fn key_of(&self, attachment: u32) -> Result<SessionKey, Fault> {
+        self.attachments.get(&attachment).map(|a| a.tail.key().clone()).ok_or_else(no_attachment)
+    }
+
+    fn begin(&mut self, id: String, work: impl Future<Output = Result<Reply, Fault>> + Send + 'static) {
+        self.request = Some(Box::pin(async move {
+            match tokio::time::timeout(REQUEST_MAX, work).await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(fault)) => Reply::Failed(id, fault),
+                Err(_) => Reply::Failed(id, Fault::new(Code::Indeterminate, "no answer in time: repeat it with the same id")),
+            }
+        }));
+    }
+
+    fn on_attach(&mut self, attach: Attach, identity: &Identity) {
+        if self.attachments.len() >= ATTACHMENTS_MAX {
+            let message = format!("a connection has at most {ATTACHMENTS_MAX} attachments: detach one");
+            return self.error(Some(attach.id.to_string()), Fault::new(Code::LimitReached, message));
+        }
+        self.attachments_made += 1;
+        let number = self.attachments_made;
+        let edge = self.edge.clone();
+        let key = SessionKey { tenant: identity.tenant.clone(), session: attach.session.clone() };
+        let id = attach.id.to_string();
+        self.begin(id, async move { open(&edge, key, attach, number).await });
+    }
+
+    fn on_put(&mut self, put: &Put<'_>, key: SessionKey, identity: Identity) {
+        let intent = match Intent::read(put.entries.get(), put.agent.clone(), None) {
+            Ok(intent) => intent,
+            Err(fault) => return self.error(Some(put.id.to_string()), fault),
+        };
+        let (edge, id) = (self.edge.clone(), put.id.clone());
+        self.begin(put.id.to_string(), async move {
+            let outcome = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+            let done = Done {
+                id,
+                cursor: Some(outcome.cursor),
+                message: outcome.message,
+                run: outcome.run,
+                duplicate: outcome.duplicate,
+            };
+            Ok(Reply::Frames(vec![ServerFrame::Ok(done).encode()]))
+        });
+    }
+
+    fn on_control(&mut self, asked: Control, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(asked.id.to_string(), async move {
+            let receipt: Receipt =
+                control::cancel(&edge.desk, &key, &identity.author, &asked.id, &asked.target).await?;
+            Ok(Reply::Frames(vec![ServerFrame::Receipt(receipt).encode()]))
+        });
+    }
+
+    fn on_history(&mut self, history: History, key: SessionKey) {
+        let edge = self.edge.clone();
+        self.begin(history.id.to_string(), async move {
+            let (view, _) = edge.reader.view(&key).await.map_err(|e| log_fault(&key, &e))?;
+            let (messages, more) = view.messages_before(history.before, history.limit);
+            let messages = serde_json::value::to_raw_value(messages)
+                .map_err(|_| Fault::new(Code::Internal, "the messages cannot be written"))?;
+            let page = HistoryPage { id: history.id, messages: &messages, more };
+            Ok(Reply::Frames(vec![ServerFrame::History(page).encode()]))
+        });
+    }
+
+    pub(super) fn on_reply(&mut self, reply: Reply) {
+        match reply {
+            Reply::Frames(frames) => frames.into_iter().for_each(|frame| self.outbox.text(frame)),
+            Reply::Welcome(id, now) => {
+                let welcome: Welcome = self.welcome_frame(id, now);
+                self.outbox.text(ServerFrame::Welcome(welcome).encode());
+            }
+            Reply::Attached(number, tail, cursor, frames) => {
+                frames.into_iter().for_each(|frame| self.outbox.text(frame));
+                let waiter = tail.wait(self.wake.clone(), number);
+                let prefix = attachment::prefix(number);
+                let attachment =
+                    Attachment { tail, cursor, mode: Mode::Joining, prefix, waiter, wants_fetch: false };
+                self.attachments.insert(number, attachment);
+                self.edge.metrics.attachments.inc();
+                self.ready.push_back(number);
+            }
+            Reply::Failed(id, fault) => self.error(Some(id), fault),
+        }
+    }
+}
+
+async fn open<S: Store>(edge: &Edge<S>, key: SessionKey, attach: Attach, number: u32) -> Result<Reply, Fault> {
+    let tail = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
+    let head = tail.head();
+    let mut frames = Vec::new();
+    let (cursor, resumed) = match attach.from {
+        From::Cursor(cursor) if tail.knows(cursor) => (Some(cursor), true),
+        From::Cursor(_) => (None, false),
+        From::Start => (Some(tail.start()), true),
+        From::Recent(_) => (None, true),
+    };
+    let attached =
+        Attached { id: attach.id, attachment: number, session: attach.session, epoch: head.epoch, head: head.seq, resumed };
+    frames.push(ServerFrame::Attached(attached).encode());
+    if !resumed {
+        edge.metrics.resets.inc();
+        frames.push(ServerFrame::Reset { attachment: number, reason: ResetReason::Epoch }.encode());
+    }
+    let cursor = match cursor {
+        Some(cursor) => cursor,
+        None => {
+            let recent = if let From::Recent(recent) = attach.from { recent } else { RESET_MESSAGES };
+            let (cursor, snapshot) = attachment::snapshot(&edge.reader, &key, number, recent)
+                .await
+                .map_err(|e| log_fault(&key, &e))?;
+            frames.push(snapshot);
+            cursor
+        }
+    };
+    Ok(Reply::Attached(number, tail, cursor, frames))
+}
+
+fn done(id: RequestId) -> Done {
+    Done { id, cursor: None, message: None, run: None, duplicate: false }
+}
+
+fn no_attachment() -> Fault {
+    Fault::bad_request("this connection has no such attachment: attach first")
+}

@@ -1,0 +1,413 @@
+//! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
+
+use crate::auth::Identity;
+use crate::put::{self, Intent, PutDone};
+use crate::reader::{PAGE_BYTES, fault_of};
+use crate::tail::{is_valid, since_of};
+use crate::{Edge, client, control, socket, sse, worker};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use everthread_control::Numbered;
+use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target};
+use everthread_protocol::error::ErrorBody;
+use everthread_protocol::frame::Stage;
+use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_ENTRIES_MAX, PAGE_SESSIONS_MAX};
+use everthread_protocol::{
+    AgentName, Code, ControlId, Cursor, Fault, MessageId, Millis, RequestId, Seq, SessionId, SessionKey, scan,
+};
+use everthread_session::decide::meta_with;
+use everthread_session::{Request as Ask, state::RunStatus};
+use everthread_store::Store;
+use http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long `?wait_ms=` may make a request wait.
+const WAIT_MAX_MS: u64 = 30_000;
+
+/// A fault as a response.
+pub(crate) struct Failed(pub Fault);
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Failed(fault)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json_response(status, &json!({ "error": ErrorBody::from(self.0) }))
+    }
+}
+
+pub(crate) type Answer = Result<Response, Failed>;
+
+pub(crate) fn json_response(status: StatusCode, body: &impl serde::Serialize) -> Response {
+    let text = serde_json::to_string(body).unwrap_or_default();
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// All routes of the public port.
+pub fn router<S: Store>(edge: Edge<S>) -> Router {
+    Router::new()
+        .route("/v1/connect", get(connect_client::<S>))
+        .route("/v1/worker", get(connect_worker::<S>))
+        .route("/v1/sessions", get(list::<S>).post(create::<S>))
+        .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>))
+        .route("/v1/sessions/{session}/input", post(input::<S>))
+        .route("/v1/sessions/{session}/control", post(ask::<S>))
+        .route("/v1/sessions/{session}/entries", get(entries::<S>).post(write_entries::<S>))
+        .route("/v1/sessions/{session}/state", get(state::<S>))
+        .route("/v1/sessions/{session}/follow", get(sse::follow::<S>))
+        .fallback(|| async { Failed(Fault::new(Code::NotFound, "there is nothing at this address")) })
+        .method_not_allowed_fallback(|| async {
+            Failed(Fault::new(Code::NotSupported, "this address does not take this method"))
+        })
+        .layer(axum::middleware::from_fn_with_state(edge.clone(), check_origin::<S>))
+        .with_state(edge)
+}
+
+/// Every request passes here: foreign pages are turned away, and what goes wrong is counted.
+async fn check_origin<S: Store>(
+    State(edge): State<Edge<S>>,
+    request: Request,
+    next: axum::middleware::Next,
+) -> Response {
+    match edge.config.auth.check_origin(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(fault) => Failed(fault).into_response(),
+    }
+}
+
+async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
+    upgrade(edge, request, |edge, inbound, outbox, token| Box::pin(client::serve(edge, inbound, outbox, token)))
+}
+
+async fn connect_worker<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
+    upgrade(edge, request, |edge, inbound, outbox, token| Box::pin(worker::serve(edge, inbound, outbox, token)))
+}
+
+type Serve<S> = fn(
+    Edge<S>,
+    socket::Inbound,
+    socket::Outbox,
+    Option<String>,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn upgrade<S: Store>(edge: Edge<S>, mut request: Request, serve: Serve<S>) -> Answer {
+    let token = crate::auth::bearer(request.headers()).map(str::to_owned);
+    let (upgrade, response) = socket::accept(&mut request)?;
+    let token = token.or(upgrade.token.clone());
+    let tasks = edge.tasks.clone();
+    tasks.spawn(async move {
+        if let Some((inbound, outbox)) = upgrade.socket().await {
+            serve(edge, inbound, outbox, token).await;
+        }
+    });
+    Ok(response)
+}
+
+/// A session's key from the path, for somebody whose token is good.
+pub(crate) fn enter<S: Store>(edge: &Edge<S>, headers: &HeaderMap, session: &str) -> Result<(Identity, SessionKey), Fault> {
+    let identity = edge.config.auth.check_headers(headers)?;
+    let session: SessionId = session.parse().map_err(|e| Fault::bad_request(format!("session: {e}")))?;
+    let key = SessionKey { tenant: identity.tenant.clone(), session };
+    Ok((identity, key))
+}
+
+/// A JSON body, checked like everything that is kept.
+async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fault> {
+    let bytes = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX)
+        .await
+        .map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
+    let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
+    scan::value(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))?;
+    serde_json::from_slice(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))
+}
+
+pub(crate) fn query<T: DeserializeOwned>(request: &Request) -> Result<T, Fault> {
+    Query::<T>::try_from_uri(request.uri())
+        .map(|Query(query)| query)
+        .map_err(|e| Fault::bad_request(format!("query: {}", e.body_text())))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    session: Option<SessionId>,
+    agent: Option<AgentName>,
+    title: Option<String>,
+    #[serde(default)]
+    meta: Object,
+}
+
+async fn create<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
+    let identity = edge.config.auth.check_headers(request.headers())?;
+    let create: Create = body(request).await?;
+    let session = create.session.unwrap_or_else(put::fresh_id);
+    let key = SessionKey { tenant: identity.tenant.clone(), session };
+    let meta = meta_with(create.meta, create.agent.as_ref(), create.title.as_deref());
+    let open = Ask::Open { meta: meta.clone() };
+    match edge.desk.decide(&key, &identity.author, &open, Numbered::No).await {
+        Ok(decided) => {
+            let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
+            if let Err(error) = edge.desk.store().index(&key, decided.written.at).await {
+                tracing::warn!(%key, %error, "a new session is not in the list");
+            }
+            let body = json!({ "session": key.session, "cursor": cursor, "meta": meta });
+            Ok(json_response(StatusCode::CREATED, &body))
+        }
+        Err(failure) if failure.fault().code == Code::IdConflict => {
+            let (loaded, state) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
+            let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
+            let body = json!({ "session": key.session, "cursor": cursor, "meta": state.meta });
+            Ok(json_response(StatusCode::OK, &body))
+        }
+        Err(failure) => Err(failure.fault().into()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
+    let identity = edge.config.auth.check_headers(request.headers())?;
+    let asked: ListQuery = query(&request)?;
+    let limit = asked.limit.unwrap_or(50);
+    if !(1..=PAGE_SESSIONS_MAX).contains(&limit) {
+        return Err(Fault::bad_request(format!("limit is 1 to {PAGE_SESSIONS_MAX}")).into());
+    }
+    let after = asked.after.as_deref().map(read_page_mark).transpose()?;
+    let store = edge.desk.store();
+    let found = store.sessions(&identity.tenant, after, limit).await.map_err(|e| e.fault())?;
+    let next = (found.len() == limit).then(|| found.last().map(|(id, at)| format!("{}.{id}", at.0))).flatten();
+    let mut sessions = Vec::with_capacity(found.len());
+    for (session, at) in found {
+        let key = SessionKey { tenant: identity.tenant.clone(), session };
+        match edge.desk.load(&key).await {
+            Ok((_, state)) => {
+                sessions.push(json!({ "session": key.session, "active_at": at, "meta": state.meta }));
+            }
+            // The index is only an index.
+            Err(failure) if failure.fault().code == Code::NoSession => {}
+            Err(failure) => return Err(failure.fault().into()),
+        }
+    }
+    let mut answer = json!({ "sessions": sessions });
+    if let Some(next) = next {
+        answer["next"] = Value::String(next);
+    }
+    Ok(json_response(StatusCode::OK, &answer))
+}
+
+fn read_page_mark(mark: &str) -> Result<(Millis, SessionId), Fault> {
+    let bad = || Fault::bad_request("after is the \"next\" of the page before");
+    let (at, session) = mark.split_once('.').ok_or_else(bad)?;
+    Ok((Millis(at.parse().map_err(|_| bad())?), session.parse().map_err(|_| bad())?))
+}
+
+async fn show<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, headers: HeaderMap) -> Answer {
+    let (_, key) = enter(&edge, &headers, &session)?;
+    let (loaded, state) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
+    let runs: Vec<Value> = state
+        .open_runs()
+        .map(|(id, run)| {
+            let status = if run.status == RunStatus::Requested { "requested" } else { "active" };
+            json!({ "run": id, "agent": run.agent, "status": status })
+        })
+        .collect();
+    let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
+    let body = json!({
+        "session": key.session, "cursor": cursor, "meta": state.meta, "closed": state.closed, "runs": runs,
+    });
+    Ok(json_response(StatusCode::OK, &body))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Update {
+    meta: Object,
+}
+
+async fn update<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+    let (identity, key) = enter(&edge, request.headers(), &session)?;
+    let update: Update = body(request).await?;
+    let ask = Ask::Update { patch: update.meta };
+    let decided =
+        edge.desk.decide(&key, &identity.author, &ask, Numbered::No).await.map_err(|f| f.fault())?;
+    let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
+    Ok(json_response(StatusCode::OK, &json!({ "cursor": cursor })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    id: Option<RequestId>,
+    text: Option<String>,
+    parts: Option<Vec<PutPart>>,
+    agent: Option<AgentName>,
+    params: Option<Object>,
+    reply_to: Option<String>,
+    message: Option<MessageId>,
+}
+
+async fn input<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+    let (identity, key) = enter(&edge, request.headers(), &session)?;
+    let input: Input = body(request).await?;
+    let parts = match (input.text, input.parts) {
+        (Some(text), None) => vec![PutPart { kind: PartKind::Text, value: text.into(), attrs: None }],
+        (None, Some(parts)) => parts,
+        _ => return Err(Fault::bad_request("send either \"text\" or \"parts\"").into()),
+    };
+    let intent = Intent::message(input.message, Role::User, parts, input.reply_to, input.agent, input.params);
+    let id = input.id.unwrap_or_else(put::fresh_id);
+    let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+    Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
+}
+
+fn put_body(done: &PutDone) -> Value {
+    let mut body = json!({ "cursor": done.cursor });
+    if let Some(message) = &done.message {
+        body["message"] = json!(message);
+    }
+    if let Some(run) = &done.run {
+        body["run"] = json!(run);
+    }
+    if done.duplicate {
+        body["duplicate"] = true.into();
+    }
+    body
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WriteEntries {
+    id: Option<RequestId>,
+    agent: Option<AgentName>,
+    entries: Vec<Value>,
+}
+
+async fn write_entries<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Answer {
+    let (identity, key) = enter(&edge, request.headers(), &session)?;
+    let write: WriteEntries = body(request).await?;
+    let entries = serde_json::to_string(&write.entries)
+        .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
+    let intent = Intent::read(&entries, write.agent, None)?;
+    let id = write.id.unwrap_or_else(put::fresh_id);
+    let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+    Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    id: Option<ControlId>,
+    #[serde(rename = "kind")]
+    _kind: everthread_protocol::entry::ControlKind,
+    target: Target,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WaitQuery {
+    wait_ms: Option<u64>,
+}
+
+async fn ask<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+    let (identity, key) = enter(&edge, request.headers(), &session)?;
+    let WaitQuery { wait_ms } = query(&request)?;
+    let asked: Asked = body(request).await?;
+    let id = asked.id.unwrap_or_else(put::fresh_id);
+    let mut receipt = control::cancel(&edge.desk, &key, &identity.author, &id, &asked.target).await?;
+    let wait = Duration::from_millis(wait_ms.unwrap_or(0).min(WAIT_MAX_MS));
+    if receipt.stage == Stage::Accepted && !wait.is_zero() {
+        let settled = control::settled(&edge, &key, &id);
+        if let Ok(settled) = tokio::time::timeout(wait, settled).await {
+            receipt = settled?;
+        }
+    }
+    let status = if receipt.stage == Stage::Accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok(json_response(status, &receipt))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntriesQuery {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn entries<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let asked: EntriesQuery = query(&request)?;
+    let limit = asked.limit.unwrap_or(1000);
+    if !(1..=PAGE_ENTRIES_MAX).contains(&limit) {
+        return Err(Fault::bad_request(format!("limit is 1 to {PAGE_ENTRIES_MAX}")).into());
+    }
+    let after = read_after(asked.after.as_deref())?;
+    let from = after.map_or(Seq::ZERO, |cursor| cursor.seq);
+    let page = edge.reader.page(&key, from, PAGE_BYTES).await.map_err(|e| fault_of(&key, &e))?;
+    if after.is_some_and(|cursor| !is_valid(&page.epochs, page.head.seq, cursor)) {
+        let message = "the cursor is not of this log any more: read the state and go on from its cursor";
+        return Err(Fault::new(Code::BadCursor, message).into());
+    }
+    let mut out = String::from("{\"records\":[");
+    let mut cursor = after.unwrap_or(Cursor { epoch: page.head.epoch, seq: Seq::ZERO });
+    let mut taken = 0;
+    for record in &page.records {
+        if taken > 0 && taken + record.to.0 - record.from.0 + 1 > limit as u64 {
+            break;
+        }
+        taken += record.to.0 - record.from.0 + 1;
+        let suffix = record.frame_suffix(since_of(&page.epochs, record));
+        // The suffix of a frame begins with a comma.
+        let object = String::from_utf8_lossy(&suffix[1..]);
+        out.push_str(if cursor.seq == from && out.ends_with('[') { "{" } else { ",{" });
+        out.push_str(&object);
+        cursor = Cursor { epoch: record.epoch, seq: record.to };
+    }
+    let live = cursor.seq >= page.head.seq;
+    out.push_str(&format!("],\"cursor\":\"{cursor}\",\"live\":{live}}}"));
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], out).into_response())
+}
+
+/// A cursor of a query: absent and `0` mean the start.
+pub(crate) fn read_after(text: Option<&str>) -> Result<Option<Cursor>, Fault> {
+    match text {
+        None | Some("0" | "") => Ok(None),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| Fault::new(Code::BadCursor, "after is a cursor, \"<epoch>.<seq>\", or 0")),
+    }
+}
+
+async fn state<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, headers: HeaderMap) -> Answer {
+    let (_, key) = enter(&edge, &headers, &session)?;
+    let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
+    Ok(json_response(StatusCode::OK, &view))
+}
+
+/// An empty body, for responses that stream.
+pub(crate) fn stream_response(body: Body) -> Response {
+    (
+        [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")],
+        [("x-accel-buffering", "no")],
+        body,
+    )
+        .into_response()
+}

@@ -1,0 +1,85 @@
+//! What a node counts. The table in docs/OPERATIONS.md has the same names.
+
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// Counters and gauges of a node.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Open connections by kind: client, worker, sse.
+    pub connections: IntGaugeVec,
+    /// Attachments of clients and of SSE followers.
+    pub attachments: IntGauge,
+    /// Blocks of workers by result: ok, duplicate, or an error code.
+    pub appends: IntCounterVec,
+    /// `entries` frames put on sockets.
+    pub frames_sent: IntCounter,
+    /// Pages of the log read for attachments that were off their tail's ring.
+    pub replays: IntCounter,
+    /// Times that an attachment fell behind and was served folded.
+    pub lags: IntCounter,
+    /// Times that what a client held was not of the log.
+    pub resets: IntCounter,
+    /// Requests refused or failed, by error code.
+    pub errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// A set of its own, all zero.
+    #[expect(clippy::unwrap_used, reason = "names and labels are literals; a test makes every one")]
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let counter = |name, help| {
+            let made = IntCounter::new(name, help).unwrap();
+            registry.register(Box::new(made.clone())).unwrap();
+            made
+        };
+        let counters = |name, help, label| {
+            let made = IntCounterVec::new(Opts::new(name, help), &[label]).unwrap();
+            registry.register(Box::new(made.clone())).unwrap();
+            made
+        };
+        let connections = IntGaugeVec::new(Opts::new("everthread_connections", "Open connections."), &["kind"]).unwrap();
+        registry.register(Box::new(connections.clone())).unwrap();
+        let attachments = IntGauge::new("everthread_attachments", "Sessions followed, over all connections.").unwrap();
+        registry.register(Box::new(attachments.clone())).unwrap();
+        Metrics {
+            connections,
+            attachments,
+            appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),
+            frames_sent: counter("everthread_frames_sent_total", "Entries frames put on sockets."),
+            replays: counter("everthread_replays_total", "Pages of the log read for attachments off the ring."),
+            lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
+            resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
+            errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
+            registry,
+        }
+    }
+
+    /// All of it in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_can_be_made_and_rendered() {
+        let metrics = Metrics::new();
+        metrics.frames_sent.inc();
+        assert!(metrics.render().contains("everthread_frames_sent_total 1"));
+    }
+}

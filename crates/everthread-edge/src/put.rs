@@ -1,0 +1,161 @@
+//! What a client may write, from WebSocket and HTTP alike.
+
+use everthread_control::{Desk, Numbered};
+use everthread_protocol::entry::{self, Entry, Object, PutPart, Role, Writer};
+use everthread_protocol::{
+    AgentName, Author, Cursor, Fault, MessageId, Millis, RequestId, RunId, SessionKey, scan,
+};
+use everthread_session::Request;
+use everthread_session::decide::Put;
+use everthread_store::Store;
+use serde::Deserialize;
+use ulid::Ulid;
+
+/// A write that was carried out, now or before.
+#[derive(Debug)]
+pub struct PutDone {
+    /// The position after it.
+    pub cursor: Cursor,
+    /// The message that was put.
+    pub message: Option<MessageId>,
+    /// The run that was requested.
+    pub run: Option<RunId>,
+    /// It is the repeat of an earlier write.
+    pub duplicate: bool,
+}
+
+/// What is written.
+#[derive(Debug)]
+pub enum Intent {
+    /// A message.
+    Message(Put),
+    /// A shared value.
+    Value {
+        /// Which.
+        key: String,
+        /// The new one.
+        value: serde_json::Value,
+    },
+    /// Entries that nothing depends on, verbatim.
+    Events {
+        /// The array as sent.
+        entries: String,
+        /// How many.
+        count: u32,
+    },
+}
+
+#[derive(Deserialize)]
+struct PutFields {
+    #[serde(default)]
+    message: Option<MessageId>,
+    role: Role,
+    parts: Vec<PutPart>,
+    #[serde(default)]
+    reply_to: Option<String>,
+}
+
+impl Intent {
+    /// Reads and checks the entries of a `put`.
+    pub fn read(entries: &str, agent: Option<AgentName>, params: Option<Object>) -> Result<Intent, Fault> {
+        let raw = scan::entries(entries.as_bytes()).map_err(|e| fault_of_scan(&e))?;
+        let is_decided = |kind: &str| kind == "message.put" || kind == "state.set";
+        if raw.items.len() > 1 && raw.items.iter().any(|item| is_decided(&item.kind)) {
+            return Err(Fault::bad_request("message.put and state.set come alone"));
+        }
+        if raw.items[0].kind == "message.put" {
+            let known = |key: &str| ["type", "message", "role", "parts", "reply_to"].contains(&key);
+            if let Some(key) = raw.keys(&raw.items[0]).iter().find(|key| !known(key)) {
+                let key: String = key.chars().take(64).collect();
+                return Err(Fault::bad_request(format!("entry 0: message.put has no field {key:?}")));
+            }
+            let fields: PutFields = serde_json::from_str(raw.items[0].text)
+                .map_err(|e| Fault::bad_request(format!("entry 0: message.put: {e}")))?;
+            let PutFields { message, role, parts, reply_to } = fields;
+            return Ok(Intent::message(message, role, parts, reply_to, agent, params));
+        }
+        if raw.items[0].kind == "state.set" {
+            return match entry::check(&raw, 0, |_| true)? {
+                Entry::StateSet { key, value } => Ok(Intent::Value { key, value }),
+                _ => Err(Fault::bad_request("entry 0: not a state.set")),
+            };
+        }
+        for index in 0..raw.items.len() {
+            entry::check(&raw, index, |writer| writer == Writer::Anyone)?;
+        }
+        let count = u32::try_from(raw.items.len()).unwrap_or(u32::MAX);
+        Ok(Intent::Events { entries: entries.to_owned(), count })
+    }
+
+    /// A message; its id is made here if there is none.
+    pub fn message(
+        message: Option<MessageId>,
+        role: Role,
+        parts: Vec<PutPart>,
+        reply_to: Option<String>,
+        agent: Option<AgentName>,
+        params: Option<Object>,
+    ) -> Intent {
+        let message = message.unwrap_or_else(fresh_id);
+        Intent::Message(Put { message, role, parts, reply_to, agent, params })
+    }
+}
+
+/// A ULID as an id of any kind.
+pub fn fresh_id<I: std::str::FromStr>() -> I {
+    // A ULID is a valid id of every kind.
+    Ulid::generate().to_string().parse().unwrap_or_else(|_| unreachable!("a ULID is an id"))
+}
+
+/// A fault for entries that did not pass the scan.
+pub fn fault_of_scan(error: &scan::ScanError) -> Fault {
+    let code = match error.problem {
+        scan::Problem::TooLarge | scan::Problem::TooMany => everthread_protocol::Code::TooLarge,
+        _ => everthread_protocol::Code::BadRequest,
+    };
+    Fault::new(code, format!("entries: {error}"))
+}
+
+/// When an id was made, if it is a ULID.
+pub fn made_at(id: &str) -> Option<Millis> {
+    Ulid::from_string(id).ok().map(|ulid| Millis(ulid.timestamp_ms()))
+}
+
+/// Carries out a write under an id that makes a repeat harmless.
+pub async fn carry_out<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    by: &Author,
+    id: &RequestId,
+    intent: Intent,
+) -> Result<PutDone, Fault> {
+    let (request, verbatim, message) = match intent {
+        Intent::Message(put) => {
+            let message = put.message.clone();
+            (Request::Put(put), None, Some(message))
+        }
+        Intent::Value { key, value } => (Request::SetValue { key, value }, None, None),
+        Intent::Events { entries, count } => (Request::Events, Some((entries, count)), None),
+    };
+    let producer = format!("put:{}:{id}", by.id);
+    let answer = message.as_ref().map_or("", |message| message.as_str());
+    let numbered = Numbered::Request { key: &producer, answer, made_at: made_at(id.as_str()) };
+    let verbatim = verbatim.as_ref().map(|(entries, count)| (&**entries, *count));
+    let decided =
+        desk.decide_with(key, by, &request, numbered, verbatim).await.map_err(|failure| failure.fault())?;
+    let written = decided.written;
+    let cursor = Cursor { epoch: written.epoch, seq: written.to };
+    match (decided.decision, written.duplicate) {
+        (Some(decision), _) => {
+            if let Err(error) = desk.store().index(key, written.at).await {
+                tracing::debug!(%key, %error, "the list of sessions is behind");
+            }
+            Ok(PutDone { cursor, message, run: decision.requested, duplicate: false })
+        }
+        (None, first) => {
+            let answer = first.map(|first| first.answer).unwrap_or_default();
+            let (message, run) = answer.split_once(' ').unwrap_or((&answer, ""));
+            Ok(PutDone { cursor, message: message.parse().ok(), run: run.parse().ok(), duplicate: true })
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Reads of the log: a bounded number of them at once per node, folded where asked.
+
+use everthread_protocol::{Fault, Record, Seq, SessionKey};
+use everthread_session::fold::{Limits, fold};
+use everthread_session::view::View;
+use everthread_store::{Error, Page, Store};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Reads of the log at once per node; the others wait.
+const READS_MAX: usize = 64;
+/// Bytes of blocks in one page of a replay, before it is folded.
+pub const PAGE_BYTES: usize = 512 * 1024;
+/// How long a read may wait for its turn.
+const TURN_MAX: Duration = Duration::from_secs(10);
+
+/// Reads logs. Cheap to clone.
+pub struct Reader<S> {
+    store: Arc<S>,
+    turns: Arc<Semaphore>,
+}
+
+impl<S> Clone for Reader<S> {
+    fn clone(&self) -> Self {
+        Self { store: self.store.clone(), turns: self.turns.clone() }
+    }
+}
+
+impl<S: Store> Reader<S> {
+    /// A reader of a store.
+    pub fn new(store: Arc<S>) -> Self {
+        Self { store, turns: Arc::new(Semaphore::new(READS_MAX)) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<S> {
+        &self.store
+    }
+
+    /// A page of the log as stored.
+    pub async fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
+        let turn = tokio::time::timeout(TURN_MAX, self.turns.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(Error::Unavailable("too many reads at once".into()));
+        };
+        self.store.read(key, after, bytes_max).await
+    }
+
+    /// A page of the log with its appends merged.
+    pub async fn folded_page(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
+        let mut page = self.page(key, after, PAGE_BYTES).await?;
+        page.records = folded(&page.records)?;
+        Ok(page)
+    }
+
+    /// The session as it stands, with the page that brought its end.
+    pub async fn view(&self, key: &SessionKey) -> Result<(View, Page), Error> {
+        let mut view = View::new();
+        loop {
+            let page = self.page(key, view.seq(), PAGE_BYTES).await?;
+            for record in &page.records {
+                let since = crate::tail::since_of(&page.epochs, record);
+                view.apply(record, since).map_err(|e| Error::Corrupt(e.to_string()))?;
+            }
+            if view.seq() >= page.head.seq || page.records.is_empty() {
+                return Ok((view, page));
+            }
+        }
+    }
+}
+
+fn folded(records: &[Record]) -> Result<Vec<Record>, Error> {
+    if records.len() < 2 {
+        return Ok(records.to_vec());
+    }
+    fold(records, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))
+}
+
+/// A store's error as a client may see it, logged where it is the server's.
+pub fn fault_of(key: &SessionKey, error: &Error) -> Fault {
+    if let Error::Corrupt(what) = error {
+        tracing::error!(%key, what, "broken session");
+    }
+    error.fault()
+}

@@ -1,0 +1,174 @@
+//! `GET …/follow`: a session as server-sent events. The `id` of every event is the cursor after it, so a browser's own
+//! reconnect with `Last-Event-ID` resumes where it was.
+
+use crate::http::{Answer, enter, query, read_after, stream_response};
+use crate::reader::fault_of;
+use crate::tail::{Found, Tail, Wake, is_valid, since_of};
+use crate::Edge;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use bytes::Bytes;
+use everthread_protocol::{Cursor, Fault};
+use everthread_store::{Error, Store};
+use futures_util::stream::{self, Stream};
+use serde::Deserialize;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes taken from the ring in one step.
+const STEP_BYTES: usize = 64 * 1024;
+/// A comment is sent after this much silence, so that proxies keep the connection.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Pause before a read that failed is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FollowQuery {
+    after: Option<String>,
+}
+
+/// The route.
+pub(crate) async fn follow<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let asked: FollowQuery = query(&request)?;
+    let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
+    let tail = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let cursor = after.unwrap_or_else(|| tail.start());
+    let events = Events { cursor, edge, tail, told_live: false, queue: VecDeque::new() };
+    Ok(stream_response(Body::from_stream(events.into_stream())))
+}
+
+/// One follower: a cursor, and the events of one step.
+struct Events<S> {
+    edge: Edge<S>,
+    tail: Arc<Tail>,
+    cursor: Cursor,
+    told_live: bool,
+    queue: VecDeque<Bytes>,
+}
+
+/// What a step came to.
+enum Step {
+    Events,
+    Wait,
+}
+
+impl<S: Store> Events<S> {
+    /// Ends when the node drains; the client comes back by itself, with `Last-Event-ID`.
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
+        let wake = Arc::new(Wake::default());
+        let waiter = self.tail.wait(wake.clone(), 0);
+        let gauge = Counted::new(self.edge.metrics.connections.with_label_values(&["sse"]));
+        stream::unfold((self, wake, waiter, gauge), |(mut this, wake, waiter, gauge)| async move {
+            loop {
+                if let Some(event) = this.queue.pop_front() {
+                    return Some((Ok(event), (this, wake, waiter, gauge)));
+                }
+                waiter.rearm();
+                match this.step().await {
+                    Ok(Step::Events) => {}
+                    Ok(Step::Wait) => tokio::select! {
+                        () = wake.woken() => wake.take(&mut Vec::new()),
+                        () = tokio::time::sleep(HEARTBEAT) => this.queue.push_back(Bytes::from_static(b":\n\n")),
+                        () = this.edge.tasks.stopped() => return None,
+                    },
+                    Err(error) => {
+                        let fault: Fault = fault_of(this.tail.key(), &error);
+                        tracing::debug!(key = %this.tail.key(), %fault, "a follower waits for the store");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        })
+    }
+
+    async fn step(&mut self) -> Result<Step, Error> {
+        match self.tail.after(self.cursor, STEP_BYTES) {
+            Found::Frames(frames, cursor) => {
+                let last = frames.len().saturating_sub(1);
+                for (index, suffix) in frames.into_iter().enumerate() {
+                    // Only the last frame's cursor is known here; the others carry their own `to`.
+                    let at = (index == last).then_some(cursor);
+                    self.queue.push_back(entries_event(at, &suffix));
+                }
+                self.cursor = cursor;
+                Ok(Step::Events)
+            }
+            Found::Nothing(head) => {
+                self.cursor = head;
+                if self.told_live {
+                    return Ok(Step::Wait);
+                }
+                self.told_live = true;
+                self.queue.push_back(event("live", Some(head), &format!("{{\"seq\":{}}}", head.seq)));
+                Ok(Step::Events)
+            }
+            Found::Behind(_) => self.read_log().await,
+            Found::Invalid => self.reset().await,
+        }
+    }
+
+    async fn read_log(&mut self) -> Result<Step, Error> {
+        self.told_live = false;
+        let key = self.tail.key().clone();
+        self.edge.metrics.replays.inc();
+        let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
+        if !is_valid(&page.epochs, page.head.seq, self.cursor) {
+            return self.reset().await;
+        }
+        for record in &page.records {
+            self.cursor = Cursor { epoch: record.epoch, seq: record.to };
+            let suffix = record.frame_suffix(since_of(&page.epochs, record));
+            self.queue.push_back(entries_event(Some(self.cursor), &suffix));
+        }
+        Ok(Step::Events)
+    }
+
+    async fn reset(&mut self) -> Result<Step, Error> {
+        self.edge.metrics.resets.inc();
+        let key = self.tail.key().clone();
+        let (view, _) = self.edge.reader.view(&key).await?;
+        self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
+        let view = serde_json::to_string(&view).map_err(|e| Error::Corrupt(e.to_string()))?;
+        self.queue.push_back(event("reset", Some(self.cursor), &view));
+        Ok(Step::Events)
+    }
+}
+
+/// An `entries` event from the suffix of a frame, which begins with a comma.
+fn entries_event(cursor: Option<Cursor>, suffix: &[u8]) -> Bytes {
+    let text = String::from_utf8_lossy(&suffix[1..]);
+    event("entries", cursor, &format!("{{{text}"))
+}
+
+/// JSON has no raw line breaks, so one `data` line always holds it.
+fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
+    let data = data.replace(['\n', '\r'], " ");
+    match cursor {
+        Some(cursor) => Bytes::from(format!("id: {cursor}\nevent: {name}\ndata: {data}\n\n")),
+        None => Bytes::from(format!("event: {name}\ndata: {data}\n\n")),
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted(prometheus::IntGauge);
+
+impl Counted {
+    fn new(gauge: prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,83 @@
+use super::*;
+use everthread_store::{Head, Page};
+
+fn record(epoch: u64, from: u64, to: u64) -> Record {
+    Record { epoch: Epoch(epoch), from: Seq(from), to: Seq(to), blocks: Bytes::from_static(b"[]") }
+}
+
+fn page(records: Vec<Record>, epochs: &[(u64, u64)], head: u64) -> Page {
+    let epochs: Vec<_> = epochs.iter().map(|(e, s)| (Epoch(*e), Seq(*s))).collect();
+    let (epoch, since) = *epochs.last().unwrap();
+    let version = everthread_protocol::Version { epoch, n: 0 };
+    Page { records, head: Head { epoch, since, seq: Seq(head), version, active: 0 }, epochs }
+}
+
+fn at(epoch: u64, seq: u64) -> Cursor {
+    Cursor { epoch: Epoch(epoch), seq: Seq(seq) }
+}
+
+fn ring_at(head: u64) -> Ring {
+    let mut ring = Ring::new();
+    ring.learn(&page(vec![], &[(1, 1)], head));
+    ring
+}
+
+#[test]
+fn a_record_that_does_not_follow_is_not_taken() {
+    let mut ring = ring_at(3);
+    assert!(!ring.push(&record(1, 5, 5)));
+    assert_eq!(ring.head, at(1, 3));
+    assert!(ring.push(&record(1, 2, 3)), "a duplicate is no gap");
+    assert!(ring.push(&record(1, 3, 4)), "an overlap is no gap");
+    assert_eq!(ring.head, at(1, 4));
+}
+
+#[test]
+fn a_cursor_on_the_ring_gets_frames_and_off_it_is_sent_to_the_log() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 4));
+    ring.push(&record(1, 5, 6));
+    assert!(matches!(ring.after(at(1, 2), 1000), Found::Behind(4)));
+    let Found::Frames(frames, cursor) = ring.after(at(1, 3), 1000) else { panic!() };
+    assert_eq!((frames.len(), cursor), (2, at(1, 6)));
+    let Found::Frames(frames, cursor) = ring.after(at(1, 5), 1) else { panic!() };
+    assert_eq!((frames.len(), cursor), (1, at(1, 6)), "a cursor inside a block gets the block");
+    assert!(matches!(ring.after(at(1, 6), 1000), Found::Nothing(_)));
+    assert!(matches!(ring.after(at(1, 7), 1000), Found::Invalid));
+    assert!(matches!(ring.after(at(2, 1), 1000), Found::Invalid));
+}
+
+#[test]
+fn a_new_epoch_leaves_cursors_before_it_alone_and_resets_those_beyond() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 9));
+    // The log lost 6..9 and went on.
+    ring.learn(&page(vec![record(2, 6, 6)], &[(1, 1), (2, 6)], 6));
+    assert!(matches!(ring.after(at(1, 9), 1000), Found::Invalid));
+    assert!(matches!(ring.after(at(1, 6), 1000), Found::Invalid));
+    assert!(matches!(ring.after(at(1, 5), 1000), Found::Behind(1)));
+    assert!(matches!(ring.after(at(2, 6), 1000), Found::Nothing(_)));
+}
+
+#[test]
+fn an_epoch_that_follows_goes_on_without_a_read() {
+    let mut ring = ring_at(3);
+    assert!(ring.push(&record(2, 4, 4)));
+    let Found::Frames(frames, cursor) = ring.after(at(1, 3), 1000) else { panic!() };
+    assert_eq!(cursor, at(2, 4));
+    assert!(std::str::from_utf8(&frames[0]).unwrap().contains("\"since\":4"));
+    assert!(matches!(ring.after(at(1, 4), 1000), Found::Invalid));
+}
+
+#[test]
+fn the_ring_is_bounded_by_bytes() {
+    let mut ring = ring_at(0);
+    let blocks = Bytes::from(vec![b' '; 10_000]);
+    for seq in 1..100 {
+        ring.push(&Record { blocks: blocks.clone(), ..record(1, seq, seq) });
+    }
+    assert!(ring.bytes <= RING_BYTES_MAX);
+    assert!(matches!(ring.after(at(1, 1), 1000), Found::Behind(98)));
+    assert!(matches!(ring.after(at(1, 80), 1000), Found::Behind(19)), "too far behind for raw frames");
+    assert!(matches!(ring.after(at(1, 97), 1000), Found::Frames(..)));
+}

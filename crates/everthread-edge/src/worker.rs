@@ -1,0 +1,288 @@
+//! A worker's connection: one task that hosts the runs it was given, writes their blocks, and passes controls on to it.
+//!
+//! Blocks of one run are written one after the other, those of different runs side by side. What a block's entries share
+//! is checked once here; the bytes go to the store as they came. The store's answer, and nothing before it, is the ack.
+//!
+//! **Invariant:** a run is hosted here only under the fence that it was claimed or kept with.
+
+mod hosted;
+mod job;
+mod parts;
+
+use crate::Edge;
+use crate::socket::{Inbound, Message, Outbox, ReadError};
+use crate::tail::Wake;
+use everthread_control::{Assignment, Seat};
+use everthread_protocol::error::{ErrorBody, close};
+use everthread_protocol::frame::{Bye, ErrorFrame};
+use everthread_protocol::limits::BLOCK_BYTES_MAX;
+use everthread_protocol::worker_frame::{WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
+use everthread_protocol::{AgentName, Code, Fault, PoolKey, RequestId, RunId, TenantId, WorkerId};
+use everthread_store::Store;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use hosted::{Hosted, Watched};
+use job::Job;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How long a worker may take to say `hello`.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// Bytes of blocks that wait behind the one of their run that is being written; beyond it nothing more is read.
+const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Jobs of one connection at once; beyond it nothing more is read.
+const JOBS_MAX: usize = 512;
+
+/// Serves a worker's socket to its end, and sees to its runs after that.
+pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, token: Option<String>) {
+    let gauge = edge.metrics.connections.with_label_values(&["worker"]);
+    gauge.inc();
+    let (assign, assigned) = mpsc::channel(1);
+    let connection = Connection {
+        id: crate::put::fresh_id::<RequestId>().to_string(),
+        edge,
+        inbound,
+        outbox,
+        token,
+        me: None,
+        assign,
+        assigned,
+        seats: HashMap::new(),
+        runs: HashMap::new(),
+        watched: HashMap::new(),
+        watches_made: 0,
+        queued_bytes: 0,
+        wake: Arc::default(),
+        jobs: FuturesUnordered::new(),
+        opened: Instant::now(),
+        heard: Instant::now(),
+    };
+    connection.run().await;
+    gauge.dec();
+}
+
+/// Who is connected.
+#[derive(Clone)]
+struct Me {
+    tenant: TenantId,
+    worker: WorkerId,
+}
+
+struct Connection<S> {
+    id: String,
+    edge: Edge<S>,
+    inbound: Inbound,
+    outbox: Outbox,
+    /// The token that came with the handshake.
+    token: Option<String>,
+    /// Set by `hello`.
+    me: Option<Me>,
+    assign: mpsc::Sender<Assignment>,
+    assigned: mpsc::Receiver<Assignment>,
+    seats: HashMap<AgentName, Arc<Seat>>,
+    runs: HashMap<RunId, Hosted>,
+    /// Sessions of hosted runs, by number.
+    watched: HashMap<u32, Watched>,
+    watches_made: u32,
+    queued_bytes: usize,
+    /// Marked with the numbers of watched sessions whose state changed.
+    wake: Arc<Wake>,
+    jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    opened: Instant,
+    heard: Instant,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The peer is gone or has said so.
+    Gone,
+    /// The peer is told this code.
+    Close(u16),
+}
+
+impl<S: Store> Connection<S> {
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(self.edge.config.leases.heartbeat);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = loop {
+            if let Err(end) = self.turn(&mut tick).await {
+                break end;
+            }
+        };
+        if let End::Close(code) = end {
+            let bye = Bye { code, reconnect: code >= 4500, after_ms: 200 };
+            self.outbox.text(WorkerServerFrame::Bye(bye).encode());
+            self.outbox.close(code);
+            // One try: a peer that takes nothing learns it from the closed socket.
+            drop(self.outbox.flush());
+        }
+        self.leave();
+    }
+
+    /// One turn of the loop. Every future raced here is cancel safe.
+    async fn turn(&mut self, tick: &mut tokio::time::Interval) -> Result<(), End> {
+        self.outbox.flush().map_err(|_| End::Gone)?;
+        let waits = !self.outbox.is_empty();
+        // A worker that does not take its acks is not read either.
+        let reads = self.queued_bytes < QUEUED_BYTES_MAX
+            && self.jobs.len() < JOBS_MAX
+            && self.outbox.bytes() < QUEUED_BYTES_MAX;
+        let has_jobs = !self.jobs.is_empty();
+        tokio::select! {
+            message = self.inbound.next(), if reads => self.on_message(message)?,
+            job = self.jobs.next(), if has_jobs => if let Some(job) = job { self.on_job(job)? },
+            assignment = self.assigned.recv() => if let Some(assignment) = assignment { self.on_assignment(assignment) },
+            () = self.wake.woken() => self.on_wake(),
+            writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
+            _ = tick.tick() => self.on_tick()?,
+            () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
+        self.heard = Instant::now();
+        match message {
+            Ok(Message::Text(bytes)) => self.on_text(bytes),
+            Ok(Message::Ping(payload)) => {
+                self.outbox.pong(payload);
+                Ok(())
+            }
+            Ok(Message::Pong) => Ok(()),
+            Ok(Message::Close) | Err(ReadError::Gone) => Err(End::Gone),
+            Err(error @ ReadError::Protocol(_)) => {
+                self.error(None, Fault::bad_request(error.to_string()));
+                Err(End::Close(close::PROTOCOL))
+            }
+            Err(error @ ReadError::TooLarge) => {
+                self.error(None, Fault::new(Code::TooLarge, error.to_string()));
+                Err(End::Close(close::TOO_LARGE))
+            }
+        }
+    }
+
+    fn on_text(&mut self, bytes: bytes::Bytes) -> Result<(), End> {
+        let frame = match WorkerFrame::decode(&bytes) {
+            Ok(frame) => frame,
+            Err(fault) => {
+                self.error(crate::client::id_of(&bytes), fault);
+                return if self.me.is_some() { Ok(()) } else { Err(End::Close(close::PROTOCOL)) };
+            }
+        };
+        match frame {
+            WorkerFrame::Pong {} => {}
+            WorkerFrame::Hello(hello) if self.me.is_none() => return self.on_hello(hello),
+            WorkerFrame::Hello(hello) => {
+                self.error(Some(hello.id.to_string()), Fault::bad_request("hello comes once"));
+            }
+            _ if self.me.is_none() => {
+                self.error(crate::client::id_of(&bytes), Fault::bad_request("the first frame is hello"));
+                return Err(End::Close(close::PROTOCOL));
+            }
+            WorkerFrame::Drain {} => self.seats.values().for_each(|seat| seat.drain()),
+            WorkerFrame::Decline(decline) => self.on_decline(&decline),
+            WorkerFrame::Append(append) => self.on_write(append.run.clone(), append.id.clone(), &bytes),
+            WorkerFrame::End(end) => self.on_write(end.run, end.id, &bytes),
+            WorkerFrame::StartChild(child) => self.on_write(child.run, child.id, &bytes),
+        }
+        Ok(())
+    }
+
+    fn on_hello(&mut self, hello: WorkerHello) -> Result<(), End> {
+        let token = hello.token.clone().or(self.token.take());
+        let identity = match self.edge.config.auth.check(token.as_deref(), None, None) {
+            Ok(identity) => identity,
+            Err(fault) => {
+                self.error(Some(hello.id.to_string()), fault);
+                return Err(End::Close(close::TOKEN));
+            }
+        };
+        let capacity: u32 = hello.agents.iter().map(|agent| agent.capacity).sum();
+        let (assign, assigned) = mpsc::channel(capacity as usize);
+        (self.assign, self.assigned) = (assign, assigned);
+        let me = Me { tenant: identity.tenant, worker: hello.worker.clone() };
+        self.me = Some(me.clone());
+        let work = job::greet(self.edge.clone(), self.id.clone(), me, hello);
+        self.jobs.push(Box::pin(work));
+        Ok(())
+    }
+
+    /// `hello` is done: the worker counts as alive, and what it still holds is known.
+    fn on_greeted(&mut self, greeted: job::Greeted) {
+        let job::Greeted { hello, kept } = greeted;
+        let Some(me) = self.me.clone() else { return };
+        for offer in &hello.agents {
+            let pool = PoolKey { tenant: me.tenant.clone(), agent: offer.name.clone() };
+            let seat =
+                self.edge.dispatcher.seat(pool, me.worker.clone(), offer.capacity, self.assign.clone());
+            self.seats.insert(offer.name.clone(), seat);
+        }
+        let leases = &self.edge.config.leases;
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let welcome = WorkerWelcome {
+            id: hello.id,
+            connection: self.id.clone(),
+            node: self.edge.config.node.to_string(),
+            heartbeat_ms: millis(leases.heartbeat),
+            lease_ms: millis(leases.lease),
+            block_bytes_max: BLOCK_BYTES_MAX,
+            kept: kept.iter().map(|kept| kept.run.clone()).collect(),
+        };
+        self.outbox.text(WorkerServerFrame::Welcome(welcome).encode());
+        for kept in kept {
+            self.host_kept(kept);
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<(), End> {
+        let Some(me) = &self.me else {
+            let is_late = self.opened.elapsed() > HELLO_MAX;
+            return if is_late { Err(End::Close(close::PROTOCOL)) } else { Ok(()) };
+        };
+        if self.heard.elapsed() > self.edge.config.leases.lease {
+            return Err(End::Close(close::STALLED));
+        }
+        self.outbox.text(WorkerServerFrame::Ping {}.encode());
+        let (edge, me, holder) = (self.edge.clone(), me.clone(), self.id.clone());
+        let keys = self.watched.iter().map(|(number, watched)| (*number, watched.key.clone())).collect();
+        self.jobs.push(Box::pin(job::renew(edge, me, holder, keys)));
+        Ok(())
+    }
+
+    fn error(&mut self, id: Option<String>, fault: Fault) {
+        self.edge.metrics.errors.with_label_values(&[fault.code.as_str()]).inc();
+        self.outbox.text(WorkerServerFrame::Error(ErrorFrame { id, error: ErrorBody::from(fault) }).encode());
+    }
+
+    /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
+    fn leave(&mut self) {
+        let Some(me) = self.me.take() else { return };
+        let mut runs: Vec<_> = self.runs.drain().map(|(run, hosted)| (hosted.key, run)).collect();
+        // What was assigned and not looked at yet is this worker's too.
+        self.assigned.close();
+        while let Ok(assignment) = self.assigned.try_recv() {
+            runs.push((assignment.key, assignment.id));
+        }
+        let (edge, holder) = (self.edge.clone(), self.id.clone());
+        self.edge.tasks.spawn_until_stopped(async move {
+            tokio::time::sleep(edge.config.leases.return_grace).await;
+            match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(worker = %me.worker, %error, "a dead worker's runs wait for their leases to end");
+                    return;
+                }
+            }
+            for (key, run) in runs {
+                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await {
+                    tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                }
+            }
+        });
+    }
+}

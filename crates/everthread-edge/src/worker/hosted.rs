@@ -1,0 +1,435 @@
+//! Runs that a worker's connection hosts, and the sessions they are in.
+
+use super::Connection;
+use super::job::{self, Job, Kept, Write, WriteKind};
+use super::parts::Parts;
+use crate::reader::fault_of;
+use bytes::Bytes;
+use everthread_control::{Assignment, Numbered, Seat, system_author};
+use everthread_protocol::entry::{self, Outcome, Writer};
+use everthread_protocol::worker_frame::{
+    Ack, Append, ChildEnded, Decline, Producer, WorkerControl, WorkerFrame, WorkerServerFrame,
+};
+use everthread_protocol::{
+    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, SessionKey, Version, scan,
+};
+use everthread_session::state::RunStatus;
+use everthread_session::{Request, State};
+use everthread_store::{Follower, Following, Interest, Loaded, Store};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+/// A run that this connection's worker writes.
+pub(super) struct Hosted {
+    pub key: SessionKey,
+    pub agent: AgentName,
+    pub fence: Fence,
+    pub seat: Option<Arc<Seat>>,
+    /// Its messages and parts; none while they are to be rebuilt.
+    pub parts: Option<Parts>,
+    /// What the next new batch must be.
+    pub next: Producer,
+    /// Writes that wait for the one before.
+    pub queue: VecDeque<Bytes>,
+    /// Whether a write or a rebuild is under way.
+    pub is_busy: bool,
+    /// Controls and ended children that the worker was told of.
+    pub told_controls: HashSet<ControlId>,
+    pub told_children: HashSet<RunId>,
+    pub watch: u32,
+}
+
+/// A session that has hosted runs.
+pub(super) struct Watched {
+    pub key: SessionKey,
+    pub version: Version,
+    /// A load is under way; another is wanted after it.
+    pub is_loading: bool,
+    pub is_stale: bool,
+    _following: Following,
+}
+
+/// Passes changes of a session's state on as marks.
+struct Changes {
+    wake: Arc<crate::tail::Wake>,
+    number: u32,
+}
+
+impl Follower for Changes {
+    fn record(&self, _record: everthread_protocol::Record) {}
+
+    fn changed(&self) {
+        self.wake.mark(self.number);
+    }
+
+    fn doubt(&self) {
+        self.wake.mark(self.number);
+    }
+}
+
+impl<S: Store> Connection<S> {
+    /// A run was claimed for this worker.
+    pub(super) fn on_assignment(&mut self, assignment: Assignment) {
+        let Some(seat) = self.seats.get(&assignment.run.agent).cloned() else { return };
+        if self.runs.contains_key(&assignment.id) {
+            // Two sessions use one run id, and frames name runs only: this worker cannot serve both at once.
+            tracing::warn!(key = %assignment.key, run = %assignment.id, "a run id is in use on this connection");
+            self.give_back(assignment.key, assignment.id);
+            return seat.release();
+        }
+        let watch = self.watch(&assignment.key);
+        let next = Producer { incarnation: u64::from(assignment.attempt()), batch: 1 };
+        self.runs.insert(assignment.id.clone(), Hosted {
+            key: assignment.key.clone(),
+            agent: assignment.run.agent.clone(),
+            fence: assignment.fence,
+            seat: Some(seat),
+            parts: Some(Parts::default()),
+            next,
+            queue: VecDeque::new(),
+            is_busy: false,
+            told_controls: HashSet::new(),
+            told_children: HashSet::new(),
+            watch,
+        });
+        self.jobs.push(Box::pin(job::work(self.edge.clone(), assignment)));
+    }
+
+    /// A run that the worker held before its connection was lost.
+    pub(super) fn host_kept(&mut self, kept: Kept) {
+        let seat = self.seats.get(&kept.agent).cloned();
+        if let Some(seat) = &seat {
+            seat.occupy();
+        }
+        let watch = self.watch(&kept.key);
+        self.runs.insert(kept.run, Hosted {
+            key: kept.key,
+            agent: kept.agent,
+            fence: kept.fence,
+            seat,
+            parts: None,
+            next: kept.next,
+            queue: VecDeque::new(),
+            is_busy: false,
+            told_controls: HashSet::new(),
+            told_children: HashSet::new(),
+            watch,
+        });
+        self.wake.mark(watch);
+    }
+
+    fn watch(&mut self, key: &SessionKey) -> u32 {
+        if let Some((number, _)) = self.watched.iter().find(|(_, watched)| watched.key == *key) {
+            return *number;
+        }
+        self.watches_made += 1;
+        let number = self.watches_made;
+        let changes = Arc::new(Changes { wake: self.wake.clone(), number });
+        let following = self.edge.desk.store().follow(key, Interest::Control, changes);
+        self.watched.insert(number, Watched {
+            key: key.clone(),
+            version: Version::default(),
+            is_loading: false,
+            is_stale: false,
+            _following: following,
+        });
+        number
+    }
+
+    /// The run is no longer served here.
+    fn drop_run(&mut self, run: &RunId) {
+        let Some(hosted) = self.runs.remove(run) else { return };
+        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        if let Some(seat) = hosted.seat {
+            seat.release();
+        }
+        if !self.runs.values().any(|other| other.watch == hosted.watch) {
+            self.watched.remove(&hosted.watch);
+        }
+    }
+
+    fn give_back(&self, key: SessionKey, run: RunId) {
+        let Some(me) = self.me.clone() else { return };
+        let edge = self.edge.clone();
+        self.edge.tasks.spawn_until_stopped(async move {
+            // Not at once: the only worker there is might be this one again.
+            tokio::time::sleep(edge.config.leases.heartbeat).await;
+            let request = Request::Decline { run, worker: me.worker };
+            if let Err(failure) = edge.desk.decide(&key, &system_author(), &request, Numbered::No).await {
+                tracing::debug!(%key, %failure, "a declined run waits for its lease to end");
+            }
+        });
+    }
+
+    pub(super) fn on_decline(&mut self, decline: &Decline) {
+        let Some(hosted) = self.runs.get(&decline.run).filter(|hosted| hosted.fence == decline.fence) else { return };
+        let key = hosted.key.clone();
+        self.drop_run(&decline.run);
+        self.give_back(key, decline.run.clone());
+    }
+
+    /// `append`, `end` or `start_child`: written when all earlier ones of the run are.
+    pub(super) fn on_write(&mut self, run: RunId, id: RequestId, bytes: &Bytes) {
+        let Some(hosted) = self.runs.get_mut(&run) else {
+            return self.error(Some(id.to_string()), not_held());
+        };
+        hosted.queue.push_back(bytes.clone());
+        self.queued_bytes += bytes.len();
+        self.pump(&run);
+    }
+
+    /// Begins the next write of a run, if none is under way.
+    pub(super) fn pump(&mut self, run: &RunId) {
+        loop {
+            let Some(hosted) = self.runs.get_mut(run).filter(|hosted| !hosted.is_busy) else { return };
+            let Some(bytes) = hosted.queue.front().cloned() else { return };
+            if hosted.parts.is_none() {
+                hosted.is_busy = true;
+                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone());
+                self.jobs.push(Box::pin(work));
+                return;
+            }
+            hosted.queue.pop_front();
+            self.queued_bytes -= bytes.len();
+            match prepare(hosted, run, &bytes) {
+                Ok(write) => {
+                    hosted.is_busy = true;
+                    self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
+                    return;
+                }
+                Err((id, fault)) => {
+                    hosted.parts = None;
+                    self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc();
+                    self.error(Some(id), fault);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_rebuilt(&mut self, run: &RunId, result: Result<(Parts, Producer), Fault>) {
+        let Some(hosted) = self.runs.get_mut(run) else { return };
+        hosted.is_busy = false;
+        match result {
+            Ok((parts, next)) => {
+                hosted.parts = Some(parts);
+                hosted.next = next;
+            }
+            Err(fault) => {
+                // Refuse what waits: it was not written, and the worker sends it again.
+                let waiting: Vec<Bytes> = hosted.queue.drain(..).collect();
+                for bytes in waiting {
+                    self.queued_bytes -= bytes.len();
+                    self.error(crate::client::id_of(&bytes), fault.clone());
+                }
+            }
+        }
+        self.pump(run);
+    }
+
+    pub(super) fn on_written(&mut self, done: job::WriteDone) {
+        let job::WriteDone { id, run, producer, kind, result } = done;
+        let label = match &result {
+            Ok(written) if written.duplicate.is_some() => "duplicate",
+            Ok(_) => "ok",
+            Err(fault) => fault.code.as_str(),
+        };
+        self.edge.metrics.appends.with_label_values(&[label]).inc();
+        if let Some(hosted) = self.runs.get_mut(&run) {
+            hosted.is_busy = false;
+        }
+        match result {
+            Ok(written) => {
+                let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
+                let ack = Ack { id, run: run.clone(), batch, to: written.to, version: written.version, safe: batch };
+                let frame = match written.duplicate {
+                    None => WorkerServerFrame::Ok(ack),
+                    Some(_) => WorkerServerFrame::Duplicate(ack),
+                };
+                self.outbox.text(frame.encode());
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
+                    let watch = hosted.watch;
+                    if self.watched.get(&watch).is_some_and(|watched| watched.version != written.version) {
+                        self.wake.mark(watch);
+                    }
+                }
+                if kind == WriteKind::End {
+                    self.drop_run(&run);
+                }
+            }
+            Err(fault) => {
+                let is_lost = fault.code == Code::Fenced;
+                self.error(Some(id.to_string()), fault);
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.parts = None;
+                }
+                if is_lost {
+                    self.fenced(&run);
+                }
+            }
+        }
+        self.pump(&run);
+    }
+
+    fn fenced(&mut self, run: &RunId) {
+        if self.runs.contains_key(run) {
+            self.outbox.text(WorkerServerFrame::Fenced { run: run.clone() }.encode());
+            self.drop_run(run);
+        }
+    }
+
+    pub(super) fn on_wake(&mut self) {
+        let mut marked = Vec::new();
+        self.wake.take(&mut marked);
+        for number in marked {
+            let Some(watched) = self.watched.get_mut(&number) else { continue };
+            watched.is_stale = true;
+            self.load_watched(number);
+        }
+    }
+
+    fn load_watched(&mut self, number: u32) {
+        let Some(watched) = self.watched.get_mut(&number).filter(|w| w.is_stale && !w.is_loading) else { return };
+        watched.is_loading = true;
+        watched.is_stale = false;
+        self.jobs.push(Box::pin(job::look(self.edge.clone(), watched.key.clone(), number)));
+    }
+
+    /// The state of a watched session: tells the worker what is new in it for its runs.
+    pub(super) fn on_looked(&mut self, number: u32, result: Result<(Loaded, State), Fault>) {
+        let Some(watched) = self.watched.get_mut(&number) else { return };
+        watched.is_loading = false;
+        match result {
+            Ok((loaded, state)) => {
+                watched.version = loaded.version;
+                let runs: Vec<RunId> =
+                    self.runs.iter().filter(|(_, hosted)| hosted.watch == number).map(|(run, _)| run.clone()).collect();
+                for run in runs {
+                    self.tell(&run, &loaded, &state);
+                }
+            }
+            // The next renewal looks again.
+            Err(fault) => tracing::debug!(%fault, "a session's state could not be looked at"),
+        }
+        self.load_watched(number);
+    }
+
+    fn tell(&mut self, run: &RunId, loaded: &Loaded, state: &State) {
+        let Some(hosted) = self.runs.get_mut(run) else { return };
+        let is_held = loaded.fences.iter().any(|(id, fence)| id == run && *fence == hosted.fence);
+        for (control, asked, expires) in state.controls_of(run) {
+            if hosted.told_controls.insert(control.clone()) {
+                let grace_ms = expires.0.saturating_sub(loaded.now.0);
+                let frame = WorkerControl { run: run.clone(), control: control.clone(), kind: asked.kind, grace_ms };
+                self.outbox.text(WorkerServerFrame::Control(frame).encode());
+            }
+        }
+        for (child, outcome) in ended_children(state, run) {
+            if hosted.told_children.insert(child.clone()) {
+                let frame = ChildEnded { run: run.clone(), child: child.clone(), outcome };
+                self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());
+            }
+        }
+        // A write under way may be the very end of it: its answer tells.
+        if !is_held && !hosted.is_busy {
+            self.fenced(run);
+        }
+    }
+
+    pub(super) fn on_job(&mut self, job: Job) -> Result<(), super::End> {
+        match job {
+            Job::Greeted(Ok(greeted)) => self.on_greeted(greeted),
+            Job::Greeted(Err((id, fault))) => {
+                self.error(Some(id.to_string()), fault);
+                return Err(super::End::Close(everthread_protocol::error::close::INTERNAL));
+            }
+            Job::Work(run, Ok(frame)) => {
+                if self.runs.contains_key(&run) {
+                    self.outbox.text(frame);
+                }
+            }
+            Job::Work(run, Err((key, error))) => {
+                let fault = fault_of(&key, &error);
+                tracing::warn!(%key, %run, %fault, "a claimed run could not be handed out");
+                self.drop_run(&run);
+                self.give_back(key, run);
+            }
+            Job::Written(done) => self.on_written(done),
+            Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
+            Job::Looked(number, result) => self.on_looked(number, result),
+            Job::Renewed(heads) => {
+                for (number, version) in heads {
+                    if self.watched.get(&number).is_some_and(|watched| watched.version != version) {
+                        self.wake.mark(number);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ended_children<'a>(state: &'a State, parent: &'a RunId) -> impl Iterator<Item = (&'a RunId, Outcome)> {
+    state.runs.iter().filter(move |(_, run)| run.parent.as_ref() == Some(parent)).filter_map(|(id, run)| {
+        match run.status {
+            RunStatus::Ended { outcome, .. } => Some((id, outcome)),
+            RunStatus::Requested | RunStatus::Active { .. } => None,
+        }
+    })
+}
+
+fn not_held() -> Fault {
+    Fault::new(Code::Fenced, "this connection does not hold the run: name it in hello, or stop working on it")
+}
+
+/// Checks a write against the run, and makes it ready for the store.
+fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
+    let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
+    let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    let (id, fence, producer, kind) = match frame {
+        WorkerFrame::Append(append) => {
+            let (entries, count) = check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
+            (append.id, append.fence, append.producer, WriteKind::Append { entries, count })
+        }
+        WorkerFrame::End(end) => {
+            let request =
+                Request::End { run: run.clone(), outcome: end.outcome, error: end.error, usage: end.usage };
+            (end.id, end.fence, end.producer, WriteKind::decided(request))
+        }
+        WorkerFrame::StartChild(child) => {
+            let request = Request::StartChild {
+                run: run.clone(),
+                child: child.child,
+                agent: child.agent,
+                parts: child.parts,
+                params: child.params,
+            };
+            (child.id, child.fence, child.producer, WriteKind::decided(request))
+        }
+        _ => return Err((String::new(), Fault::bad_request("not a write"))),
+    };
+    if fence != hosted.fence {
+        return Err(of(&id, not_held()));
+    }
+    Ok(Write { id, key: hosted.key.clone(), agent: hosted.agent.clone(), run: run.clone(), fence, producer, kind })
+}
+
+/// One pass over a block. A batch that was written before is not held against the parts again: the store answers it.
+fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Result<(Bytes, u32), Fault> {
+    let text = append.entries.get().as_bytes();
+    let raw = scan::entries(text).map_err(|e| crate::put::fault_of_scan(&e))?;
+    let is_new = append.producer == hosted.next
+        || (append.producer.incarnation > hosted.next.incarnation && append.producer.batch == 1);
+    if is_new {
+        let parts = hosted.parts.get_or_insert_with(Parts::default);
+        for index in 0..raw.items.len() {
+            let entry = entry::check(&raw, index, |writer| writer != Writer::Decided)?;
+            parts.take(&entry).map_err(|mut fault| {
+                fault.message = format!("entry {index}: {}", fault.message).into();
+                fault
+            })?;
+        }
+    }
+    let count = u32::try_from(raw.items.len()).unwrap_or(u32::MAX);
+    Ok((bytes.slice_ref(text), count))
+}

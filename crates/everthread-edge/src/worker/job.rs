@@ -1,0 +1,255 @@
+//! What a worker's connection waits for: each job is one future that owns what it needs and ends in one [`Job`].
+
+use super::Me;
+use super::parts::Parts;
+use crate::Edge;
+use crate::reader::fault_of;
+use bytes::Bytes;
+use everthread_control::{Assignment, Numbered, run_producer};
+use everthread_protocol::worker_frame::{Held, Producer, Work, WorkerHello, WorkerServerFrame};
+use everthread_protocol::{
+    AgentName, Author, AuthorKind, Code, Fault, Fence, RequestId, RunId, SessionKey, Version,
+};
+use everthread_session::{Request, State};
+use everthread_store::{Error, Loaded, Store, Written};
+
+/// Messages that come with `work`.
+const WORK_MESSAGES: usize = 100;
+
+/// What a job came to.
+pub(super) enum Job {
+    Greeted(Result<Greeted, (RequestId, Fault)>),
+    Work(RunId, Result<String, (SessionKey, Error)>),
+    Written(WriteDone),
+    Rebuilt(RunId, Result<(Parts, Producer), Fault>),
+    Looked(u32, Result<(Loaded, State), Fault>),
+    Renewed(Vec<(u32, Version)>),
+}
+
+/// `hello` is done.
+pub(super) struct Greeted {
+    pub hello: WorkerHello,
+    pub kept: Vec<Kept>,
+}
+
+/// A run that the worker still holds.
+pub(super) struct Kept {
+    pub key: SessionKey,
+    pub run: RunId,
+    pub agent: AgentName,
+    pub fence: Fence,
+    pub next: Producer,
+}
+
+/// A write that is ready for the store.
+pub(super) struct Write {
+    pub id: RequestId,
+    pub key: SessionKey,
+    pub agent: AgentName,
+    pub run: RunId,
+    pub fence: Fence,
+    pub producer: Producer,
+    pub kind: WriteKind,
+}
+
+/// What is written.
+#[derive(Debug)]
+pub(super) enum WriteKind {
+    /// Entries as they came.
+    Append { entries: Bytes, count: u32 },
+    /// The end of the run. Only the kind is left once it is written.
+    End,
+    /// A decision.
+    Decided(Box<Request>),
+}
+
+impl PartialEq for WriteKind {
+    fn eq(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl WriteKind {
+    pub fn decided(request: Request) -> Self {
+        WriteKind::Decided(Box::new(request))
+    }
+}
+
+/// What became of a write.
+pub(super) struct WriteDone {
+    pub id: RequestId,
+    pub run: RunId,
+    pub producer: Producer,
+    pub kind: WriteKind,
+    pub result: Result<Written, Fault>,
+}
+
+/// Makes the worker count as alive, then finds out which of the runs it names it still holds.
+pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello: WorkerHello) -> Job {
+    let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
+    if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
+        return Job::Greeted(Err((hello.id, error.fault())));
+    }
+    let mut kept = Vec::new();
+    for held in &hello.runs {
+        match keep(&edge, &me, held).await {
+            Ok(Some(run)) => kept.push(run),
+            Ok(None) => {}
+            Err(fault) => return Job::Greeted(Err((hello.id, fault))),
+        }
+    }
+    Job::Greeted(Ok(Greeted { hello, kept }))
+}
+
+async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<Kept>, Fault> {
+    let key = SessionKey { tenant: me.tenant.clone(), session: held.session.clone() };
+    let (loaded, state) = match edge.desk.load(&key).await {
+        Ok(found) => found,
+        Err(failure) if failure.fault().code == Code::NoSession => return Ok(None),
+        Err(failure) => return Err(failure.fault()),
+    };
+    let has_fence = loaded.fences.iter().any(|(run, fence)| *run == held.run && *fence == held.fence);
+    let run = state.runs.get(&held.run).filter(|run| has_fence && run.is_held_by(&me.worker));
+    Ok(run.map(|run| Kept {
+        run: held.run.clone(),
+        agent: run.agent.clone(),
+        fence: held.fence,
+        next: next_of(&loaded, &held.run, run.attempts),
+        key,
+    }))
+}
+
+fn next_of(loaded: &Loaded, run: &RunId, attempts: u32) -> Producer {
+    let known = loaded.producers.iter().find(|(id, ..)| id == run);
+    match known {
+        Some((_, incarnation, batch)) if *incarnation >= u64::from(attempts) => {
+            Producer { incarnation: *incarnation, batch: batch + 1 }
+        }
+        _ => Producer { incarnation: u64::from(attempts), batch: 1 },
+    }
+}
+
+/// The `work` frame of a run that was claimed.
+pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job {
+    let run = assignment.id.clone();
+    let frame = work_frame(&edge, &assignment).await.map_err(|error| (assignment.key, error));
+    Job::Work(run, frame)
+}
+
+async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
+    let (view, _) = edge.reader.view(&assignment.key).await?;
+    let (messages, _) = view.messages_before(None, WORK_MESSAGES);
+    let messages = serde_json::value::to_raw_value(messages).map_err(|e| Error::Corrupt(e.to_string()))?;
+    let run = &assignment.run;
+    let work = Work {
+        run: assignment.id.clone(),
+        session: assignment.key.session.clone(),
+        agent: run.agent.clone(),
+        fence: assignment.fence,
+        attempt: assignment.attempt(),
+        epoch: assignment.epoch,
+        seq: assignment.seq,
+        parent_run: run.parent.clone(),
+        params: run.params.clone(),
+        input: run.input.clone(),
+        messages: &messages,
+    };
+    Ok(WorkerServerFrame::Work(work).encode())
+}
+
+/// Writes a block or a decision of a run.
+pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
+    let Write { id, key, agent, run, fence, producer, kind } = write;
+    let (kind, result) = match kind {
+        WriteKind::Append { entries, count } => {
+            let result = append(&edge, &key, &agent, &run, fence, producer, &entries, count).await;
+            (WriteKind::Append { entries: Bytes::new(), count }, result)
+        }
+        WriteKind::Decided(request) => {
+            let by = agent_author(&agent);
+            let numbered = Numbered::Run { run: &run, fence, producer };
+            let result = edge.desk.decide(&key, &by, &request, numbered).await;
+            let is_end = matches!(*request, Request::End { .. });
+            let kind = if is_end { WriteKind::End } else { WriteKind::Decided(request) };
+            (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
+        }
+        WriteKind::End => (WriteKind::End, Err(Fault::new(Code::Internal, "an end is decided"))),
+    };
+    Job::Written(WriteDone { id, run, producer, kind, result })
+}
+
+fn agent_author(agent: &AgentName) -> Author {
+    // An agent's name is a valid subject: both are ids.
+    let id = agent.as_str().parse().unwrap_or_else(|_| unreachable!("an agent's name is an id"));
+    Author { kind: AuthorKind::Agent, id, device: None }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the hot path hands over exactly what the one write takes")]
+async fn append<S: Store>(
+    edge: &Edge<S>,
+    key: &SessionKey,
+    agent: &AgentName,
+    run: &RunId,
+    fence: Fence,
+    producer: Producer,
+    entries: &[u8],
+    count: u32,
+) -> Result<Written, Fault> {
+    // Checked to be UTF-8 by the scan.
+    let entries = std::str::from_utf8(entries).map_err(|_| Fault::bad_request("entries: not UTF-8"))?;
+    let by = format!("{{\"kind\":\"agent\",\"id\":\"{agent}\"}}");
+    let producer_key = run_producer(run);
+    let write = everthread_store::Write {
+        by: &by,
+        run: Some(run),
+        entries,
+        count,
+        producer: Some(everthread_store::Producer {
+            key: &producer_key,
+            incarnation: producer.incarnation,
+            batch: producer.batch,
+            answer: "",
+        }),
+        fence: Some((run, fence)),
+        change: None,
+        not_after: None,
+    };
+    edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))
+}
+
+/// Reads the log for the open messages and parts of a run.
+pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId) -> Job {
+    let result = async {
+        let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
+        let attempts = state.runs.get(&run).map_or(0, |run| run.attempts);
+        let next = next_of(&loaded, &run, attempts);
+        let (view, _) = edge.reader.view(&key).await.map_err(|error| fault_of(&key, &error))?;
+        Ok((Parts::of_run(&view, &run), next))
+    };
+    let result = result.await;
+    Job::Rebuilt(run, result)
+}
+
+/// Loads the state of a watched session.
+pub(super) async fn look<S: Store>(edge: Edge<S>, key: SessionKey, number: u32) -> Job {
+    Job::Looked(number, edge.desk.load(&key).await.map_err(|failure| failure.fault()))
+}
+
+/// Renews the worker's liveness, and reads the versions of the sessions it works in: a lost wake-up is found here.
+pub(super) async fn renew<S: Store>(edge: Edge<S>, me: Me, holder: String, watched: Vec<(u32, SessionKey)>) -> Job {
+    let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
+    if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
+        tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
+    }
+    let (numbers, keys): (Vec<u32>, Vec<SessionKey>) = watched.into_iter().unzip();
+    if keys.is_empty() {
+        return Job::Renewed(Vec::new());
+    }
+    match edge.desk.store().heads(&keys).await {
+        Ok(heads) => {
+            let known = numbers.into_iter().zip(heads);
+            Job::Renewed(known.filter_map(|(number, head)| Some((number, head?.version))).collect())
+        }
+        Err(_) => Job::Renewed(Vec::new()),
+    }
+}

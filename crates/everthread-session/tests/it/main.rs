@@ -1,0 +1,10 @@
+//! Tests of the session crate: the law of the fold, and the golden vectors that the SDKs share.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
+
+mod law;
+mod log;
+mod paging;
+mod vectors;
+mod vectors_data;
+mod vectors_frames;

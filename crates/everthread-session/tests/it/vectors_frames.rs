@@ -1,0 +1,415 @@
+//! The data of the vectors other than `view.json`.
+
+use serde_json::{Value, json};
+
+pub fn cursors() -> Value {
+    let valid =
+        |epoch: &str, seq: u64| json!({"cursor": format!("{epoch}.{seq}"), "epoch": epoch, "seq": seq});
+    json!({
+        "valid": [
+            valid("0", 0),
+            valid("1", 0),
+            valid("1763700000000000", 42),
+            valid("18446744073709551615", 9_007_199_254_740_991),
+        ],
+        "invalid": [
+            "", ".", "1", "1.", ".1", "01.1", "1.01", "1.+1", "+1.1", "1.-1", "1.1.1", " 1.1", "1.1 ", "1.1\n", "1,1",
+            "0x1.1", "1e3.1", "1.1e3", "١.١", "18446744073709551616.0", "0.18446744073709551616", "start", "null",
+        ],
+    })
+}
+
+fn accepted(name: &str, frame: impl ToString) -> Value {
+    json!({"name": name, "frame": frame.to_string(), "accepted": true})
+}
+
+fn refused(name: &str, code: &str, frame: impl ToString) -> Value {
+    json!({"name": name, "frame": frame.to_string(), "code": code})
+}
+
+fn put(entries: Value) -> Value {
+    json!({"t": "put", "id": "p1", "attachment": 1, "entries": entries})
+}
+
+fn attach(from: Value) -> Value {
+    json!({"t": "attach", "id": "a1", "session": "s1", "from": from})
+}
+
+fn control(kind: &str, target: Value) -> Value {
+    json!({"t": "control", "id": "c1", "attachment": 1, "kind": kind, "target": target})
+}
+
+pub fn client_frames() -> Vec<Value> {
+    let input = json!({"type": "message.put", "message": "i1", "role": "user", "parts": [{"kind": "text", "value": "Hi"}]});
+    let mut odd_part = input.clone();
+    odd_part["parts"][0]["color"] = json!("red");
+    let mut cases = client_requests();
+    cases.extend([
+        accepted("put: a message", put(json!([input]))),
+        accepted("put: a value", put(json!([{"type": "state.set", "key": "k", "value": null}]))),
+        accepted(
+            "put: events and extensions",
+            put(json!([{"type": "event", "name": "e"}, {"type": "x-mine", "a": [1]}])),
+        ),
+        accepted(
+            "put: with an agent",
+            json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
+        ),
+        accepted(
+            "put: numbers and escapes as they are",
+            r#"{"t":"put","id":"p","attachment":1,"entries":[{"type":"x-a","n":1.50,"s":"\ud83d\ude80"}]}"#,
+        ),
+        refused("put: no entries", "bad_request", put(json!([]))),
+        refused("put: not a list", "bad_request", put(json!({"type": "x-a"}))),
+        refused(
+            "put: an entry of the run's worker",
+            "entry_not_allowed",
+            put(json!([{"type": "run.step", "phase": "start"}])),
+        ),
+        refused(
+            "put: an entry that is decided",
+            "entry_not_allowed",
+            put(json!([{"type": "run.ended", "run": "r", "outcome": "completed"}])),
+        ),
+        refused("put: a type that nobody knows", "entry_not_allowed", put(json!([{"type": "nope"}]))),
+        refused(
+            "put: a field that nobody knows",
+            "bad_request",
+            put(json!([{"type": "event", "name": "e", "color": 1}])),
+        ),
+        refused("put: a part with a field that nobody knows", "bad_request", put(json!([odd_part]))),
+        refused(
+            "put: a message with a bad id",
+            "bad_request",
+            put(json!([{"type": "message.put", "message": "a b", "role": "user", "parts": []}])),
+        ),
+        refused(
+            "put: a role that nobody knows",
+            "bad_request",
+            put(json!([{"type": "message.put", "message": "a", "role": "king", "parts": []}])),
+        ),
+        refused(
+            "put: a doubled key",
+            "bad_request",
+            r#"{"t":"put","id":"p","attachment":1,"entries":[{"type":"x-a","a":1,"\u0061":2}]}"#,
+        ),
+        refused(
+            "put: half a surrogate pair",
+            "bad_request",
+            r#"{"t":"put","id":"p","attachment":1,"entries":[{"type":"x-a","s":"\ud83d"}]}"#,
+        ),
+        refused(
+            "put: without attachment",
+            "bad_request",
+            json!({"t": "put", "id": "p1", "entries": [input]}),
+        ),
+        refused(
+            "put: a negative attachment",
+            "bad_request",
+            json!({"t": "put", "id": "p1", "attachment": -1, "entries": [input]}),
+        ),
+    ]);
+    cases
+}
+
+fn client_requests() -> Vec<Value> {
+    vec![
+        accepted("hello", json!({"t": "hello", "id": "1"})),
+        accepted(
+            "hello: all fields",
+            json!({"t": "hello", "id": "1", "token": "dev", "client": "sdk 1.0", "device": "d1", "subject": "ann"}),
+        ),
+        refused("hello: no id", "bad_request", json!({"t": "hello"})),
+        refused("hello: an empty id", "bad_request", json!({"t": "hello", "id": ""})),
+        refused(
+            "hello: a device that is no id",
+            "bad_request",
+            json!({"t": "hello", "id": "1", "device": "a/b"}),
+        ),
+        refused("hello: an unknown field", "bad_request", json!({"t": "hello", "id": "1", "agents": []})),
+        accepted("attach: from the start", attach(json!("start"))),
+        accepted("attach: from a cursor", attach(json!("1763700000000000.42"))),
+        accepted("attach: the last messages", attach(json!({"recent": 50}))),
+        accepted("attach: no messages", attach(json!({"recent": 0}))),
+        accepted("attach: as many messages as there may be", attach(json!({"recent": 1000}))),
+        refused("attach: more messages than there may be", "bad_request", attach(json!({"recent": 1001}))),
+        refused("attach: less than no messages", "bad_request", attach(json!({"recent": -1}))),
+        refused("attach: from something else", "bad_request", attach(json!("end"))),
+        refused("attach: from a number", "bad_request", attach(json!(42))),
+        refused("attach: from a cursor that is none", "bad_request", attach(json!("1.01"))),
+        refused(
+            "attach: a session with a brace",
+            "bad_request",
+            json!({"t": "attach", "id": "1", "session": "s}", "from": "start"}),
+        ),
+        refused(
+            "attach: a session with a long id",
+            "bad_request",
+            json!({"t": "attach", "id": "1", "session": "s".repeat(129), "from": "start"}),
+        ),
+        accepted("detach", json!({"t": "detach", "id": "1", "attachment": 1})),
+        accepted("control: cancel a run", control("cancel", json!({"run": "r1"}))),
+        accepted("control: cancel by input", control("cancel", json!({"input": "i1"}))),
+        refused("control: of everything", "bad_request", control("cancel", json!("all"))),
+        refused("control: a kind that is not offered", "bad_request", control("pause", json!({"run": "r1"}))),
+        refused(
+            "control: without target",
+            "bad_request",
+            json!({"t": "control", "id": "c", "attachment": 1, "kind": "cancel"}),
+        ),
+        accepted("history", json!({"t": "history", "id": "1", "attachment": 1})),
+        accepted(
+            "history: before a seq",
+            json!({"t": "history", "id": "1", "attachment": 1, "before": 9, "limit": 200}),
+        ),
+        refused(
+            "history: nothing",
+            "bad_request",
+            json!({"t": "history", "id": "1", "attachment": 1, "limit": 0}),
+        ),
+        refused(
+            "history: too much",
+            "bad_request",
+            json!({"t": "history", "id": "1", "attachment": 1, "limit": 201}),
+        ),
+        accepted("pong", json!({"t": "pong"})),
+        refused("a frame of no known type", "bad_request", json!({"t": "nope"})),
+        refused("a worker's frame", "bad_request", json!({"t": "drain"})),
+        refused("a frame without type", "bad_request", json!({"id": "1"})),
+        refused("a list", "bad_request", "[]"),
+        refused("no JSON", "bad_request", "{\"t\":\"pong\""),
+        refused("JSON with something after it", "bad_request", "{\"t\":\"pong\"} x"),
+        refused("nothing", "bad_request", ""),
+    ]
+}
+
+fn append(entries: Value) -> Value {
+    json!({"t": "append", "id": "1", "run": "r1", "fence": "1763700000000001", "producer": {"incarnation": 1, "batch": 3}, "entries": entries})
+}
+
+fn hello(agents: Value) -> Value {
+    json!({"t": "hello", "id": "1", "worker": "w1", "agents": agents})
+}
+
+fn end(outcome: &str) -> Value {
+    json!({"t": "end", "id": "1", "run": "r1", "fence": "9", "producer": {"incarnation": 1, "batch": 3}, "outcome": outcome})
+}
+
+pub fn worker_frames() -> Vec<Value> {
+    let guide = json!({"name": "guide", "capacity": 2});
+    let mut named = hello(json!([guide]));
+    named["runs"] = json!([{"session": "s1", "run": "r1", "fence": "9"}]);
+    let mut failed = end("failed");
+    failed["error"] = json!({"code": "model_error", "message": "no answer"});
+    let mut number_fence = append(json!([{"type": "x-a"}]));
+    number_fence["fence"] = json!(9);
+    let child = json!({"t": "start_child", "id": "1", "run": "r1", "fence": "9", "producer": {"incarnation": 1, "batch": 4},
+        "agent": "searcher", "child": "r2", "parts": [{"kind": "text", "value": "Look"}], "params": {"depth": 1}});
+    let mut childless = child.clone();
+    childless.as_object_mut().unwrap().remove("child");
+    let mut cases = vec![
+        accepted("hello", hello(json!([guide]))),
+        accepted("hello: with runs that it holds", named),
+        refused("hello: no agents", "bad_request", hello(json!([]))),
+        refused("hello: no capacity", "bad_request", hello(json!([{"name": "guide", "capacity": 0}]))),
+        refused(
+            "hello: too much capacity",
+            "bad_request",
+            hello(json!([{"name": "guide", "capacity": 4097}])),
+        ),
+        refused("hello: too many agents", "bad_request", hello(json!(vec![guide.clone(); 65]))),
+        refused("hello: without worker", "bad_request", json!({"t": "hello", "id": "1", "agents": [guide]})),
+        accepted("end", end("completed")),
+        accepted("end: failed", failed),
+        refused("end: an outcome that nobody knows", "bad_request", end("fine")),
+        accepted("start_child", child),
+        refused("start_child: without child", "bad_request", childless),
+        accepted("decline", json!({"t": "decline", "run": "r1", "fence": "9"})),
+        accepted("drain", json!({"t": "drain"})),
+        accepted("pong", json!({"t": "pong"})),
+        refused("a fence that is a number", "bad_request", number_fence),
+        refused("a client's frame", "bad_request", attach(json!("start"))),
+    ];
+    cases.extend(worker_appends());
+    cases
+}
+
+fn worker_appends() -> Vec<Value> {
+    let all = json!([
+        {"type": "run.step", "phase": "start", "name": "plan"},
+        {"type": "message.start", "message": "m1", "role": "assistant"},
+        {"type": "part.start", "message": "m1", "part": "p1", "kind": "text", "attrs": {"a": 1}},
+        {"type": "part.append", "message": "m1", "part": "p1", "offset": 0, "text": "Hi 🦀"},
+        {"type": "part.set", "message": "m1", "part": "p1", "value": {"a": 1}},
+        {"type": "part.end", "message": "m1", "part": "p1", "status": "done"},
+        {"type": "message.end", "message": "m1", "status": "complete", "usage": {"tokens": 1}},
+        {"type": "event", "name": "e", "data": 1, "keep": "latest"},
+        {"type": "x-mine"},
+    ]);
+    let part = |offset: Value| json!([{"type": "part.append", "message": "m", "part": "p", "offset": offset, "text": "a"}]);
+    let decided = [
+        "session.opened",
+        "session.updated",
+        "session.closed",
+        "message.put",
+        "run.requested",
+        "run.started",
+        "run.ended",
+        "control.requested",
+        "control.settled",
+        "state.set",
+    ];
+    let mut cases = vec![
+        accepted("append: everything that a worker writes", append(all)),
+        refused("append: no entries", "bad_request", append(json!([]))),
+        refused("append: a negative offset", "bad_request", append(part(json!(-1)))),
+        refused("append: an offset with a fraction", "bad_request", append(part(json!(1.5)))),
+        refused(
+            "append: without offset",
+            "bad_request",
+            append(json!([{"type": "part.append", "message": "m", "part": "p", "text": "a"}])),
+        ),
+        refused(
+            "append: a role that nobody knows",
+            "bad_request",
+            append(json!([{"type": "message.start", "message": "m", "role": "king"}])),
+        ),
+        refused(
+            "append: a field that nobody knows",
+            "bad_request",
+            append(json!([{"type": "run.step", "phase": "start", "color": 1}])),
+        ),
+        refused(
+            "append: a type that nobody knows",
+            "entry_not_allowed",
+            append(json!([{"type": "message.deleted"}])),
+        ),
+        refused("append: an entry without type", "bad_request", append(json!([{"message": "m"}]))),
+        refused(
+            "append: the second entry counts too",
+            "entry_not_allowed",
+            append(json!([{"type": "x-a"}, {"type": "nope"}])),
+        ),
+    ];
+    for kind in decided {
+        let name = format!("append: {kind} is decided");
+        cases.push(refused(&name, "entry_not_allowed", append(json!([{"type": kind}]))));
+    }
+    cases
+}
+
+pub fn server_frames() -> Value {
+    let by = json!({"kind": "user", "id": "ann"});
+    let message = json!({"message": "i1", "seq": 2, "at": 1_763_700_000_000_u64, "by": by, "role": "user", "status": "complete",
+        "parts": [{"part": "1", "kind": "text", "status": "done", "value": "Hello"}]});
+    let state = json!({"session": {"meta": {"title": "Trip"}, "closed": false}, "runs": [], "controls": [], "values": {}, "events": []});
+    let block = json!({"by": by, "at": 1_763_700_000_000_u64, "entries": [{"type": "x-mine", "n": 1}]});
+    let epoch = "1763700000000000";
+    let error = |code: &str, retryable: bool, quiet: bool| json!({"t": "error", "id": "1", "code": code, "message": "what to do", "retryable": retryable, "no_side_effects": quiet});
+    let mut late = error("unavailable", true, true);
+    late["after_ms"] = json!(500);
+    let mut gap = error("gap", false, true);
+    gap["expected"] = json!(3);
+    let mut nameless = error("bad_request", false, true);
+    nameless.as_object_mut().unwrap().remove("id");
+    json!({
+        "client": [
+            {"t": "welcome", "id": "1", "connection": "c-1", "node": "n-1", "now": 1_763_700_000_000_u64, "heartbeat_ms": 15_000,
+             "frame_bytes_max": 327_680, "block_bytes_max": 262_144},
+            {"t": "attached", "id": "2", "attachment": 1, "session": "s1", "epoch": epoch, "head": 42, "resumed": true},
+            {"t": "entries", "attachment": 1, "epoch": epoch, "since": 1, "from": 43, "to": 43, "blocks": [block]},
+            {"t": "snapshot", "attachment": 1, "epoch": epoch, "seq": 42, "since": 1, "floor": 1, "state": state,
+             "messages": [message], "more": true},
+            {"t": "live", "attachment": 1, "seq": 43},
+            {"t": "lag", "attachment": 1, "behind": 120},
+            {"t": "reset", "attachment": 1, "reason": "epoch"},
+            {"t": "reset", "attachment": 1, "reason": "retention"},
+            {"t": "ok", "id": "3"},
+            {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "duplicate": true},
+            error("indeterminate", true, false),
+            late,
+            nameless,
+            {"t": "receipt", "control": "c1", "stage": "accepted", "seq": 45},
+            {"t": "receipt", "control": "c1", "stage": "settled", "outcome": "refused", "reason": "run_ended", "seq": 45},
+            {"t": "history", "id": "4", "messages": [message], "more": false},
+            {"t": "ping"},
+            {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},
+        ],
+        "worker": [
+            {"t": "welcome", "id": "1", "connection": "c-2", "node": "n-1", "heartbeat_ms": 1000, "lease_ms": 4000,
+             "block_bytes_max": 262_144, "kept": ["r1"]},
+            {"t": "work", "run": "r2", "session": "s1", "agent": "guide", "fence": "1763700000000001", "attempt": 1, "epoch": epoch,
+             "seq": 44, "parent_run": "r1", "params": {"depth": 1}, "input": ["i1"], "messages": [message]},
+            {"t": "ok", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 2},
+            {"t": "duplicate", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 3},
+            gap,
+            {"t": "control", "run": "r2", "control": "c1", "kind": "cancel", "grace_ms": 5000},
+            {"t": "fenced", "run": "r2"},
+            {"t": "child_ended", "run": "r1", "child": "r2", "outcome": "completed"},
+            {"t": "ping"},
+            {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},
+        ],
+    })
+}
+
+pub fn scans() -> Vec<Value> {
+    let good = |name: &str, count: usize, text: &str| json!({"name": name, "text": text, "accepted": count});
+    let bad = |name: &str, problem: &str, text: &str| json!({"name": name, "text": text, "refused": problem});
+    let nest = |n: usize| json!([["[{\"type\":\"x-a\",\"v\":", 1], ["[", n], ["]", n], ["}]", 1]]);
+    vec![
+        good(
+            "spaces, escapes and numbers",
+            2,
+            " [ {\"a\" : [1, -2.5e3 ] , \"type\":\"x-a\"} ,\n{\"type\":\"x\\u002db\",\"é\":\"\\ud83d\\ude00\"}] ",
+        ),
+        good("an escaped control character", 1, r#"[{"type":"x-a","s":"\u0000\u001f\u007f"}]"#),
+        good("a type that nobody knows", 1, r#"[{"type":"nope"}]"#),
+        good("the same key in different objects", 1, r#"[{"type":"x-a","a":{"a":{"a":1}}}]"#),
+        good("keys that differ in normal form only", 1, "[{\"type\":\"x-a\",\"\u{e9}\":1,\"e\u{301}\":2}]"),
+        good("minus zero and a tiny number", 1, r#"[{"type":"x-a","n":[-0,1e-999,9007199254740993]}]"#),
+        bad("nothing", "syntax", ""),
+        bad("no list", "syntax", r#"{"type":"x-a"}"#),
+        bad("an empty list", "empty", "[]"),
+        bad("an entry that is no object", "syntax", "[1]"),
+        bad("a comma too many", "syntax", r#"[{"type":"x-a"},]"#),
+        bad("a comma too many in an object", "syntax", r#"[{"type":"x-a",}]"#),
+        bad("something after the list", "syntax", r#"[{"type":"x-a"}] 1"#),
+        bad("an unfinished list", "syntax", r#"[{"type":"x-a"}"#),
+        bad("single quotes", "syntax", "[{'type':'x-a'}]"),
+        bad("a comment", "syntax", r#"[{"type":"x-a"/**/}]"#),
+        bad("a byte order mark", "syntax", "\u{feff}[{\"type\":\"x-a\"}]"),
+        bad("a raw control character", "syntax", "[{\"type\":\"x-a\",\"s\":\"a\nb\"}]"),
+        bad("an escape that is none", "syntax", r#"[{"type":"x-a","s":"\x41"}]"#),
+        bad("a hex digit missing", "syntax", r#"[{"type":"x-a","s":"\u12g4"}]"#),
+        bad("a leading zero", "syntax", r#"[{"type":"x-a","n":01}]"#),
+        bad("a leading plus", "syntax", r#"[{"type":"x-a","n":+1}]"#),
+        bad("a bare point", "syntax", r#"[{"type":"x-a","n":1.}]"#),
+        bad("not a number", "syntax", r#"[{"type":"x-a","n":NaN}]"#),
+        bad("infinity", "syntax", r#"[{"type":"x-a","n":Infinity}]"#),
+        bad("a number beyond a double", "not_finite", r#"[{"type":"x-a","n":1e999}]"#),
+        bad("a negative number beyond a double", "not_finite", r#"[{"type":"x-a","n":-1e999}]"#),
+        bad("a doubled key", "doubled_key", r#"[{"type":"x-a","b":1,"b":2}]"#),
+        bad("a doubled key in disguise", "doubled_key", r#"[{"type":"x-a","b":1,"\u0062":2}]"#),
+        bad("a doubled type", "doubled_key", r#"[{"type":"x-a","type":"x-b"}]"#),
+        bad("a doubled key deep down", "doubled_key", r#"[{"type":"x-a","b":[{"c":1,"c":1}]}]"#),
+        bad("the first half of a pair", "lone_surrogate", r#"[{"type":"x-a","s":"\ud83d"}]"#),
+        bad("the second half of a pair", "lone_surrogate", r#"[{"type":"x-a","s":"\ude00"}]"#),
+        bad("halves in the wrong order", "lone_surrogate", r#"[{"type":"x-a","s":"\ude00\ud83d"}]"#),
+        bad("half a pair in a key", "lone_surrogate", r#"[{"type":"x-a","\ud83d":1}]"#),
+        bad("no type", "no_type", r#"[{"a":1}]"#),
+        bad("a type that is no text", "no_type", r#"[{"type":1}]"#),
+        bad("a type further down", "no_type", r#"[{"a":{"type":"x-a"}}]"#),
+        json!({"name": "bytes that are no text", "hex": "5b7b2274797065223a22ff227d5d", "refused": "not_utf8"}),
+        json!({"name": "a surrogate as bytes", "hex": "5b7b2274797065223a22eda080227d5d", "refused": "not_utf8"}),
+        json!({"name": "as deep as allowed", "pieces": nest(62), "accepted": 1}),
+        json!({"name": "one deeper", "pieces": nest(63), "refused": "too_deep"}),
+        json!({"name": "deep enough to end a reader that recurses",
+            "pieces": [["[{\"type\":\"x-a\",\"v\":", 1], ["[", 200_000]], "refused": "too_deep"}),
+        json!({"name": "as many entries as allowed",
+            "pieces": [["[", 1], ["{\"type\":\"x-a\"},", 1023], ["{\"type\":\"x-a\"}]", 1]], "accepted": 1024}),
+        json!({"name": "one more", "pieces": [["[", 1], ["{\"type\":\"x-a\"},", 1024], ["{\"type\":\"x-a\"}]", 1]], "refused": "too_many"}),
+        json!({"name": "as long as allowed",
+            "pieces": [["[{\"type\":\"x-a\",\"s\":\"", 1], ["a", 262_120], ["\"}]", 1]], "accepted": 1}),
+        json!({"name": "too long", "pieces": [[" ", 262_145]], "refused": "too_large"}),
+    ]
+}

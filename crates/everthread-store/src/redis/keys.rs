@@ -1,0 +1,115 @@
+//! Every key and channel of the deployment, built in one place.
+//!
+//! Invariant: all keys of one script share a hash tag, so that they live in one slot of a cluster. Ids carry neither
+//! braces nor colons, so no id can leave its place in a key.
+
+use crate::Error;
+use everthread_protocol::id::is_valid;
+use everthread_protocol::{NodeId, PoolKey, SessionKey, TenantId, WorkerId};
+
+/// Indexes are cut into partitions by this number at the end of their tag; there is one so far.
+const PARTITION: u32 = 0;
+
+/// Builds keys under the deployment's prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Keys of the deployment `prefix`.
+    pub(super) fn new(prefix: &str) -> Result<Self, Error> {
+        if !is_valid(prefix) {
+            return Err(Error::Unavailable(
+                "the prefix of the keys is 1 to 128 characters of A-Z a-z 0-9 _ . -".into(),
+            ));
+        }
+        Ok(Self { prefix: prefix.to_owned() })
+    }
+
+    /// Hash: epoch, head, version, state and fences of a session.
+    pub(super) fn meta(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:meta", self.prefix)
+    }
+
+    /// Stream: the records of a session. Also the channel on which each is published.
+    pub(super) fn log(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:log", self.prefix)
+    }
+
+    /// Hash: the last batch of each producer of a session.
+    pub(super) fn producers(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:producers", self.prefix)
+    }
+
+    /// Channel: the state of a session changed.
+    pub(super) fn control(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:control", self.prefix)
+    }
+
+    /// Stream: runs that wait for a worker.
+    pub(super) fn pool(&self, pool: &PoolKey) -> String {
+        format!("{}:{{agent:{}:{}:{PARTITION}}}:work", self.prefix, pool.tenant, pool.agent)
+    }
+
+    /// Channel: something was added to the pool.
+    pub(super) fn pool_wake(&self, pool: &PoolKey) -> String {
+        format!("{}:{{agent:{}:{}:{PARTITION}}}:wake", self.prefix, pool.tenant, pool.agent)
+    }
+
+    /// Sorted set: sessions by when they are due.
+    pub(super) fn deadlines(&self) -> String {
+        format!("{}:{{deadlines:{PARTITION}}}", self.prefix)
+    }
+
+    /// Sorted set: sessions of a tenant by when they were last active.
+    pub(super) fn sessions(&self, tenant: &TenantId) -> String {
+        format!("{}:{{sessions:{tenant}:{PARTITION}}}", self.prefix)
+    }
+
+    /// String that expires: who holds a worker.
+    pub(super) fn worker(&self, tenant: &TenantId, worker: &WorkerId) -> String {
+        format!("{}:{{worker:{tenant}:{worker}}}", self.prefix)
+    }
+
+    /// The node's own slot.
+    pub(super) fn node(&self, node: &NodeId) -> String {
+        format!("{}:{{node:{node}}}", self.prefix)
+    }
+
+    /// Channel: probes that a node sends to itself.
+    pub(super) fn probe(&self, node: &NodeId) -> String {
+        format!("{}:{{node:{node}}}:probe", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_exactly_these_because_two_releases_share_one_redis() {
+        let keys = Keys::new("et").unwrap();
+        let session: SessionKey = "acme/s1".parse().unwrap();
+        let pool = PoolKey { tenant: "acme".parse().unwrap(), agent: "guide".parse().unwrap() };
+        let (node, worker) = ("n1".parse().unwrap(), "w1".parse().unwrap());
+        assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
+        assert_eq!(keys.log(&session), "et:{acme/s1}:log");
+        assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
+        assert_eq!(keys.control(&session), "et:{acme/s1}:control");
+        assert_eq!(keys.pool(&pool), "et:{agent:acme:guide:0}:work");
+        assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");
+        assert_eq!(keys.deadlines(), "et:{deadlines:0}");
+        assert_eq!(keys.sessions(&pool.tenant), "et:{sessions:acme:0}");
+        assert_eq!(keys.worker(&pool.tenant, &worker), "et:{worker:acme:w1}");
+        assert_eq!(keys.node(&node), "et:{node:n1}");
+        assert_eq!(keys.probe(&node), "et:{node:n1}:probe");
+    }
+
+    #[test]
+    fn a_prefix_that_could_break_the_hash_tag_is_refused() {
+        for bad in ["", "a:b", "a{b", "a b"] {
+            assert!(Keys::new(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+-- The one write: appends a record and changes the state of one session, or refuses and changes nothing.
+--
+-- KEYS  1 meta  2 log  3 producers
+-- ARGV  1 end of the record   2 count of entries    3 not_after in ms, or ''
+--       4 producer or ''      5 incarnation         6 batch                7 answer to keep
+--       8 run of the fence or ''                    9 fence
+--      10 '' no change, 'new', or the expected version
+--      11 state              12 next due in ms, or ''   13 run to grant a fence or ''
+--      14 run that must not have written or ''          15 its incarnation
+--      16 channel of state changes   17 memory of producers in ms   18 most producers   19 most epochs
+--      20… runs that lose their fences
+-- Returns {'ok', epoch, to, at, version, fence or ''}
+--         {'duplicate', epoch, to, version, batch, answer}
+--         {'none'} {'exists'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
+--         {'corrupt', why}
+--
+-- Atomic because every number is picked, every check made and every follower woken in one step: nobody can write
+-- between the check of a fence, a batch or a version and the append that relies on it. All checks come before the
+-- first change, since Redis does not undo what a failing script has done.
+
+-- `..` and tostring round microseconds to 14 digits.
+local function text(number) return string.format('%.0f', number) end
+-- Incarnations and batches are 64 bits wide, more than Lua's numbers hold: compared as decimal text.
+local function less(a, b) if #a ~= #b then return #a < #b end return a < b end
+
+local meta, log, producers = KEYS[1], KEYS[2], KEYS[3]
+local count = tonumber(ARGV[2])
+local producer, incarnation, batch = ARGV[4], ARGV[5], ARGV[6]
+local fence_run, change = ARGV[8], ARGV[10]
+local grant, unwritten = ARGV[13], ARGV[14]
+
+local time = redis.call('TIME')
+local micros = time[1] * 1000000 + time[2]
+local now = math.floor(micros / 1000)
+
+local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'replid', 'fence_last', 'active', 'pruned',
+                     'f:' .. fence_run, 'f:' .. grant)
+local epoch, n, head, replid = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0), m[4]
+local version = epoch and (epoch .. '.' .. text(n))
+
+-- 1. The session.
+if change == 'new' then
+  if epoch then return {'exists'} end
+  -- Parts of a session that has lost its meta are evidence, not ours to overwrite.
+  if redis.call('EXISTS', log, producers) > 0 then return {'corrupt', 'meta is gone, the log is there'} end
+elseif not epoch then
+  return {'none'}
+end
+
+-- 2. A duplicate. 3. The time. 4. The fence. 5. A gap.
+local known_incarnation, known_batch
+if producer ~= '' then
+  local known = redis.call('HGET', producers, producer)
+  if known then
+    local to, answer
+    known_incarnation, known_batch, to, answer = string.match(known, '^(%d+) (%d+) (%d+) %d+ (.*)$')
+    if incarnation == known_incarnation and not less(known_batch, batch) then
+      return {'duplicate', epoch, to, version, known_batch, answer}
+    end
+  end
+end
+if ARGV[3] ~= '' and now > tonumber(ARGV[3]) then return {'late'} end
+if fence_run ~= '' and m[8] ~= ARGV[9] then return {'fenced'} end
+if producer ~= '' then
+  local expected = '1'
+  if known_incarnation then
+    if less(incarnation, known_incarnation) then return {'fenced'} end
+    if incarnation == known_incarnation then expected = text(known_batch + 1) end
+  end
+  if batch ~= expected then return {'gap', expected} end
+end
+
+-- 6. The version.
+if change ~= '' and change ~= 'new' and change ~= version then return {'conflict', version} end
+if unwritten ~= '' then
+  local known = redis.call('HGET', producers, 'run:' .. unwritten)
+  if known and not less(string.match(known, '^%d+'), ARGV[15]) then return {'written'} end
+end
+
+-- From here on everything succeeds.
+local set = {}
+local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
+
+-- Another primary, or this one started anew: a tail that was acknowledged may be gone.
+local primary = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+local moved = replid ~= primary
+if moved then
+  epoch = text(math.max(tonumber(epoch or 0) + 1, micros))
+  local table_ = {}
+  for pair in string.gmatch(redis.call('HGET', meta, 'epochs') or '', '%S+') do table_[#table_ + 1] = pair end
+  table_[#table_ + 1] = epoch .. ':' .. text(head + 1)
+  while #table_ > tonumber(ARGV[19]) do table.remove(table_, 1) end
+  put('epoch', epoch)
+  put('since', text(head + 1))
+  put('epochs', table.concat(table_, ' '))
+  put('replid', primary)
+end
+
+local from, to = head + 1, head + count
+local record
+if count > 0 then
+  record = '["' .. epoch .. '",' .. text(from) .. ',' .. text(now) .. ARGV[1]
+  redis.call('XADD', log, text(to) .. '-0', 'r', record)
+end
+if count > 0 or change == 'new' then put('head', text(to)) end
+
+local fence = ''
+if change ~= '' then
+  n = n + 1
+  put('n', text(n))
+  put('state', ARGV[11])
+  put('next_due', ARGV[12])
+  local active = tonumber(m[6] or 0)
+  -- First what is taken away: a run that is taken from one worker and given to the next keeps the new fence.
+  for i = 20, #ARGV do active = active - redis.call('HDEL', meta, 'f:' .. ARGV[i]) end
+  if grant ~= '' then
+    fence = text(math.max(tonumber(m[5] or 0) + 1, micros))
+    active = active + 1 - redis.call('HEXISTS', meta, 'f:' .. grant)
+    put('f:' .. grant, fence)
+    put('fence_last', fence)
+  end
+  put('active', text(active))
+end
+
+-- Producers are remembered for a while after their run, so that a repeat is still known as one. The scan is rare.
+local memory, most = tonumber(ARGV[17]), tonumber(ARGV[18])
+local crowded = producer ~= '' and not known_batch and redis.call('HLEN', producers) >= most
+if crowded or (producer ~= '' and now - tonumber(m[7] or 0) >= 60000) then
+  local all, old = redis.call('HGETALL', producers), {}
+  for i = 1, #all, 2 do
+    local run = string.match(all[i], '^run:(.*)$')
+    local at = tonumber(string.match(all[i + 1], '^%d+ %d+ %d+ (%d+)'))
+    if all[i] ~= producer and not (run and redis.call('HEXISTS', meta, 'f:' .. run) == 1) then
+      if now - at > memory then redis.call('HDEL', producers, all[i])
+      else old[#old + 1] = {at, all[i]} end
+    end
+  end
+  -- Still too many: the oldest eighth goes, so that the next scan is far away.
+  if redis.call('HLEN', producers) >= most then
+    table.sort(old, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+    for i = 1, math.min(#old, math.ceil(most / 8)) do redis.call('HDEL', producers, old[i][2]) end
+  end
+  put('pruned', text(now))
+end
+if producer ~= '' then
+  redis.call('HSET', producers, producer,
+             incarnation .. ' ' .. batch .. ' ' .. text(to) .. ' ' .. text(now) .. ' ' .. ARGV[7])
+end
+
+if #set > 0 then redis.call('HSET', meta, unpack(set)) end
+if record then redis.call('SPUBLISH', log, text(to) .. ' ' .. record) end
+-- The version has moved with the epoch, too.
+if moved or change ~= '' then redis.call('SPUBLISH', ARGV[16], text(n)) end
+return {'ok', epoch, text(to), text(now), epoch .. '.' .. text(n), fence}

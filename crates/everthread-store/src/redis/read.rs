@@ -1,0 +1,225 @@
+//! Reading sessions: state, pages of the log, heads.
+//!
+//! A page and the head it is compared with come from one `MULTI`, so that a page which should reach the head and does
+//! not is a broken log, never a race.
+
+use super::Redis;
+use super::link::Failure;
+use crate::{Error, Head, Loaded, Page};
+use ::redis::Value;
+use everthread_protocol::{Epoch, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
+use std::collections::HashMap;
+use std::str::FromStr;
+
+/// Records that the first request for a page asks for …
+const FIRST_COUNT: usize = 32;
+/// … and the most that a later one does.
+const COUNT_MAX: usize = 1024;
+/// Heads that one request asks for.
+const HEADS_BATCH: usize = 512;
+/// Fields of a head, in the order in which [`head_of`] takes them.
+const HEAD_FIELDS: [&str; 5] = ["epoch", "since", "head", "n", "active"];
+
+impl Redis {
+    /// See [`crate::Store::load`].
+    pub(super) async fn load_session(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
+        let (meta, producers) = (self.inner.keys.meta(key), self.inner.keys.producers(key));
+        let answer = self.link(key).script(&self.inner.scripts.load, &[&meta, &producers], &[]).await;
+        let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
+        match answer.as_slice() {
+            [] => Ok(None),
+            [now, Value::Array(meta), Value::Array(producers)] => loaded(now, meta, producers).map(Some),
+            _ => Err(broken("an unknown answer to a load")),
+        }
+    }
+
+    /// See [`crate::Store::read`].
+    pub(super) async fn read_page(
+        &self,
+        key: &SessionKey,
+        after: Seq,
+        bytes_max: usize,
+    ) -> Result<Page, Error> {
+        let (meta, log) = (self.inner.keys.meta(key), self.inner.keys.log(key));
+        // A cursor is a client's word and may be any number.
+        let next = Seq(after.0.saturating_add(1));
+        let mut request = ::redis::pipe();
+        request.atomic();
+        request.cmd("HMGET").arg(&meta).arg(&HEAD_FIELDS).arg("epochs");
+        request.cmd("XRANGE").arg(&log).arg(id(next)).arg("+").arg("COUNT").arg(FIRST_COUNT);
+        let answer: (Vec<Value>, Vec<Value>) =
+            self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+        let (meta, first) = answer;
+        let epochs = match &meta[HEAD_FIELDS.len()] {
+            Value::Nil => return Err(crate::Refusal::NoSession.into()),
+            epochs => epochs_of(text(epochs)?)?,
+        };
+        let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
+        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
+        let mut open = taking.take(&first)?;
+        while open {
+            let mut request = ::redis::cmd("XRANGE");
+            request.arg(&log).arg(id(taking.next)).arg(id(head.seq)).arg("COUNT").arg(taking.count());
+            let more: Vec<Value> = self.inner.range.command(&request).await.map_err(Failure::of_read)?;
+            open = taking.take(&more)?;
+        }
+        Ok(Page { records: taking.records, head, epochs })
+    }
+
+    /// See [`crate::Store::heads`].
+    pub(super) async fn heads_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+        let mut heads = Vec::with_capacity(keys.len());
+        for batch in keys.chunks(HEADS_BATCH) {
+            let mut request = ::redis::pipe();
+            for key in batch {
+                request.cmd("HMGET").arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
+            }
+            let answers: Vec<Vec<Value>> =
+                self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+            for answer in answers {
+                heads.push(head_of(&answer)?);
+            }
+        }
+        Ok(heads)
+    }
+}
+
+/// A page while it is being read.
+struct Taking {
+    records: Vec<Record>,
+    bytes: usize,
+    bytes_max: usize,
+    /// What the next record must cover.
+    next: Seq,
+    /// Where the page ends at the latest.
+    head: Seq,
+}
+
+impl Taking {
+    /// Takes records as long as there is room. Returns whether to ask for more.
+    fn take(&mut self, entries: &[Value]) -> Result<bool, Error> {
+        for entry in entries {
+            let record = record_of(entry)?;
+            // The log is dense. What is missing here is lost, and must not be skipped in silence.
+            if record.from > self.next || record.to < self.next || record.to > self.head {
+                return Err(broken(&format!("the log has no entry {}", self.next)));
+            }
+            self.bytes += record.blocks.len();
+            if self.bytes > self.bytes_max && !self.records.is_empty() {
+                return Ok(false);
+            }
+            self.next = record.to.next();
+            self.records.push(record);
+        }
+        let at_end = self.next > self.head;
+        if !at_end && entries.is_empty() {
+            return Err(broken(&format!("the log has no entry {}", self.next)));
+        }
+        Ok(!at_end && self.bytes < self.bytes_max)
+    }
+
+    /// How many records the room that is left may take, by the size of those before, and one to see that it is full.
+    fn count(&self) -> usize {
+        let average = self.bytes / self.records.len().max(1);
+        let room = self.bytes_max.saturating_sub(self.bytes);
+        (room / average.max(1)).saturating_add(1).min(COUNT_MAX)
+    }
+}
+
+fn id(seq: Seq) -> String {
+    format!("{seq}-0")
+}
+
+fn record_of(entry: &Value) -> Result<Record, Error> {
+    if let Value::Array(entry) = entry
+        && let [id, Value::Array(fields)] = entry.as_slice()
+        && let [_, Value::BulkString(stored)] = fields.as_slice()
+        && let Some(to) = text(id)?.strip_suffix("-0").and_then(|to| to.parse().ok())
+    {
+        return Record::from_stored(stored, Seq(to)).map_err(|e| broken(&e.to_string()));
+    }
+    Err(broken("an entry of the log that is no record"))
+}
+
+fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
+    let [epoch, since, seq, n, active] = fields else { return Err(broken("a head of other fields")) };
+    if *epoch == Value::Nil {
+        return Ok(None);
+    }
+    let epoch = Epoch(number(epoch)?);
+    Ok(Some(Head {
+        epoch,
+        since: Seq(number(since)?),
+        seq: Seq(number(seq)?),
+        version: Version { epoch, n: number(n)? },
+        active: u32::try_from(number(active)?).map_err(|_| broken("a count of fences"))?,
+    }))
+}
+
+fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Error> {
+    let mut fields = HashMap::with_capacity(meta.len() / 2);
+    for pair in meta.chunks_exact(2) {
+        fields.insert(text(&pair[0])?, text(&pair[1])?);
+    }
+    let field =
+        |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
+    let mut fences = Vec::new();
+    for (name, fence) in &fields {
+        if let Some(run) = name.strip_prefix("f:") {
+            fences.push((parse::<RunId>(run)?, Fence(parse(fence)?)));
+        }
+    }
+    fences.sort();
+    let mut known = Vec::with_capacity(producers.len() / 2);
+    for pair in producers.chunks_exact(2) {
+        let (incarnation, batch) = text(&pair[1])?.split_once(' ').ok_or_else(|| broken("a producer"))?;
+        known.push((parse::<RunId>(text(&pair[0])?)?, parse(incarnation)?, parse(batch)?));
+    }
+    known.sort();
+    Ok(Loaded {
+        state: field("state")?.to_owned(),
+        version: Version { epoch: Epoch(parse(field("epoch")?)?), n: parse(field("n")?)? },
+        now: Millis(number(now)?),
+        head: Seq(parse(field("head")?)?),
+        epochs: epochs_of(field("epochs")?)?,
+        fences,
+        producers: known,
+    })
+}
+
+fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
+    let pair = |pair: &str| {
+        let (epoch, since) = pair.split_once(':').ok_or_else(|| broken("a table of epochs"))?;
+        Ok((Epoch(parse(epoch)?), Seq(parse(since)?)))
+    };
+    list.split(' ').map(pair).collect()
+}
+
+/// What the store holds and cannot have written.
+pub(super) fn broken(why: &str) -> Error {
+    Error::Corrupt(why.to_owned())
+}
+
+/// The text of an answer.
+pub(super) fn text(value: &Value) -> Result<&str, Error> {
+    match value {
+        Value::BulkString(bytes) => {
+            std::str::from_utf8(bytes).map_err(|_| broken("a text that is not UTF-8"))
+        }
+        Value::SimpleString(text) => Ok(text),
+        _ => Err(broken("something else where a text should be")),
+    }
+}
+
+/// The number of an answer.
+pub(super) fn number(value: &Value) -> Result<u64, Error> {
+    match value {
+        Value::Int(number) => u64::try_from(*number).map_err(|_| broken("a negative number")),
+        other => parse(text(other)?),
+    }
+}
+
+/// Something in a text.
+pub(super) fn parse<T: FromStr>(text: &str) -> Result<T, Error> {
+    text.parse().map_err(|_| broken(&format!("{text:?} where something else should be")))
+}

@@ -1,0 +1,95 @@
+//! The Lua scripts, by name.
+//!
+//! They are loaded on every connect and called by hash. A server that does not know one (a failover, a `SCRIPT FLUSH`)
+//! gets its text, which makes it known again.
+
+use ::redis::{Cmd, Pipeline, cmd};
+
+/// One script.
+#[derive(Debug)]
+pub(super) struct Script {
+    text: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, hash: ::redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    /// A call by hash.
+    pub(super) fn by_hash(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
+        call("EVALSHA", &self.hash, keys, args)
+    }
+
+    /// A call by text.
+    pub(super) fn by_text(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
+        call("EVAL", self.text, keys, args)
+    }
+}
+
+fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
+    let mut call = cmd(verb);
+    call.arg(script).arg(keys.len()).arg(keys).arg(args);
+    call
+}
+
+/// Every script of the engine.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    /// The one write.
+    pub(super) write: Script,
+    /// A session as the core needs it.
+    pub(super) load: Script,
+    /// Takes items from a pool.
+    pub(super) take: Script,
+    /// Notes when a session is due.
+    pub(super) arm: Script,
+    /// Takes sessions that are due.
+    pub(super) claim_due: Script,
+    /// Ends a claim on a due session.
+    pub(super) finish_due: Script,
+    /// Declares a worker gone.
+    pub(super) bury: Script,
+    /// One page of a tenant's sessions.
+    pub(super) sessions: Script,
+    /// Sends a node's probe through the live feed.
+    pub(super) probe: Script,
+}
+
+impl Scripts {
+    /// All of them, hashed.
+    pub(super) fn new() -> Self {
+        Self {
+            write: Script::new(include_str!("lua/write.lua")),
+            load: Script::new(include_str!("lua/load.lua")),
+            take: Script::new(include_str!("lua/take.lua")),
+            arm: Script::new(include_str!("lua/arm.lua")),
+            claim_due: Script::new(include_str!("lua/claim_due.lua")),
+            finish_due: Script::new(include_str!("lua/finish_due.lua")),
+            bury: Script::new(include_str!("lua/bury.lua")),
+            sessions: Script::new(include_str!("lua/sessions.lua")),
+            probe: Script::new(include_str!("lua/probe.lua")),
+        }
+    }
+
+    /// What makes a server know them.
+    pub(super) fn load_all(&self) -> Pipeline {
+        let all = [
+            &self.write,
+            &self.load,
+            &self.take,
+            &self.arm,
+            &self.claim_due,
+            &self.finish_due,
+            &self.bury,
+            &self.sessions,
+            &self.probe,
+        ];
+        let mut pipeline = ::redis::pipe();
+        for script in all {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
+        }
+        pipeline
+    }
+}

@@ -1,0 +1,164 @@
+//! The embedded engine: the suite, on disk and in memory, and what only it promises.
+
+use crate::suite::{self, append, change, created, entries, granted, one, producer, read_all, refused, run};
+use everthread_protocol::{Millis, PoolKey, Seq, SessionKey};
+use everthread_store::embedded::{Durability, Embedded, Options};
+use everthread_store::{Change, Error, Loaded, Refusal, Store, WorkItem, Write};
+use std::path::Path;
+use tempfile::TempDir;
+
+/// An engine on `dir`.
+pub fn open(dir: &Path) -> Embedded {
+    open_with(dir, Durability::PowerCut)
+}
+
+/// An engine on `dir`.
+pub fn open_with(dir: &Path, durability: Durability) -> Embedded {
+    Embedded::open(Options { dir: Some(dir.to_owned()), durability }).unwrap()
+}
+
+async fn on_disk() -> (Embedded, TempDir) {
+    let dir = TempDir::new().unwrap();
+    (open(dir.path()), dir)
+}
+
+async fn in_memory() -> (Embedded, ()) {
+    (Embedded::memory().unwrap(), ())
+}
+
+mod disk {
+    crate::suite::conformance!(super::on_disk);
+}
+
+mod memory {
+    crate::suite::conformance!(super::in_memory);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_and_opens_a_new_epoch_at_the_first_write() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let (key, first) = granted(&store).await;
+    let r1 = run("r1");
+    let text = entries("a", 4);
+    let numbered = Write { producer: producer("run:r1", 3, 1), ..append(&text, 4) };
+    store.write(&key, numbered).await.unwrap();
+    let before = store.load(&key).await.unwrap().unwrap();
+    let records = read_all(&store, &key, Seq(0), suite::ALL).await;
+    drop(store);
+
+    let store = open(dir.path());
+    let after = store.load(&key).await.unwrap().unwrap();
+    assert!(after.now >= before.now);
+    assert_eq!(Loaded { now: before.now, ..after }, before);
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await, records);
+    let again = store.write(&key, numbered).await.unwrap();
+    assert_eq!((again.epoch, again.to, again.duplicate.unwrap().batch), (first.epoch, Seq(6), 1));
+
+    // The decision was made at the version of before: it stands, and the version's epoch moves with it.
+    let grant = Change { grant: Some(&r1), ..change(Some(before.version), "next") };
+    let moved = store.write(&key, Write { change: Some(grant), ..one() }).await.unwrap();
+    assert!(moved.epoch > first.epoch);
+    assert_eq!((moved.version.epoch, moved.version.n), (moved.epoch, before.version.n + 1));
+    assert!(moved.fence > first.fence);
+    let page = store.read(&key, Seq(6), suite::ALL).await.unwrap();
+    assert_eq!(page.epochs, [(first.epoch, Seq(1)), (moved.epoch, Seq(7))]);
+    assert_eq!((page.head.since, page.records[0].epoch), (Seq(7), moved.epoch));
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await.len(), records.len() + 1);
+}
+
+#[tokio::test]
+async fn an_append_after_a_restart_moves_the_version_too() {
+    let dir = TempDir::new().unwrap();
+    let (key, first) = created(&open(dir.path())).await;
+    let store = open(dir.path());
+    let written = store.write(&key, one()).await.unwrap();
+    assert_eq!((written.version.epoch, written.version.n), (written.epoch, first.version.n));
+    assert_ne!(written.version, first.version);
+    let decided = Write { change: Some(change(Some(first.version), "old")), ..one() };
+    let refusal = refused(&store, &key, decided).await;
+    assert_eq!(refusal, Refusal::Conflict { current: written.version });
+}
+
+#[tokio::test]
+async fn a_session_remembers_its_last_32_epochs() {
+    let dir = TempDir::new().unwrap();
+    let (key, _) = created(&open_with(dir.path(), Durability::Crash)).await;
+    for _ in 0..34 {
+        open_with(dir.path(), Durability::Crash).write(&key, one()).await.unwrap();
+    }
+    let loaded = open(dir.path()).load(&key).await.unwrap().unwrap();
+    let since: Vec<u64> = loaded.epochs.iter().map(|(_, since)| since.0).collect();
+    assert_eq!(since, (4..=35).collect::<Vec<u64>>());
+    assert!(loaded.epochs.is_sorted_by(|a, b| a.0 < b.0));
+}
+
+#[tokio::test]
+async fn pools_deadlines_and_the_index_survive_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let key: SessionKey = "acme/s".parse().unwrap();
+    let pool = PoolKey { tenant: key.tenant.clone(), agent: "guide".parse().unwrap() };
+    let item = |run: &str| WorkItem {
+        tenant: key.tenant.clone(),
+        session: key.session.clone(),
+        run: run.parse().unwrap(),
+        not_after: Millis(1),
+    };
+    let node = "n".parse().unwrap();
+    for run in ["r1", "r2", "r3"] {
+        store.enqueue(&pool, &item(run)).await.unwrap();
+    }
+    let taken = store.take(&pool, &node, 2).await.unwrap();
+    store.finish_item(&pool, &taken[0].ticket).await.unwrap();
+    store.arm(&key, Millis(5)).await.unwrap();
+    assert_eq!(store.claim_due(1).await.unwrap().len(), 1);
+    store.index(&key, Millis(77)).await.unwrap();
+    drop(store);
+
+    let store = open(dir.path());
+    // Whoever held the item and the claim is gone, so both come at once.
+    let taken = store.take(&pool, &node, 9).await.unwrap();
+    let runs: Vec<_> = taken.iter().map(|t| (t.item.run.as_str(), t.deliveries)).collect();
+    assert_eq!(runs, [("r2", 2), ("r3", 1)]);
+    let due = store.claim_due(9).await.unwrap();
+    assert_eq!(due[0].key, key);
+    store.finish_due(&due[0], None).await.unwrap();
+    assert_eq!(store.sessions(&key.tenant, None, 9).await.unwrap(), [(key.session.clone(), Millis(77))]);
+    drop(store);
+    assert_eq!(open(dir.path()).claim_due(9).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_long_log_is_read_from_the_file_and_from_memory_alike() {
+    let dir = TempDir::new().unwrap();
+    let store = open_with(dir.path(), Durability::Crash);
+    let (key, _) = created(&store).await;
+    let text = format!(r#"[{{"type":"x-big","v":"{}"}}]"#, "a".repeat(20_000));
+    for _ in 0..40 {
+        store.write(&key, append(&text, 1)).await.unwrap();
+    }
+    let warm = read_all(&store, &key, Seq(0), 50_000).await;
+    assert_eq!(warm.len(), 41);
+    drop(store);
+    assert_eq!(read_all(&open(dir.path()), &key, Seq(0), 50_000).await, warm);
+}
+
+#[tokio::test]
+async fn a_second_process_is_told_that_the_directory_is_in_use() {
+    let (_first, dir) = on_disk().await;
+    let second =
+        Embedded::open(Options { dir: Some(dir.path().to_owned()), durability: Durability::PowerCut });
+    let Err(Error::Unavailable(why)) = second else { panic!("opened twice") };
+    assert!(why.contains("in use by another process"), "{why}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_named() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("everthread.redb"), vec![7; 10_000]).unwrap();
+    let opened =
+        Embedded::open(Options { dir: Some(dir.path().to_owned()), durability: Durability::PowerCut });
+    let Err(Error::Corrupt(why)) = opened else { panic!("{opened:?}") };
+    assert!(why.contains("everthread.redb is not a usable database"), "{why}");
+}

@@ -1,0 +1,365 @@
+//! Two stores that are given the same commands give the same answers.
+//!
+//! [`answers`] runs commands on any store and names what only the store picks (epochs, fences) by the order in which it
+//! appears; times are left out. Whatever differs then is a difference in behaviour.
+
+use crate::suite::{ALL, BY, change, entries, fresh, read_all};
+use everthread_protocol::{Epoch, Fence, Millis, RunId, Seq, SessionKey, Version};
+use everthread_store::embedded::{Durability, Embedded};
+use everthread_store::{Change, Error, Loaded, Producer, Refusal, Store, Write, Written};
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+const SESSIONS: usize = 2;
+const RUNS: usize = 3;
+
+/// One thing done to the store.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// A write, right or wrong.
+    Write(Plan),
+    /// All records after a position, in pages of some size.
+    Read { session: usize, after: u64, bytes_max: usize },
+    /// The session as the core sees it.
+    Load { session: usize },
+    /// Heads of all sessions and of one that is not there.
+    Heads,
+}
+
+/// A write, in words that hold for any store: "the right fence", not a number.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    session: usize,
+    count: u32,
+    run: Option<usize>,
+    producer: Option<(usize, Incarnation, Batch)>,
+    fence: Option<(usize, Choice)>,
+    change: Option<Decision>,
+    not_after: Option<Choice>,
+}
+
+#[derive(Debug, Clone)]
+struct Decision {
+    expect: Expect,
+    grant: Option<usize>,
+    revoke: Vec<usize>,
+    unwritten: Option<(usize, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Choice {
+    Right,
+    Wrong,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Expect {
+    New,
+    Current,
+    Stale,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Incarnation {
+    Same,
+    Higher,
+    Lower,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Batch {
+    Next,
+    Last,
+    First,
+    Gap,
+}
+
+fn choice() -> impl Strategy<Value = Choice> {
+    prop_oneof![6 => Just(Choice::Right), 1 => Just(Choice::Wrong)]
+}
+
+fn decision() -> impl Strategy<Value = Decision> {
+    let expect = prop_oneof![3 => Just(Expect::New), 6 => Just(Expect::Current), 1 => Just(Expect::Stale)];
+    let unwritten = prop::option::weighted(0.2, (0..RUNS, 1..3_u64));
+    (expect, prop::option::of(0..RUNS), prop::collection::vec(0..RUNS, 0..2), unwritten)
+        .prop_map(|(expect, grant, revoke, unwritten)| Decision { expect, grant, revoke, unwritten })
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let incarnation = prop_oneof![
+        8 => Just(Incarnation::Same), 1 => Just(Incarnation::Higher), 1 => Just(Incarnation::Lower)
+    ];
+    let batch = prop_oneof![
+        8 => Just(Batch::Next), 2 => Just(Batch::Last), 1 => Just(Batch::First), 1 => Just(Batch::Gap)
+    ];
+    (
+        0..SESSIONS,
+        0..4_u32,
+        prop::option::of(0..RUNS),
+        prop::option::of((0..RUNS, incarnation, batch)),
+        prop::option::weighted(0.3, (0..RUNS, choice())),
+        prop::option::of(decision()),
+        prop::option::weighted(0.2, choice()),
+    )
+        .prop_map(|(session, count, run, producer, fence, change, not_after)| Plan {
+            session,
+            count,
+            run,
+            producer,
+            fence,
+            change,
+            not_after,
+        })
+}
+
+/// Any sequence of commands.
+pub fn commands() -> impl Strategy<Value = Vec<Command>> {
+    let command = prop_oneof![
+        8 => plan().prop_map(Command::Write),
+        2 => (0..SESSIONS, 0..40_u64, prop::sample::select(vec![0, 300, ALL]))
+            .prop_map(|(session, after, bytes_max)| Command::Read { session, after, bytes_max }),
+        2 => (0..SESSIONS).prop_map(|session| Command::Load { session }),
+        1 => Just(Command::Heads),
+    ];
+    prop::collection::vec(command, 1..60)
+}
+
+/// What the store answers to each command, in words that hold for any store.
+pub async fn answers<S: Store>(store: &S, commands: &[Command]) -> Vec<String> {
+    let mut teller = Teller { keys: (0..SESSIONS).map(|_| fresh()).collect(), ..Teller::default() };
+    let mut answers = Vec::new();
+    for (n, command) in commands.iter().enumerate() {
+        answers.push(match command {
+            Command::Write(plan) => teller.write(store, plan, n).await,
+            Command::Read { session, after, bytes_max } => {
+                teller.read(store, *session, *after, *bytes_max).await
+            }
+            Command::Load { session } => teller.load(store, *session).await,
+            Command::Heads => teller.heads(store).await,
+        });
+    }
+    answers
+}
+
+/// Follows what it has been answered, to be right or wrong on purpose, and tells it.
+#[derive(Default)]
+struct Teller {
+    keys: Vec<SessionKey>,
+    versions: HashMap<usize, Version>,
+    fences: HashMap<(usize, usize), Fence>,
+    producers: HashMap<(usize, usize), (u64, u64)>,
+    /// Named apart for each session: whether two sessions share an epoch is the engine's business.
+    epochs: HashMap<usize, Vec<Epoch>>,
+    granted: Vec<Fence>,
+    /// The session that the command is about.
+    session: usize,
+}
+
+fn run(n: usize) -> RunId {
+    format!("r{n}").parse().unwrap()
+}
+
+fn name<T: PartialEq>(known: &mut Vec<T>, value: T) -> usize {
+    known.iter().position(|k| *k == value).unwrap_or_else(|| {
+        known.push(value);
+        known.len() - 1
+    })
+}
+
+impl Teller {
+    async fn write<S: Store>(&mut self, store: &S, plan: &Plan, n: usize) -> String {
+        self.session = plan.session;
+        let runs: Vec<RunId> = (0..RUNS).map(run).collect();
+        let (text, state, kept) =
+            (entries(&n.to_string(), plan.count), format!("state {n}"), format!("answer {n}"));
+        let numbered = plan.producer.map(|(who, incarnation, batch)| {
+            let known = self.producers.get(&(plan.session, who)).copied();
+            let (last_incarnation, last_batch) = known.unwrap_or((2, 0));
+            let (incarnation, last) = match incarnation {
+                Incarnation::Same => (last_incarnation, last_batch),
+                Incarnation::Higher => (last_incarnation + 1, 0),
+                Incarnation::Lower => (last_incarnation - 1, last_batch),
+            };
+            let batch = match batch {
+                Batch::Next => last + 1,
+                Batch::Last => last.max(1),
+                Batch::First => 1,
+                Batch::Gap => last + 3,
+            };
+            (format!("run:r{who}"), who, incarnation, batch)
+        });
+        let revoke: Vec<RunId> =
+            plan.change.iter().flat_map(|decision| decision.revoke.iter().map(|n| run(*n))).collect();
+        let decided = plan.change.as_ref().map(|decision| {
+            let current = self.versions.get(&plan.session).copied().unwrap_or_default();
+            let expect = match decision.expect {
+                Expect::New => None,
+                Expect::Current => Some(current),
+                Expect::Stale => Some(Version { n: current.n + 7, ..current }),
+            };
+            Change {
+                grant: decision.grant.map(|n| &runs[n]),
+                revoke: &revoke,
+                unwritten: decision.unwritten.map(|(n, incarnation)| (&runs[n], incarnation)),
+                next_due: Some(Millis(9)),
+                ..change(expect, &state)
+            }
+        });
+        let write = Write {
+            by: BY,
+            run: plan.run.map(|n| &runs[n]),
+            entries: &text,
+            count: plan.count,
+            producer: numbered.as_ref().map(|(key, _, incarnation, batch)| Producer {
+                key,
+                incarnation: *incarnation,
+                batch: *batch,
+                answer: &kept,
+            }),
+            fence: plan.fence.map(|(n, choice)| {
+                let known = self.fences.get(&(plan.session, n)).copied().unwrap_or(Fence(5));
+                (&runs[n], if matches!(choice, Choice::Right) { known } else { Fence(known.0 + 1) })
+            }),
+            change: decided,
+            not_after: plan.not_after.map(|choice| match choice {
+                Choice::Right => Millis(1 << 50),
+                Choice::Wrong => Millis(1),
+            }),
+        };
+        let result = store.write(&self.keys[plan.session], write).await;
+        if let Ok(written) = &result {
+            self.versions.insert(plan.session, written.version);
+            if written.duplicate.is_none() {
+                if let Some((_, who, incarnation, batch)) = numbered {
+                    self.producers.insert((plan.session, who), (incarnation, batch));
+                }
+                if let (Some(fence), Some(n)) = (written.fence, plan.change.as_ref().and_then(|d| d.grant)) {
+                    self.fences.insert((plan.session, n), fence);
+                }
+            }
+        }
+        self.written(result)
+    }
+
+    fn written(&mut self, result: Result<Written, Error>) -> String {
+        match result {
+            Ok(w) => {
+                let epoch = self.epoch(w.epoch);
+                let fence = w.fence.map(|fence| name(&mut self.granted, fence));
+                let (version, timed) = (self.version(w.version), w.at > Millis(0));
+                format!("epoch {epoch} to {} timed {timed} {version} fence {fence:?} {:?}", w.to, w.duplicate)
+            }
+            Err(Error::Refused(Refusal::Conflict { current })) => {
+                format!("conflict {}", self.version(current))
+            }
+            Err(e) => format!("{e:?}"),
+        }
+    }
+
+    fn epoch(&mut self, epoch: Epoch) -> usize {
+        name(self.epochs.entry(self.session).or_default(), epoch)
+    }
+
+    fn version(&mut self, version: Version) -> String {
+        format!("version {}.{}", self.epoch(version.epoch), version.n)
+    }
+
+    async fn read<S: Store>(&mut self, store: &S, session: usize, after: u64, bytes_max: usize) -> String {
+        self.session = session;
+        let key = &self.keys[session];
+        let page = match store.read(key, Seq(after), bytes_max).await {
+            Ok(page) => page,
+            Err(e) => return format!("{e:?}"),
+        };
+        let mut told = format!("{} ", self.version(page.head.version));
+        for (epoch, since) in page.epochs {
+            told += &format!("epoch {} since {since} ", self.epoch(epoch));
+        }
+        for record in read_all(store, &self.keys[session], Seq(after), bytes_max).await {
+            told += &format!("[{} {}-{}", self.epoch(record.epoch), record.from, record.to);
+            for block in record.parse_blocks().unwrap() {
+                let timed = block.at > Millis(0);
+                told += &format!(" {} {:?} {timed} {}", block.by, block.run, block.entries);
+            }
+            told += "]";
+        }
+        told
+    }
+
+    async fn load<S: Store>(&mut self, store: &S, session: usize) -> String {
+        self.session = session;
+        let Some(Loaded { state, version, now, head, epochs, fences, producers }) =
+            store.load(&self.keys[session]).await.unwrap()
+        else {
+            return "none".to_owned();
+        };
+        self.versions.insert(session, version);
+        let fences: Vec<_> =
+            fences.into_iter().map(|(run, fence)| (run, name(&mut self.granted, fence))).collect();
+        let epochs: Vec<_> = epochs.into_iter().map(|(epoch, since)| (self.epoch(epoch), since)).collect();
+        let (version, timed) = (self.version(version), now > Millis(0));
+        format!("{state} {version} timed {timed} head {head} {epochs:?} {fences:?} {producers:?}")
+    }
+
+    async fn heads<S: Store>(&mut self, store: &S) -> String {
+        let mut keys = self.keys.clone();
+        keys.push(fresh());
+        let heads = store.heads(&keys).await.unwrap();
+        let tell = |(session, head): (usize, Option<everthread_store::Head>)| {
+            self.session = session;
+            let Some(head) = head else { return "none".to_owned() };
+            let epoch = self.epoch(head.epoch);
+            format!("{epoch} {} {} {} {}", head.since, head.seq, head.version.n, head.active)
+        };
+        heads.into_iter().enumerate().map(tell).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Runs random commands on both stores and compares every answer.
+pub fn compare<A: Store, B: Store>(runtime: &tokio::runtime::Runtime, a: &A, b: &B, cases: u32) {
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(commands in commands())| {
+        let (left, right) = runtime.block_on(async {
+            (answers(a, &commands).await, answers(b, &commands).await)
+        });
+        for (n, (left, right)) in left.iter().zip(&right).enumerate() {
+            prop_assert_eq!(left, right, "command {}: {:?}", n, commands[n]);
+        }
+    });
+}
+
+#[test]
+fn the_engine_on_disk_answers_like_the_one_in_memory() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    let disk = crate::embedded::open_with(dir.path(), Durability::Crash);
+    compare(&runtime, &disk, &Embedded::memory().unwrap(), 64);
+}
+
+#[test]
+fn random_commands_reach_every_kind_of_answer() {
+    use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = Embedded::memory().unwrap();
+    let mut runner = TestRunner::deterministic();
+    let all: Vec<String> = (0..100)
+        .flat_map(|_| {
+            let commands = commands().new_tree(&mut runner).unwrap().current();
+            runtime.block_on(answers(&store, &commands))
+        })
+        .collect();
+    for kind in [
+        "epoch",
+        "conflict",
+        "Duplicate",
+        "Fenced",
+        "Gap",
+        "Late",
+        "HasWritten",
+        "Exists",
+        "NoSession",
+        "[0 ",
+    ] {
+        assert!(all.iter().any(|answer| answer.contains(kind)), "no command was answered {kind}");
+    }
+}

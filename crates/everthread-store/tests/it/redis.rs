@@ -1,0 +1,295 @@
+//! The Redis engine: the suite against a server of each test's own, and what only a server can do to it.
+
+use crate::suite::{
+    self, Heard, PATIENCE, append, change, created, doubt, ear, entries, granted, next, one, producer,
+    read_all, refused, until,
+};
+use everthread_protocol::{Millis, PoolKey, Seq, SessionKey};
+use everthread_store::embedded::Embedded;
+use everthread_store::redis::{Options, Redis};
+use everthread_store::{Error, Interest, Refusal, Store, Write};
+use everthread_testkit::{Proxy, RedisOptions, RedisServer};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// Ends a store's tasks.
+type Stop = DropGuard;
+
+async fn connect_with(options: Options) -> (Redis, Stop) {
+    let stop = CancellationToken::new();
+    let store = Redis::connect(options, &TaskTracker::new(), &stop).await.unwrap();
+    (store, stop.drop_guard())
+}
+
+async fn connect(url: &str) -> (Redis, Stop) {
+    connect_with(Options::new(url, "et", "n1".parse().unwrap())).await
+}
+
+async fn fresh_server() -> (Redis, (Stop, RedisServer)) {
+    let server = RedisServer::start().await.unwrap();
+    let (store, stop) = connect(&server.url()).await;
+    (store, (stop, server))
+}
+
+/// A server behind a proxy.
+async fn behind_proxy(response_timeout: Duration) -> (Redis, Proxy, (Stop, RedisServer)) {
+    let server =
+        RedisServer::start_with(RedisOptions { tcp: true, ..RedisOptions::default() }).await.unwrap();
+    let proxy = Proxy::start(server.tcp_address()).await.unwrap();
+    let options = Options::new(format!("redis://{}", proxy.address()), "et", "n1".parse().unwrap());
+    let (store, stop) = connect_with(Options { response_timeout, ..options }).await;
+    (store, proxy, (stop, server))
+}
+
+/// Waits for a doubt, whatever is heard before it.
+async fn any_doubt(heard: &mut mpsc::Receiver<Heard>) {
+    let doubted = async { while !matches!(heard.recv().await.unwrap(), Heard::Doubt) {} };
+    timeout(PATIENCE, doubted).await.expect("no doubt");
+}
+
+/// Writes until it works again; until then it fails as an outage does.
+async fn write_until_it_works(store: &Redis, key: &SessionKey) {
+    until(async || match store.write(key, one()).await {
+        Ok(_) => Some(()),
+        Err(Error::Unavailable(_) | Error::Indeterminate(_)) => None,
+        Err(other) => panic!("{other:?}"),
+    })
+    .await;
+}
+
+mod conformance {
+    crate::suite::conformance!(super::fresh_server);
+}
+
+#[test]
+fn redis_answers_like_the_reference_model() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (store, _kept) = runtime.block_on(fresh_server());
+    crate::equivalence::compare(&runtime, &store, &Embedded::memory().unwrap(), 128);
+}
+
+#[tokio::test]
+async fn a_killed_server_comes_back_with_everything_acknowledged_and_a_new_epoch() {
+    let options = RedisOptions { append_only: true, ..RedisOptions::default() };
+    let mut server = RedisServer::start_with(options).await.unwrap();
+    let (store, _stop) = connect(&server.url()).await;
+    let (key, first) = granted(&store).await;
+    let text = entries("a", 4);
+    let numbered = Write { producer: producer("run:r1", 3, 1), ..append(&text, 4) };
+    store.write(&key, numbered).await.unwrap();
+    let before = store.load(&key).await.unwrap().unwrap();
+    let records = read_all(&store, &key, Seq(0), suite::ALL).await;
+
+    server.kill9();
+    let failed = store.write(&key, one()).await.unwrap_err();
+    assert!(matches!(failed, Error::Unavailable(_) | Error::Indeterminate(_)), "{failed:?}");
+    server.restart().await.unwrap();
+    let after = until(async || store.load(&key).await.ok().flatten()).await;
+    assert_eq!(everthread_store::Loaded { now: before.now, ..after }, before);
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await, records);
+    let again = store.write(&key, numbered).await.unwrap();
+    assert_eq!((again.epoch, again.to, again.duplicate.unwrap().batch), (first.epoch, Seq(6), 1));
+
+    let decided = Write { change: Some(change(Some(before.version), "next")), ..one() };
+    let moved = store.write(&key, decided).await.unwrap();
+    assert!(moved.epoch > first.epoch);
+    assert_eq!((moved.version.epoch, moved.version.n), (moved.epoch, before.version.n + 1));
+    let page = store.read(&key, Seq(6), suite::ALL).await.unwrap();
+    assert_eq!(page.epochs, [(first.epoch, Seq(1)), (moved.epoch, Seq(7))]);
+    assert_eq!((page.head.since, page.records[0].epoch), (Seq(7), moved.epoch));
+    let appended = store.write(&key, one()).await.unwrap();
+    assert_eq!((appended.epoch, appended.version), (moved.epoch, moved.version));
+}
+
+#[tokio::test]
+async fn after_an_outage_writes_work_again_and_followers_miss_nothing() {
+    let (store, proxy, (_stop, server)) = behind_proxy(Duration::from_secs(5)).await;
+    let (direct, _direct_stop) = connect(&server.url()).await;
+    let (key, _) = created(&store).await;
+    let (ear, mut heard) = ear();
+    let _following = store.follow(&key, Interest::Log, ear);
+    doubt(&mut heard).await;
+    proxy.cut();
+    until(async || (!store.is_ready()).then_some(())).await;
+    let started = Instant::now();
+    let failed = store.write(&key, one()).await.unwrap_err();
+    assert!(matches!(failed, Error::Unavailable(_)), "surely not sent: {failed:?}");
+    assert!(started.elapsed() < Duration::from_secs(2), "it fails fast");
+    assert!(matches!(store.load(&key).await, Err(Error::Unavailable(_))));
+    // What another node writes meanwhile is what the feed loses.
+    for _ in 0..5 {
+        direct.write(&key, one()).await.unwrap();
+    }
+    proxy.heal();
+    any_doubt(&mut heard).await;
+    assert_eq!(read_all(&store, &key, Seq(1), suite::ALL).await.len(), 5);
+    write_until_it_works(&store, &key).await;
+    assert!(matches!(next(&mut heard).await, Heard::Record(record) if record.to == Seq(7)));
+    until(async || store.is_ready().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_route_that_swallows_packets_is_given_up_and_an_unanswered_write_is_indeterminate() {
+    let (store, proxy, _kept) = behind_proxy(Duration::from_secs(1)).await;
+    let (key, _) = created(&store).await;
+    let (ear, mut heard) = ear();
+    let _following = store.follow(&key, Interest::Log, ear);
+    doubt(&mut heard).await;
+    proxy.stall();
+    let failed = store.write(&key, one()).await.unwrap_err();
+    assert!(matches!(failed, Error::Indeterminate(_)), "{failed:?}");
+    until(async || (!store.is_ready()).then_some(())).await;
+    proxy.heal();
+    any_doubt(&mut heard).await;
+    write_until_it_works(&store, &key).await;
+    assert!(matches!(next(&mut heard).await, Heard::Record(_)));
+}
+
+#[tokio::test]
+async fn a_frozen_server_fails_requests_in_time_and_is_used_again_when_it_wakes() {
+    let server = RedisServer::start().await.unwrap();
+    let options = Options::new(server.url(), "et", "n1".parse().unwrap());
+    let (store, _stop) = connect_with(Options { response_timeout: Duration::from_secs(1), ..options }).await;
+    let (key, _) = created(&store).await;
+    server.stop().unwrap();
+    let failed = timeout(Duration::from_secs(3), store.write(&key, one())).await.unwrap().unwrap_err();
+    assert!(matches!(failed, Error::Indeterminate(_)), "{failed:?}");
+    server.cont().unwrap();
+    write_until_it_works(&store, &key).await;
+}
+
+#[tokio::test]
+async fn a_killed_subscription_connection_is_replaced() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    let pool = PoolKey { tenant: key.tenant.clone(), agent: "guide".parse().unwrap() };
+    let (log, mut records) = ear();
+    let (control, mut changes) = ear();
+    let (woken, mut wakes) = mpsc::channel(64);
+    let _log = store.follow(&key, Interest::Log, log);
+    let _control = store.follow(&key, Interest::Control, control);
+    // A full channel knows already.
+    let wake = std::sync::Arc::new(move || woken.try_send(()).unwrap_or_default());
+    let _pool = store.watch_pool(&pool, wake);
+    doubt(&mut records).await;
+    doubt(&mut changes).await;
+    timeout(PATIENCE, wakes.recv()).await.unwrap();
+    assert_eq!(server.command("CLIENT KILL TYPE pubsub").await.unwrap(), ":1\r\n");
+    any_doubt(&mut records).await;
+    any_doubt(&mut changes).await;
+    timeout(PATIENCE, wakes.recv()).await.unwrap();
+    let write = Write { change: Some(change(Some(first.version), "s1")), ..one() };
+    store.write(&key, write).await.unwrap();
+    assert!(matches!(next(&mut records).await, Heard::Record(_)));
+    assert!(matches!(next(&mut changes).await, Heard::Changed));
+}
+
+#[tokio::test]
+async fn thousands_of_followers_are_all_subscribed_again_after_a_loss() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let keys: Vec<SessionKey> = (0..1500).map(|n| format!("acme/many{n}").parse().unwrap()).collect();
+    let (ear, mut heard) = ear();
+    let _following: Vec<_> = keys.iter().map(|key| store.follow(key, Interest::Log, ear.clone())).collect();
+    for _ in 0..2 {
+        for _ in &keys {
+            doubt(&mut heard).await;
+        }
+        server.command("CLIENT KILL TYPE pubsub").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_its_scripts_is_told_them_again() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    assert_eq!(server.command("SCRIPT FLUSH").await.unwrap(), "+OK\r\n");
+    store.write(&key, one()).await.unwrap();
+    assert!(store.load(&key).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_redis_has_lost_in_part_is_reported_and_neither_skipped_nor_overwritten() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    for _ in 0..40 {
+        store.write(&key, one()).await.unwrap();
+    }
+    server.command(&format!("XDEL et:{{{key}}}:log 7-0")).await.unwrap();
+    assert!(matches!(store.read(&key, Seq(0), suite::ALL).await, Err(Error::Corrupt(_))));
+    assert!(store.read(&key, Seq(7), suite::ALL).await.is_ok());
+    server.command(&format!("DEL et:{{{key}}}:log")).await.unwrap();
+    assert!(matches!(store.read(&key, Seq(7), suite::ALL).await, Err(Error::Corrupt(_))));
+    assert!(store.read(&key, Seq(41), suite::ALL).await.is_ok());
+
+    let (key, _) = created(&store).await;
+    server.command(&format!("DEL et:{{{key}}}:meta")).await.unwrap();
+    assert_eq!(refused(&store, &key, one()).await, Refusal::NoSession);
+    let anew = Write { change: Some(change(None, "s0")), ..one() };
+    assert!(matches!(store.write(&key, anew).await, Err(Error::Corrupt(_))));
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_cleanly_and_a_write_is_made_once_there_is_room() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    server.command("CONFIG SET maxmemory 1").await.unwrap();
+    let failed = store.write(&key, one()).await.unwrap_err();
+    assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
+    server.command("CONFIG SET maxmemory 0").await.unwrap();
+    assert_eq!(store.write(&key, one()).await.unwrap().to, Seq(2));
+}
+
+#[tokio::test]
+async fn two_deployments_on_one_server_do_not_see_each_other() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    let (other, _other) = connect_with(Options::new(server.url(), "et2", "n1".parse().unwrap())).await;
+    assert_eq!(other.load(&key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_an_error_in_time() {
+    let stop = CancellationToken::new();
+    let options = Options::new("unix:///nonexistent/redis.sock", "et", "n1".parse().unwrap());
+    let tasks = TaskTracker::new();
+    let connecting = Redis::connect(options, &tasks, &stop);
+    let failed = timeout(Duration::from_secs(10), connecting).await.unwrap().unwrap_err();
+    assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn old_producers_make_room_but_not_those_of_a_run_with_a_fence() {
+    let (store, _kept) = fresh_server().await;
+    let (key, _) = granted(&store).await;
+    fn numbered(key: &str) -> Write<'_> {
+        Write { producer: producer(key, 1, 1), ..append("[]", 0) }
+    }
+    store.write(&key, numbered("run:r1")).await.unwrap();
+    for n in 0..2_500 {
+        store.write(&key, numbered(&format!("put:ann:{n}"))).await.unwrap();
+    }
+    let known = async |name: &str| store.write(&key, numbered(name)).await.unwrap().duplicate.is_some();
+    assert!(known("run:r1").await);
+    assert!(known("put:ann:2499").await && known("put:ann:1700").await);
+    assert!(!known("put:ann:1").await);
+}
+
+#[tokio::test]
+async fn a_page_of_sessions_goes_on_behind_a_session_that_has_moved() {
+    let (store, _kept) = fresh_server().await;
+    let tenant = "acme".parse().unwrap();
+    for id in ["B", "a", "b", "c"] {
+        store.index(&format!("acme/{id}").parse().unwrap(), Millis(9)).await.unwrap();
+    }
+    let page = store.sessions(&tenant, None, 2).await.unwrap();
+    let last = page.last().map(|(id, at)| (*at, id.clone())).unwrap();
+    assert_eq!(last.1.as_str(), "b");
+    store.index(&"acme/b".parse().unwrap(), Millis(20)).await.unwrap();
+    let rest = store.sessions(&tenant, Some(last), 9).await.unwrap();
+    let rest: Vec<_> = rest.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(rest, ["a", "B"]);
+}

@@ -1,0 +1,258 @@
+//! The conformance suite: what every engine does, case by case.
+//!
+//! `conformance!(open)` makes one test of every case; `open` is an async function that gives a fresh store and whatever
+//! must live as long as the test. A case may wait for a state, with a deadline, never for a time.
+
+pub mod feed;
+pub mod indexes;
+pub mod reading;
+pub mod writing;
+
+use everthread_protocol::{Epoch, Record, RunId, Seq, SessionKey, Version};
+use everthread_store::{Change, Error, Follower, Producer, Refusal, Store, Write, Written};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// One test per case, for the engine that `$open` gives.
+macro_rules! conformance {
+    ($open:path) => {
+        $crate::suite::conformance!(@ $open, writing,
+            a_session_is_created_once,
+            a_write_to_no_session_is_refused,
+            entries_get_dense_seqs,
+            a_repeated_batch_gets_its_first_answer_before_any_other_check,
+            acks_of_repeated_batches_are_cumulative,
+            a_gap_names_the_batch_that_is_expected,
+            a_higher_incarnation_starts_at_one_and_a_lower_is_fenced,
+            a_writer_without_its_fence_is_refused,
+            every_fence_is_greater_than_those_before_it,
+            a_takeover_revokes_and_grants_in_one_write,
+            a_conflict_names_the_version_that_is_current,
+            a_decision_made_on_silence_is_refused_once_the_run_has_written,
+            a_write_after_its_time_is_refused,
+            checks_come_in_their_order,
+            a_write_without_entries_changes_only_the_state,
+            a_refused_write_changes_nothing,
+            load_knows_fences_producers_and_time,
+            two_hundred_writers_get_dense_seqs_and_lose_nothing,
+            of_many_deciders_at_one_version_exactly_one_wins,
+        );
+        $crate::suite::conformance!(@ $open, reading,
+            what_was_written_is_read_back_verbatim,
+            pages_are_bounded_and_join_without_gap,
+            a_page_may_begin_in_the_middle_of_a_record,
+            reading_at_the_head_or_beyond_gives_nothing,
+            a_page_tells_head_and_epochs,
+            heads_come_in_the_order_asked,
+            tenants_do_not_see_each_other,
+        );
+        $crate::suite::conformance!(@ $open, feed,
+            a_follower_is_told_to_doubt_first,
+            a_log_follower_gets_every_record_in_order,
+            a_control_follower_hears_of_changes_and_not_of_appends,
+            what_a_follower_is_given_can_be_read_back,
+            a_dropped_follower_hears_nothing,
+        );
+        $crate::suite::conformance!(@ $open, indexes,
+            an_item_is_taken_once_and_finished_once,
+            an_item_that_is_not_finished_comes_back,
+            pools_are_apart,
+            a_watcher_is_woken_until_its_guard_is_dropped,
+            arming_keeps_the_earliest_time,
+            a_claimed_deadline_is_hidden_and_then_finished,
+            a_finish_after_a_new_arm_is_without_effect,
+            arming_a_claimed_session_for_later_is_not_lost,
+            a_claim_that_is_not_finished_comes_back,
+            a_worker_lives_while_it_beats,
+            a_worker_is_buried_by_its_holder_only,
+            sessions_are_listed_latest_first_in_pages,
+            the_index_never_moves_back,
+            a_store_that_works_is_ready,
+        );
+    };
+    (@ $open:path, $module:ident, $($case:ident),+ $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let (store, _kept) = $open().await;
+                $crate::suite::$module::$case(&store).await;
+            }
+        )+
+    };
+}
+pub(crate) use conformance;
+
+/// How long a state is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// An author.
+pub const BY: &str = r#"{"kind":"system","id":"suite"}"#;
+/// More than any page here.
+pub const ALL: usize = 1 << 20;
+
+/// A session that no other test has.
+pub fn fresh() -> SessionKey {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("acme/s{}-{n}", std::process::id()).parse().unwrap()
+}
+
+/// A run.
+pub fn run(name: &str) -> RunId {
+    name.parse().unwrap()
+}
+
+/// `count` entries that carry `tag` and their place.
+pub fn entries(tag: &str, count: u32) -> String {
+    let all: Vec<String> =
+        (0..count).map(|i| format!(r#"{{"type":"x-test","tag":"{tag}","i" : {i}}}"#)).collect();
+    format!("[{}]", all.join(","))
+}
+
+/// A write of `count` entries and nothing else.
+pub fn append(entries: &str, count: u32) -> Write<'_> {
+    Write { by: BY, run: None, entries, count, producer: None, fence: None, change: None, not_after: None }
+}
+
+/// One entry and nothing else.
+pub fn one() -> Write<'static> {
+    append(r#"[{"type":"x-one"}]"#, 1)
+}
+
+/// A change of the state.
+pub fn change(expect: Option<Version>, state: &str) -> Change<'_> {
+    Change { expect, state, next_due: None, grant: None, revoke: &[], unwritten: None }
+}
+
+/// A numbered write.
+pub fn producer(key: &str, incarnation: u64, batch: u64) -> Option<Producer<'_>> {
+    Some(Producer { key, incarnation, batch, answer: "" })
+}
+
+/// A session with one entry.
+pub async fn created<S: Store>(store: &S) -> (SessionKey, Written) {
+    let key = fresh();
+    let write = Write { change: Some(change(None, "s0")), ..one() };
+    let written = store.write(&key, write).await.unwrap();
+    assert_eq!(written.to, Seq(1));
+    (key, written)
+}
+
+/// A session in which `r1` has a fence.
+pub async fn granted<S: Store>(store: &S) -> (SessionKey, Written) {
+    let (key, first) = created(store).await;
+    let grant = Change { grant: Some(&run("r1")), ..change(Some(first.version), "s1") };
+    let written = store.write(&key, Write { change: Some(grant), ..one() }).await.unwrap();
+    assert!(written.fence.is_some());
+    (key, written)
+}
+
+/// The refusal of a write that must be refused.
+pub async fn refused<S: Store>(store: &S, key: &SessionKey, write: Write<'_>) -> Refusal {
+    match store.write(key, write).await {
+        Err(Error::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Every record after `after`, page by page, checked to be contiguous.
+pub async fn read_all<S: Store>(store: &S, key: &SessionKey, after: Seq, bytes_max: usize) -> Vec<Record> {
+    let (mut records, mut after) = (Vec::<Record>::new(), after);
+    loop {
+        let page = store.read(key, after, bytes_max).await.unwrap();
+        let Some(last) = page.records.last() else {
+            assert!(after >= page.head.seq, "a page before the head is empty");
+            return records;
+        };
+        after = last.to;
+        for record in page.records {
+            if let Some(before) = records.last() {
+                assert_eq!(record.from, before.to.next(), "records are contiguous");
+            }
+            records.push(record);
+        }
+    }
+}
+
+/// The entries of records, as JSON.
+pub fn texts(records: &[Record]) -> Vec<serde_json::Value> {
+    let mut all = Vec::new();
+    for record in records {
+        for block in record.parse_blocks().unwrap() {
+            all.extend(serde_json::from_str::<Vec<serde_json::Value>>(block.entries.get()).unwrap());
+        }
+    }
+    all
+}
+
+/// What a follower hears.
+#[derive(Debug)]
+pub enum Heard {
+    Record(Record),
+    Changed,
+    Doubt,
+}
+
+/// Writes down what it hears.
+pub struct Ear(mpsc::Sender<Heard>);
+
+/// An ear and what it hears.
+pub fn ear() -> (std::sync::Arc<Ear>, mpsc::Receiver<Heard>) {
+    let (tx, rx) = mpsc::channel(4096);
+    (std::sync::Arc::new(Ear(tx)), rx)
+}
+
+impl Ear {
+    fn hear(&self, heard: Heard) {
+        // A receiver that is gone or full has stopped listening.
+        drop(self.0.try_send(heard));
+    }
+}
+
+impl Follower for Ear {
+    fn record(&self, record: Record) {
+        self.hear(Heard::Record(record));
+    }
+
+    fn changed(&self) {
+        self.hear(Heard::Changed);
+    }
+
+    fn doubt(&self) {
+        self.hear(Heard::Doubt);
+    }
+}
+
+/// The next thing heard that is no doubt.
+pub async fn next(rx: &mut mpsc::Receiver<Heard>) -> Heard {
+    loop {
+        match tokio::time::timeout(PATIENCE, rx.recv()).await.expect("nothing was heard").unwrap() {
+            Heard::Doubt => {}
+            heard => return heard,
+        }
+    }
+}
+
+/// Waits for the doubt that says the subscription stands.
+pub async fn doubt(rx: &mut mpsc::Receiver<Heard>) {
+    let heard = tokio::time::timeout(PATIENCE, rx.recv()).await.expect("no doubt").unwrap();
+    assert!(matches!(heard, Heard::Doubt), "{heard:?}");
+}
+
+/// Waits until `probe` gives something.
+pub async fn until<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let polling = async {
+        loop {
+            if let Some(found) = probe().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, polling).await.expect("the state never came")
+}
+
+/// A version that no session has.
+pub fn stale() -> Option<Version> {
+    Some(Version { epoch: Epoch(1), n: 1 })
+}

@@ -1,0 +1,186 @@
+//! A TCP proxy that fails on command: cuts, refuses, stalls, or lets bytes through slowly.
+//!
+//! Owns its listener and every connection through it; all of them end with the value. The address stays the same
+//! through a cut, which a closed listener could not promise.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// How long the upstream may take to accept.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Most bytes that are passed on in one step.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// A throttled connection gets its share this often.
+const THROTTLE_TICK: Duration = Duration::from_millis(20);
+
+/// What the network does now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    /// Bytes pass, at most so many per second, connection and direction.
+    Open(Option<u64>),
+    /// Connections stay, no byte passes.
+    Stalled,
+    /// Connections are closed, new ones at once after they were accepted.
+    Cut,
+}
+
+/// A proxy in front of one upstream.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    weather: watch::Sender<Weather>,
+    /// The accepting task, which owns the connections' tasks.
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// A proxy on a port of 127.0.0.1 for `upstream` (`host:port`).
+    pub async fn start(upstream: impl Into<String>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (weather, seen) = watch::channel(Weather::Open(None));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, upstream.into(), seen));
+        Ok(Self { address, weather, _tasks: tasks })
+    }
+
+    /// Where clients connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Drops every connection and refuses new ones until [`Proxy::heal`].
+    pub fn cut(&self) {
+        self.weather.send_replace(Weather::Cut);
+    }
+
+    /// Keeps every connection but passes nothing until [`Proxy::heal`]: what a lost route looks like.
+    pub fn stall(&self) {
+        self.weather.send_replace(Weather::Stalled);
+    }
+
+    /// Passes at most so many bytes per second on each connection, in each direction.
+    pub fn throttle(&self, bytes_per_s: u64) {
+        self.weather.send_replace(Weather::Open(Some(bytes_per_s)));
+    }
+
+    /// Back to a perfect network.
+    pub fn heal(&self) {
+        self.weather.send_replace(Weather::Open(None));
+    }
+}
+
+async fn accept(listener: TcpListener, upstream: String, weather: watch::Receiver<Weather>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        if *weather.borrow() == Weather::Cut {
+            continue;
+        }
+        connections.spawn(serve(client, upstream.clone(), weather.clone()));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// One connection, until either side closes it or the network is cut.
+async fn serve(client: TcpStream, upstream: String, mut weather: watch::Receiver<Weather>) {
+    let Ok(Ok(server)) = timeout(CONNECT_MAX, TcpStream::connect(&upstream)).await else { return };
+    // A proxy that adds Nagle's delay would measure itself.
+    drop(client.set_nodelay(true));
+    drop(server.set_nodelay(true));
+    let (client_reader, client_writer) = client.into_split();
+    let (server_reader, server_writer) = server.into_split();
+    let up = pump(client_reader, server_writer, weather.clone());
+    let down = pump(server_reader, client_writer, weather.clone());
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+        _ = weather.wait_for(|w| *w == Weather::Cut) => {}
+    }
+}
+
+/// Passes bytes one way until the end of the stream.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut weather: watch::Receiver<Weather>,
+) {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let Ok(open) = weather.wait_for(|w| *w != Weather::Stalled).await.map(|w| *w) else { return };
+        let rate = if let Weather::Open(rate) = open { rate } else { None };
+        let len = rate.map_or(CHUNK_BYTES, |rate| share(rate).clamp(1, CHUNK_BYTES));
+        let Ok(len @ 1..) = from.read(&mut chunk[..len]).await else { return };
+        // The network may have stalled while the bytes were awaited.
+        if weather.wait_for(|w| *w != Weather::Stalled).await.is_err()
+            || to.write_all(&chunk[..len]).await.is_err()
+        {
+            return;
+        }
+        if rate.is_some() {
+            sleep(THROTTLE_TICK).await;
+        }
+    }
+}
+
+/// Bytes of one tick at `bytes_per_s`.
+fn share(bytes_per_s: u64) -> usize {
+    let ticks_per_s = 1000 / u64::try_from(THROTTLE_TICK.as_millis()).unwrap_or(1000);
+    usize::try_from(bytes_per_s / ticks_per_s).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    async fn echo() -> (String, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut sockets = JoinSet::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                sockets.spawn(async move {
+                    let (mut reader, mut writer) = socket.into_split();
+                    drop(tokio::io::copy(&mut reader, &mut writer).await);
+                });
+            }
+        });
+        (address, tasks)
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_connections_and_a_heal_allows_new_ones_at_the_same_address() {
+        let (upstream, _echo) = echo().await;
+        let proxy = Proxy::start(upstream).await.unwrap();
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        socket.write_all(b"a").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'a');
+        proxy.cut();
+        assert!(socket.read_u8().await.is_err());
+        let mut refused = TcpStream::connect(proxy.address()).await.unwrap();
+        assert!(refused.read_u8().await.is_err());
+        proxy.heal();
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        socket.write_all(b"b").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'b');
+    }
+
+    #[tokio::test]
+    async fn a_throttled_connection_takes_its_time() {
+        let (upstream, _echo) = echo().await;
+        let proxy = Proxy::start(upstream).await.unwrap();
+        proxy.throttle(10_000);
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        let started = Instant::now();
+        socket.write_all(&[7; 2_000]).await.unwrap();
+        let mut back = [0; 2_000];
+        socket.read_exact(&mut back).await.unwrap();
+        assert!(started.elapsed() > Duration::from_millis(150), "{:?}", started.elapsed());
+    }
+}

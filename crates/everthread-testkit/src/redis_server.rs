@@ -1,0 +1,196 @@
+//! A real `redis-server` per test, on a Unix socket and, if asked for, a TCP port, in a temporary directory.
+//!
+//! Owns the process and the directory: dropping the value kills the one and removes the other. The address survives
+//! [`RedisServer::kill9`] and [`RedisServer::restart`], so a client can find its way back.
+
+use anyhow::{Context as _, bail};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a server may take until it answers PING.
+const START_MAX: Duration = Duration::from_secs(10);
+/// Between two questions whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(10);
+/// A port that was free may be taken before the server has it: so many ports are tried.
+const PORT_ATTEMPTS_MAX: u32 = 5;
+
+/// What a test may want of its server.
+#[derive(Debug, Clone, Default)]
+pub struct RedisOptions {
+    /// Keep an append-only file, so that a restart finds the data again.
+    pub append_only: bool,
+    /// Listen on a TCP port of 127.0.0.1 too, for a [`crate::Proxy`].
+    pub tcp: bool,
+    /// More arguments for the command line.
+    pub args: Vec<String>,
+}
+
+/// A running `redis-server`.
+#[derive(Debug)]
+pub struct RedisServer {
+    dir: TempDir,
+    options: RedisOptions,
+    /// Fixed by the first start.
+    port: Option<u16>,
+    /// `None` between a kill and a restart.
+    child: Option<Child>,
+}
+
+impl RedisServer {
+    /// A server on a Unix socket that keeps nothing on disk.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(RedisOptions::default()).await
+    }
+
+    /// A server as `options` say, ready to answer.
+    pub async fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("redis-").tempdir()?;
+        let mut server = Self { dir, options, port: None, child: None };
+        let mut attempt = 1;
+        loop {
+            if server.options.tcp {
+                server.port = Some(free_port().await?);
+            }
+            match server.restart().await {
+                Ok(()) => return Ok(server),
+                Err(e) if !server.options.tcp || attempt == PORT_ATTEMPTS_MAX => return Err(e),
+                Err(_) => attempt += 1,
+            }
+        }
+    }
+
+    /// The address of the Unix socket.
+    pub fn url(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// The address on TCP. Panics if the server was not started with [`RedisOptions::tcp`].
+    pub fn tcp_url(&self) -> String {
+        format!("redis://{}", self.tcp_address())
+    }
+
+    /// `host:port`, as a [`crate::Proxy`] takes it. Panics if the server was not started with [`RedisOptions::tcp`].
+    pub fn tcp_address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.expect("start the server with `tcp: true`"))
+    }
+
+    /// Ends the process at once, as a crash does.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // An error says that it has ended already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    /// Starts the process again in the same directory at the same address; kills the one that runs.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill9();
+        let mut command = Command::new("redis-server");
+        command
+            .current_dir(self.dir.path())
+            .args(["--save", "", "--daemonize", "no", "--bind", "127.0.0.1", "--unixsocket"])
+            .arg(self.socket())
+            .args(["--port", &self.port.unwrap_or(0).to_string()])
+            .args(["--appendonly", if self.options.append_only { "yes" } else { "no" }])
+            .args(&self.options.args)
+            // A pipe would fill, and would keep the test waiting for a server that outlived it.
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.child = Some(command.spawn().context("redis-server does not start: is it installed?")?);
+        self.ready().await
+    }
+
+    /// Freezes the process (SIGSTOP): connections stay, nothing answers.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Wakes a frozen process (SIGCONT).
+    pub fn cont(&self) -> anyhow::Result<()> {
+        self.signal("CONT")
+    }
+
+    /// Sends one inline command on a connection of its own and returns the first bytes of the answer.
+    pub async fn command(&self, line: &str) -> anyhow::Result<String> {
+        let ask = async {
+            let mut socket = UnixStream::connect(self.socket()).await?;
+            socket.write_all(format!("{line}\r\n").as_bytes()).await?;
+            let mut answer = vec![0; 16 * 1024];
+            let len = socket.read(&mut answer).await?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
+        };
+        Ok(timeout(Duration::from_secs(2), ask).await??)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("redis.sock")
+    }
+
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let child = self.child.as_ref().context("the server does not run")?;
+        let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status()?;
+        if !status.success() {
+            bail!("kill -{name} failed: {status}");
+        }
+        Ok(())
+    }
+
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            // While it loads its data it answers -LOADING.
+            if self.command("PING").await.is_ok_and(|answer| answer.starts_with("+PONG")) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                bail!("redis-server ended at once: {status}");
+            }
+            if Instant::now() > deadline {
+                bail!("redis-server does not answer PING within {START_MAX:?}");
+            }
+            sleep(READY_POLL).await;
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+async fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_keeps_a_file_finds_its_data_after_a_kill() {
+        let options = RedisOptions { append_only: true, tcp: true, ..RedisOptions::default() };
+        let mut server = RedisServer::start_with(options).await.unwrap();
+        let url = server.tcp_url();
+        assert_eq!(server.command("SET a 1").await.unwrap(), "+OK\r\n");
+        server.restart().await.unwrap();
+        assert_eq!(server.command("GET a").await.unwrap(), "$1\r\n1\r\n");
+        assert_eq!(server.tcp_url(), url);
+    }
+
+    #[tokio::test]
+    async fn a_frozen_server_answers_only_when_it_is_woken() {
+        let server = RedisServer::start().await.unwrap();
+        server.stop().unwrap();
+        assert!(server.command("PING").await.is_err());
+        server.cont().unwrap();
+        assert_eq!(server.command("PING").await.unwrap(), "+PONG\r\n");
+    }
+}

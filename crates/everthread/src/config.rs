@@ -1,0 +1,207 @@
+//! Flags and environment, and what they mean together.
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, ValueEnum};
+use everthread_control::Leases;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// Exit status after a second signal.
+pub const SECOND_SIGNAL_EXIT: i32 = 130;
+
+/// Configuration of a node.
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// Address for clients, workers and the console.
+    #[arg(long, env = "EVERTHREAD_LISTEN", default_value = "127.0.0.1:7400")]
+    pub listen: SocketAddr,
+    /// Address for /livez, /readyz and /metrics.
+    #[arg(long, env = "EVERTHREAD_ADMIN", default_value = "127.0.0.1:7401")]
+    pub admin: SocketAddr,
+    /// Where the embedded store keeps its file.
+    #[arg(long, env = "EVERTHREAD_DATA_DIR", default_value = "./.everthread")]
+    pub data_dir: PathBuf,
+    /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port or unix:///path.
+    #[arg(long, env = "EVERTHREAD_REDIS")]
+    pub redis: Option<String>,
+    /// First part of every key in Redis.
+    #[arg(long, env = "EVERTHREAD_REDIS_PREFIX", default_value = "et")]
+    pub redis_prefix: String,
+    /// What the embedded store survives without losing an acknowledged entry.
+    #[arg(long, env = "EVERTHREAD_DURABILITY", value_enum, default_value_t = Durability::PowerCut)]
+    pub durability: Durability,
+    /// The token that clients and workers present. `dev` has one of its own if none is given.
+    #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// Name of this node, for logs. Made at the start if none is given.
+    #[arg(long, env = "EVERTHREAD_NODE")]
+    pub node: Option<String>,
+    /// How long a run stays with a worker that shows no sign of life, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_LEASE_MS", default_value_t = 4000)]
+    pub lease_ms: u64,
+    /// How often workers are pinged, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_WORKER_HEARTBEAT_MS", default_value_t = 1000)]
+    pub worker_heartbeat_ms: u64,
+    /// How long a worker whose socket closed may take to come back, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_RETURN_GRACE_MS", default_value_t = 1500)]
+    pub return_grace_ms: u64,
+    /// How long a worker has to end a run that is cancelled, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_CANCEL_GRACE_MS", default_value_t = 5000)]
+    pub cancel_grace_ms: u64,
+    /// How long a client may be silent before it is pinged, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_HEARTBEAT_MS", default_value_t = 25_000)]
+    pub heartbeat_ms: u64,
+    /// How long a client's socket may take no byte before it is closed, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_STALL_MS", default_value_t = 60_000)]
+    pub stall_ms: u64,
+    /// How long a stopping node waits for its connections, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
+    pub drain_ms: u64,
+    /// Form of the log.
+    #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info` or `everthread_edge=debug`.
+    #[arg(long, env = "EVERTHREAD_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// What the embedded store survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// A power cut: every acknowledged entry is on the disk.
+    PowerCut,
+    /// A crash or kill of the process; faster.
+    Crash,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// A JSON object per line.
+    Json,
+}
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// With demo agents and a token of its own.
+    Dev,
+    /// In production.
+    Serve,
+}
+
+impl NodeArgs {
+    /// The times, checked against each other.
+    pub fn leases(&self) -> anyhow::Result<Leases> {
+        ensure!(
+            self.worker_heartbeat_ms >= 100 && self.lease_ms >= 3 * self.worker_heartbeat_ms,
+            "--lease-ms ({}) must be at least three times --worker-heartbeat-ms ({}, at least 100): a single lost ping \
+             must not kill a run",
+            self.lease_ms,
+            self.worker_heartbeat_ms
+        );
+        ensure!(
+            self.return_grace_ms <= self.lease_ms,
+            "--return-grace-ms ({}) must not be longer than --lease-ms ({})",
+            self.return_grace_ms,
+            self.lease_ms
+        );
+        ensure!(self.cancel_grace_ms > 0, "--cancel-grace-ms must be more than 0");
+        ensure!(self.heartbeat_ms >= 1000, "--heartbeat-ms must be at least 1000");
+        Ok(Leases {
+            lease: Duration::from_millis(self.lease_ms),
+            heartbeat: Duration::from_millis(self.worker_heartbeat_ms),
+            return_grace: Duration::from_millis(self.return_grace_ms),
+            cancel_grace: Duration::from_millis(self.cancel_grace_ms),
+        })
+    }
+
+    /// The token, or a reason not to start.
+    pub fn token(&self, mode: Mode) -> anyhow::Result<String> {
+        match (&self.token, mode) {
+            (Some(token), _) => {
+                ensure!(
+                    token.len() >= 8 || self.listen.ip().is_loopback(),
+                    "--token is too short for an address that others can reach: use at least 8 characters"
+                );
+                ensure!(
+                    everthread_protocol::id::is_valid(token),
+                    "--token: only A-Z a-z 0-9 _ . - (it travels in a WebSocket subprotocol), at most 128 characters"
+                );
+                Ok(token.clone())
+            }
+            (None, Mode::Dev) if self.listen.ip().is_loopback() => dev_token(&self.data_dir),
+            (None, Mode::Dev) => bail!(
+                "--listen {} can be reached by others, so --token (EVERTHREAD_TOKEN) is needed",
+                self.listen
+            ),
+            (None, Mode::Serve) => bail!("--token (EVERTHREAD_TOKEN) is needed: clients and workers present it"),
+        }
+    }
+}
+
+/// The development token: made once, kept beside the data, so that a restart does not lock open pages out.
+fn dev_token(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("token");
+    match std::fs::read_to_string(&path) {
+        Ok(token) if everthread_protocol::id::is_valid(token.trim()) => return Ok(token.trim().to_owned()),
+        Ok(_) => bail!("{} holds no token: delete it", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
+    let token = format!("dev-{}", ulid::Ulid::generate().to_string().to_lowercase());
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    std::io::Write::write_all(&mut file, token.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+/// Starts the log.
+pub fn start_log(args: &NodeArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match args.log_format {
+        LogFormat::Text => log.with_target(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("the log does not start: {error}"))
+}
+
+/// `check-config`: everything `serve` would refuse, without starting.
+#[expect(clippy::print_stdout, reason = "the answer of a command")]
+pub fn check(args: NodeArgs) -> anyhow::Result<()> {
+    args.leases()?;
+    args.token(Mode::Serve)?;
+    EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    let store = match &args.redis {
+        Some(url) => format!("redis at {}", without_password(url)),
+        None => format!("embedded in {}", args.data_dir.display()),
+    };
+    println!("the configuration is good: listen {}, admin {}, store {store}", args.listen, args.admin);
+    Ok(())
+}
+
+/// A URL as it may stand in a log.
+pub fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
+        _ => url.to_owned(),
+    }
+}
+
+/// Tells the person at the terminal why the command failed.
+#[expect(clippy::print_stderr, reason = "the last word of a failed command")]
+pub fn complain(message: &str) -> ExitCode {
+    eprintln!("everthread: {message}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,164 @@
+//! `dev` and `serve`: bind everything, start, wait for a signal, drain.
+
+use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
+use crate::{admin, config, console};
+use anyhow::Context as _;
+use axum::serve::ListenerExt as _;
+use everthread_control::TaskGroup;
+use everthread_edge::auth::Auth;
+use everthread_edge::{Config, Edge, http};
+use everthread_protocol::NodeId;
+use everthread_store::Store;
+use everthread_store::embedded::{self, Embedded};
+use everthread_store::redis::{Options, Redis};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// What the kernel buffers per socket: enough for a fast link, little enough that a slow client's backlog stays in the log,
+/// where it costs nothing.
+const SEND_BUFFER_BYTES: u32 = 256 * 1024;
+
+/// Runs a node until it is told to stop.
+pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
+    start_log(&args)?;
+    let token = args.token(mode)?;
+    args.leases()?;
+    let node: NodeId = match &args.node {
+        Some(node) => node.parse().context("--node")?,
+        None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
+    };
+    let public = bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let admin = bind(args.admin).with_context(|| format!("cannot listen on {} (--admin)", args.admin))?;
+    let background = TaskGroup::new();
+    let sockets = Sockets { public, admin };
+    match &args.redis {
+        Some(url) => {
+            let options = Options::new(url, &args.redis_prefix, node.clone());
+            let tracker = tokio_util::task::TaskTracker::new();
+            let store = Redis::connect(options, &tracker, &background.token())
+                .await
+                .with_context(|| format!("cannot use the Redis at {}", without_password(url)))?;
+            tracing::info!(url = without_password(url), prefix = args.redis_prefix, "store: Redis");
+            node_until_stopped(mode, args, token, node, Arc::new(store), sockets).await?;
+        }
+        None => {
+            let durability = match args.durability {
+                Durability::PowerCut => embedded::Durability::PowerCut,
+                Durability::Crash => embedded::Durability::Crash,
+            };
+            let options = embedded::Options { dir: Some(args.data_dir.clone()), durability };
+            let store = tokio::task::spawn_blocking(move || Embedded::open(options)).await??;
+            tracing::info!(dir = %args.data_dir.display(), "store: embedded");
+            node_until_stopped(mode, args, token, node, Arc::new(store), sockets).await?;
+        }
+    }
+    background.close(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+struct Sockets {
+    public: TcpListener,
+    admin: TcpListener,
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn node_until_stopped<S: Store>(
+    mode: Mode,
+    args: NodeArgs,
+    token: String,
+    node: NodeId,
+    store: Arc<S>,
+    sockets: Sockets,
+) -> anyhow::Result<()> {
+    let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
+    let config = Config {
+        node,
+        auth: auth.clone(),
+        leases: args.leases()?,
+        heartbeat: Duration::from_millis(args.heartbeat_ms),
+        stall_max: Duration::from_millis(args.stall_ms),
+    };
+    let edge = Edge::start(store, config);
+    let draining = Arc::new(AtomicBool::new(false));
+    let stop_accepting = CancellationToken::new();
+
+    let is_local = args.listen.ip().is_loopback();
+    let page = console::PageConfig {
+        token: (mode == Mode::Dev && is_local).then(|| token.clone()),
+        agents: Vec::new(),
+    };
+    let routes = http::router(edge.clone()).merge(console::router(auth, &page));
+    let (public, admin_address) = (sockets.public.local_addr()?, sockets.admin.local_addr()?);
+    let servers = TaskGroup::new();
+    serve_on(&servers, sockets.public, routes, stop_accepting.clone());
+    // The admin port answers until the very end.
+    serve_on(&servers, sockets.admin, admin::router(edge.clone(), draining.clone()), servers.token());
+    tracing::info!("console: http://{public}/console");
+    tracing::info!("metrics: http://{admin_address}/metrics");
+
+    wait_for_signal(&servers).await?;
+    tracing::info!("stopping: not ready, then good-bye to {} tasks", edge.tasks.len());
+    draining.store(true, Ordering::Release);
+    stop_accepting.cancel();
+    if !edge.drain(Duration::from_millis(args.drain_ms)).await {
+        tracing::warn!("some connections did not take their leave in time");
+    }
+    servers.close(Duration::from_secs(1)).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn serve_on(group: &TaskGroup, listener: TcpListener, routes: axum::Router, stop: CancellationToken) {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a socket keeps its delay");
+        }
+    });
+    group.spawn(async move {
+        let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "a listener has failed");
+        }
+    });
+}
+
+/// On a loopback address, the names that a browser on this machine may use for it; elsewhere every name.
+fn browser_hosts(listen: SocketAddr) -> Vec<String> {
+    if listen.ip().is_loopback() {
+        vec!["localhost".into(), "127.0.0.1".into(), "[::1]".into(), listen.ip().to_string()]
+    } else {
+        Vec::new()
+    }
+}
+
+/// The first signal drains, a second one ends the process at once.
+async fn wait_for_signal(tasks: &TaskGroup) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tasks.spawn_until_stopped(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(config::SECOND_SIGNAL_EXIT);
+    });
+    Ok(())
+}

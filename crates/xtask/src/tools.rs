@@ -1,0 +1,82 @@
+//! Programs that the tests need and that cargo does not bring: found on the path, else installed.
+
+use anyhow::{bail, ensure};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A program and the Debian package that brings it.
+const TOOLS: &[(&str, &str)] =
+    &[("redis-server", "redis-server"), ("chromium", "chromium"), ("node", "nodejs"), ("npm", "npm")];
+/// Runs the SDK's tests without a runner of their own.
+const NODE_MAJOR_MIN: u32 = 20;
+
+/// Installs what is missing if this is root on a machine with apt-get; else says what to install.
+pub fn install() -> anyhow::Result<()> {
+    let packages = missing(is_on_path);
+    if !packages.is_empty() {
+        let list = packages.join(" ");
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+        if !is_root || !is_on_path("apt-get") {
+            bail!("the tests need: {list}. On Debian or Ubuntu: sudo apt-get install {list}");
+        }
+        apt_get(&["update"])?;
+        let mut install = vec!["install", "--yes", "--no-install-recommends"];
+        install.extend(&packages);
+        apt_get(&install)?;
+        let still = missing(is_on_path);
+        ensure!(still.is_empty(), "apt-get did not bring what the tests need of: {}", still.join(" "));
+    }
+    let version = Command::new("node").arg("--version").stdin(Stdio::null()).output()?.stdout;
+    let version = String::from_utf8_lossy(&version);
+    match major(&version) {
+        Some(major) if major >= NODE_MAJOR_MIN => Ok(()),
+        _ => {
+            bail!("the tests need Node {NODE_MAJOR_MIN} or later; `node --version` says {:?}", version.trim())
+        }
+    }
+}
+
+fn missing(found: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    TOOLS.iter().filter(|(program, _)| !found(program)).map(|(_, package)| *package).collect()
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| is_executable(&dir.join(program)))
+}
+
+fn is_executable(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+fn apt_get(args: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "apt-get {} failed: {status}", args.join(" "));
+    Ok(())
+}
+
+fn major(version: &str) -> Option<u32> {
+    version.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_by_its_package() {
+        assert_eq!(missing(|program| program != "node"), ["nodejs"]);
+        assert!(missing(|_| true).is_empty());
+    }
+
+    #[test]
+    fn the_version_of_node_is_read() {
+        assert_eq!(major("v20.20.2\n"), Some(20));
+        assert_eq!(major("nonsense"), None);
+    }
+}

@@ -1,0 +1,203 @@
+// The client: one connection for any number of sessions, kept up as long as somebody wants it.
+
+import { Backoff } from "./backoff.js";
+import { Emitter } from "./emitter.js";
+import { EverthreadError } from "./errors.js";
+import { Http } from "./http.js";
+import { type Ending, type Hello, Link, type WebSocketConstructor } from "./link.js";
+import type { Welcome } from "./protocol.js";
+import { Session, type SessionOptions } from "./session.js";
+import { ulid } from "./ulid.js";
+
+const TOKEN_EXPIRED = 4401;
+
+export interface EverthreadOptions {
+  /** Where the server is: `https://…`, `http://…`; the page's own origin in a browser if absent. */
+  url?: string;
+  /** Asked again for every connection if it is a function, so that tokens may be short-lived. */
+  token?: string | (() => string | Promise<string>);
+  /** Who is speaking; only the development token lets the client say so. */
+  subject?: string;
+  /** Stable identity of this device. */
+  device?: string;
+  /** For programs without a WebSocket of their own. */
+  WebSocket?: WebSocketConstructor;
+  fetch?: typeof fetch;
+}
+
+/**
+ * - `idle`: nobody asked for a connection, or `disconnect` was called
+ * - `waiting`: the last attempt failed, the next is at `retryAt` (by `Date.now()`)
+ * - `stopped`: the server said not to come back; `connect` tries again
+ */
+export type ConnectionState =
+  | { phase: "idle" | "connecting" }
+  | { phase: "open"; connection: string; node: string }
+  | { phase: "waiting"; retryAt: number; reason: string }
+  | { phase: "stopped"; code: number; reason: string };
+
+export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
+  readonly http: Http;
+  readonly #options: EverthreadOptions;
+  readonly #url: URL;
+  readonly #sessions = new Map<string, Session>();
+  readonly #backoff = new Backoff();
+  #state: ConnectionState = { phase: "idle" };
+  #link: Link | undefined;
+  #welcomedAt: number | undefined;
+  /** The server's clock minus this one, in milliseconds. */
+  #clockOffset = 0;
+  /** Counts attempts, so that one that was given up while it waited for its token does not go on. */
+  #attempt = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(options: EverthreadOptions = {}) {
+    super();
+    this.#options = options;
+    this.#url = new URL(options.url ?? globalThis.location.origin);
+    this.http = new Http({
+      url: this.#url.href,
+      token: () => this.#token(),
+      subject: options.subject,
+      fetch: options.fetch ?? globalThis.fetch.bind(globalThis),
+    });
+  }
+
+  get state(): ConnectionState {
+    return this.#state;
+  }
+
+  /** The session of that id; the same object for the same id until it is closed. */
+  session(id: string, options: SessionOptions = {}): Session {
+    const known = this.#sessions.get(id);
+    if (known) return known;
+    const host = {
+      link: () => (this.#state.phase === "open" ? this.#link : undefined),
+      serverNow: () => this.serverNow(),
+      wanted: () => {
+        if (this.#state.phase === "idle" || this.#state.phase === "stopped") this.connect();
+      },
+      forget: (session: Session) => {
+        if (this.#sessions.get(id) === session) this.#sessions.delete(id);
+      },
+    };
+    const session = new Session(id, host, options);
+    this.#sessions.set(id, session);
+    return session;
+  }
+
+  /** The time on the server's clock. */
+  serverNow(): number {
+    return Date.now() + this.#clockOffset;
+  }
+
+  /** Connects now, whatever the back-off says. Sessions connect by themselves when they are opened. */
+  connect(): void {
+    if (this.#state.phase === "connecting" || this.#state.phase === "open") return;
+    clearTimeout(this.#timer);
+    void this.#connect();
+  }
+
+  /** Cuts the connection and stays away until `connect`. Sessions keep what they have and go on from there. */
+  disconnect(): void {
+    clearTimeout(this.#timer);
+    this.#attempt += 1;
+    this.#dropLink();
+    this.#setState({ phase: "idle" });
+  }
+
+  /** Ends everything. */
+  close(): void {
+    for (const session of [...this.#sessions.values()]) session.close();
+    this.disconnect();
+  }
+
+  async #connect(): Promise<void> {
+    const attempt = ++this.#attempt;
+    this.#setState({ phase: "connecting" });
+    let token: string | undefined;
+    try {
+      token = await this.#token();
+    } catch (error) {
+      if (attempt === this.#attempt) this.#wait(`no token: ${String(error)}`, undefined);
+      return;
+    }
+    if (attempt !== this.#attempt) return;
+    const link: Link = new Link({
+      url: this.#socketUrl(),
+      WebSocket: this.#options.WebSocket ?? (globalThis.WebSocket as unknown as WebSocketConstructor),
+      hello: this.#hello(token),
+      onWelcome: (welcome) => this.#welcomed(link, welcome),
+      onEnd: (ending) => this.#ended(link, ending),
+    });
+    this.#link = link;
+  }
+
+  #welcomed(link: Link, welcome: Welcome): void {
+    if (link !== this.#link) return;
+    this.#clockOffset = welcome.now - Date.now();
+    this.#welcomedAt = performance.now();
+    this.#setState({ phase: "open", connection: welcome.connection, node: welcome.node });
+    for (const session of [...this.#sessions.values()]) session.linkUp(link);
+  }
+
+  #ended(link: Link, ending: Ending): void {
+    if (link !== this.#link) return;
+    const livedMs = this.#welcomedAt === undefined ? 0 : performance.now() - this.#welcomedAt;
+    // A token that worked before has run out: the next one may be good.
+    const renew = ending.code === TOKEN_EXPIRED && livedMs > 0 && typeof this.#options.token === "function";
+    this.#dropLink();
+    if (ending.reconnect || renew) this.#wait(ending.reason, ending.afterMs, livedMs);
+    else this.#stop(ending);
+  }
+
+  #wait(reason: string, afterMs: number | undefined, livedMs = 0): void {
+    const delay = this.#backoff.next(livedMs);
+    const wait = afterMs ?? delay;
+    this.#setState({ phase: "waiting", retryAt: Date.now() + wait, reason });
+    this.#timer = setTimeout(() => void this.#connect(), wait);
+  }
+
+  #stop({ code, reason }: Ending): void {
+    this.#setState({ phase: "stopped", code, reason });
+    const word = code === TOKEN_EXPIRED ? "unauthorized" : code === 4403 ? "forbidden" : "stopped";
+    const message = reason || `the server closed the connection with ${code}`;
+    const error = new EverthreadError({ code: word, message, retryable: false, no_side_effects: true });
+    for (const session of [...this.#sessions.values()]) session.refused(error);
+  }
+
+  #dropLink(): void {
+    const link = this.#link;
+    this.#link = undefined;
+    this.#welcomedAt = undefined;
+    link?.close();
+    for (const session of [...this.#sessions.values()]) session.linkDown();
+  }
+
+  async #token(): Promise<string | undefined> {
+    const { token } = this.#options;
+    return typeof token === "function" ? await token() : token;
+  }
+
+  #hello(token: string | undefined): Hello {
+    const { device, subject } = this.#options;
+    return {
+      id: ulid(this.serverNow()),
+      client: "everthread-ts/0.1",
+      ...(token === undefined ? {} : { token }),
+      ...(device === undefined ? {} : { device }),
+      ...(subject === undefined ? {} : { subject }),
+    };
+  }
+
+  #socketUrl(): string {
+    const url = new URL("/v1/connect", this.#url);
+    url.protocol = url.protocol === "https:" || url.protocol === "wss:" ? "wss:" : "ws:";
+    return url.href;
+  }
+
+  #setState(state: ConnectionState): void {
+    this.#state = state;
+    this.emit("state", state);
+  }
+}

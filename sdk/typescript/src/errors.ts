@@ -1,0 +1,29 @@
+import type { ErrorBody } from "./protocol.js";
+
+/** A request was refused, or its fate is unknown. `code` is one of the codes of docs/PROTOCOL.md, or a code of this SDK. */
+export class EverthreadError extends Error {
+  readonly code: string;
+  readonly retryable: boolean;
+  /** Whether it is certain that nothing was written. */
+  readonly noSideEffects: boolean;
+  readonly afterMs: number | undefined;
+
+  constructor(body: ErrorBody) {
+    super(`${body.code}: ${body.message}`);
+    this.name = "EverthreadError";
+    this.code = body.code;
+    this.retryable = body.retryable;
+    this.noSideEffects = body.no_side_effects;
+    this.afterMs = body.after_ms;
+  }
+
+  /** The session or the client was closed while the request was under way. */
+  static closed(sent: boolean): EverthreadError {
+    return new EverthreadError({
+      code: "closed",
+      message: sent ? "closed before the answer came" : "closed before the request was sent",
+      retryable: false,
+      no_side_effects: !sent,
+    });
+  }
+}

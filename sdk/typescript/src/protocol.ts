@@ -1,0 +1,247 @@
+// The types of docs/PROTOCOL.md, as a client sees them. Readers are tolerant: fields and entry types that a later
+// release adds are simply not here, and are ignored.
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+export type JsonObject = { [key: string]: Json };
+
+export type Role = "user" | "assistant" | "system" | "tool" | "operator";
+export type PartKind = "text" | "reasoning" | "tool_call" | "tool_output" | "file" | "source" | "data";
+export type Outcome = "completed" | "cancelled" | "failed" | "lost";
+export type MessageEnd = "complete" | "cancelled" | "failed" | "partial";
+export type PartEnd = "done" | "error" | "aborted" | "denied";
+export type ControlOutcome = "applied" | "refused" | "expired";
+export type Target = { run: string } | { input: string };
+
+export interface Author {
+  kind: "user" | "agent" | "operator" | "system";
+  id: string;
+  device?: string;
+}
+
+export interface PutPart {
+  kind: PartKind;
+  value: Json;
+  attrs?: JsonObject;
+}
+
+export type Entry =
+  | { type: "session.opened"; meta?: JsonObject }
+  | { type: "session.updated"; patch: JsonObject }
+  | { type: "session.closed"; reason?: string }
+  | { type: "message.put"; message: string; role: Role; parts: PutPart[]; reply_to?: string }
+  | { type: "run.requested"; run: string; agent: string; input?: string[]; parent_run?: string; params?: JsonObject }
+  | { type: "run.started"; run: string; worker: string; attempt: number }
+  | { type: "run.step"; phase: "start" | "end" | "reset"; name?: string }
+  | RunEnded
+  | { type: "message.start"; message: string; role: Role }
+  | { type: "message.end"; message: string; status: MessageEnd; usage?: JsonObject }
+  | { type: "part.start"; message: string; part: string; kind: PartKind; attrs?: JsonObject }
+  | { type: "part.append"; message: string; part: string; offset: number; text: string }
+  | { type: "part.set"; message: string; part: string; value: Json }
+  | { type: "part.end"; message: string; part: string; status: PartEnd; value?: Json }
+  | { type: "control.requested"; control: string; kind: "cancel"; target: Target; expires: number }
+  | { type: "control.settled"; control: string; outcome: ControlOutcome; reason?: string; run?: string }
+  | { type: "state.set"; key: string; value: Json }
+  | { type: "event"; name: string; data?: Json; keep?: "all" | "latest" };
+
+export interface RunEnded {
+  type: "run.ended";
+  run: string;
+  outcome: Outcome;
+  reason?: string;
+  forced?: boolean;
+  error?: { code: string; message: string };
+  usage?: JsonObject;
+}
+
+/** What `put` may carry: one `message.put`, one `state.set`, or any number of events and `x-` entries. */
+export type WritableEntry =
+  | { type: "message.put"; message?: string; role: Role; parts: PutPart[]; reply_to?: string }
+  | { type: "state.set"; key: string; value: Json }
+  | { type: "event"; name: string; data?: Json; keep?: "all" | "latest" }
+  | ({ type: `x-${string}` } & JsonObject);
+
+export interface Block {
+  by: Author;
+  at: number;
+  run?: string;
+  /** After a fold: seq of the first entry. */
+  from?: number;
+  /** After a fold: `[first, last]` per entry. */
+  spans?: [number, number][];
+  entries: Entry[];
+}
+
+/** A stretch of the log: an `entries` frame, or a record of `GET …/entries`. */
+export interface Entries {
+  epoch: string;
+  since: number;
+  from: number;
+  to: number;
+  blocks: Block[];
+}
+
+export interface Run {
+  run: string;
+  agent: string;
+  status: "requested" | "active" | "ended";
+  input: string[];
+  parent_run?: string;
+  params?: JsonObject;
+  worker?: string;
+  attempt?: number;
+  outcome?: Outcome;
+  reason?: string;
+  forced?: boolean;
+  error?: { code: string; message: string };
+  usage?: JsonObject;
+  step?: string;
+  step_mark?: number;
+  requested_seq: number;
+}
+
+export interface Part {
+  part: string;
+  kind: PartKind;
+  attrs?: JsonObject;
+  status: "open" | PartEnd;
+  value: Json;
+  seq?: number;
+}
+
+export interface Message {
+  message: string;
+  run?: string;
+  seq: number;
+  at: number;
+  by: Author;
+  role: Role;
+  status: "streaming" | MessageEnd;
+  reply_to?: string;
+  usage?: JsonObject;
+  parts: Part[];
+}
+
+export interface Control {
+  control: string;
+  kind: "cancel";
+  target: Target;
+  outcome?: ControlOutcome;
+  reason?: string;
+  run?: string;
+}
+
+export interface LatestEvent {
+  name: string;
+  run?: string;
+  data: Json;
+  seq: number;
+}
+
+export interface SessionInfo {
+  meta: JsonObject;
+  closed: boolean;
+  closed_reason?: string;
+}
+
+/** A view without its position and its messages. */
+export interface ViewState {
+  session: SessionInfo;
+  runs: Run[];
+  controls: Control[];
+  values: JsonObject;
+  events: LatestEvent[];
+}
+
+/** The JSON form of a view: what `GET …/state` answers. */
+export interface ViewJson extends ViewState {
+  epoch: string;
+  seq: number;
+  messages: Message[];
+}
+
+export interface Snapshot {
+  epoch: string;
+  seq: number;
+  since: number;
+  floor: number;
+  state: ViewState;
+  messages: Message[];
+  more: boolean;
+}
+
+export type From = string | { recent: number };
+
+export interface ErrorBody {
+  code: string;
+  message: string;
+  retryable: boolean;
+  no_side_effects: boolean;
+  expected?: number;
+  after_ms?: number;
+}
+
+export interface Welcome {
+  t: "welcome";
+  id: string;
+  connection: string;
+  node: string;
+  now: number;
+  heartbeat_ms: number;
+  frame_bytes_max: number;
+  block_bytes_max: number;
+}
+
+export interface Attached {
+  t: "attached";
+  id: string;
+  attachment: number;
+  session: string;
+  epoch: string;
+  head: number;
+  resumed: boolean;
+}
+
+export interface Done {
+  t: "ok";
+  id: string;
+  cursor?: string;
+  message?: string;
+  run?: string;
+  duplicate?: boolean;
+}
+
+export interface Receipt {
+  t: "receipt";
+  control: string;
+  stage: "accepted" | "settled";
+  outcome?: ControlOutcome;
+  reason?: string;
+  seq: number;
+}
+
+export interface HistoryPage {
+  t: "history";
+  id: string;
+  messages: Message[];
+  more: boolean;
+}
+
+/** Frames that belong to one attachment. */
+export type SessionFrame =
+  | { t: "reset"; attachment: number; reason: "epoch" | "retention" }
+  | ({ t: "snapshot"; attachment: number } & Snapshot)
+  | ({ t: "entries"; attachment: number } & Entries)
+  | { t: "live"; attachment: number; seq: number }
+  | { t: "lag"; attachment: number; behind: number };
+
+export type ServerFrame =
+  | SessionFrame
+  | Welcome
+  | Attached
+  | Done
+  | Receipt
+  | HistoryPage
+  | ({ t: "error"; id?: string } & ErrorBody)
+  | { t: "ping" }
+  | { t: "bye"; code: number; reconnect: boolean; after_ms: number };

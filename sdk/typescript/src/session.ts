@@ -1,0 +1,345 @@
+// One session as this client sees it: a view that follows the log, and requests. It outlives connections: each new one
+// attaches it again from its own cursor.
+
+import { Backoff } from "./backoff.js";
+import { Emitter } from "./emitter.js";
+import { EverthreadError } from "./errors.js";
+import type { Link, Reply } from "./link.js";
+import { Outbox } from "./outbox.js";
+import type {
+  Attached,
+  Control,
+  Done,
+  From,
+  HistoryPage,
+  Message,
+  PutPart,
+  Receipt,
+  SessionFrame,
+  Target,
+  ViewJson,
+  WritableEntry,
+} from "./protocol.js";
+import { ulid } from "./ulid.js";
+import { type Change, View } from "./view.js";
+
+const SAVE_AFTER_MS = 500;
+
+/**
+ * - `closed`: `open` was not called, or `close` was
+ * - `offline`: there is no connection; it follows again by itself
+ * - `catching-up`: it reads what it has not seen
+ * - `lag`: this client is slower than the session, and gets it folded
+ * - `live`: it has everything there is
+ * - `failed`: the server refused it; `open` tries again
+ */
+export type SessionStatus = "closed" | "offline" | "catching-up" | "lag" | "live" | "failed";
+
+/** Keeps views over restarts of the program. The cursor is in the view, so both are always of one moment. */
+export interface ViewStorage {
+  load(session: string): Promise<ViewJson | undefined> | ViewJson | undefined;
+  save(session: string, view: ViewJson): Promise<void> | void;
+}
+
+export interface SessionOptions {
+  /** Where to begin without a stored view: `{ recent: 50 }` messages unless told otherwise. */
+  from?: "start" | { recent: number };
+  storage?: ViewStorage;
+}
+
+/** What a session needs of its client. */
+export interface Host {
+  /** The link that has been welcomed, if there is one. */
+  link(): Link | undefined;
+  serverNow(): number;
+  /** A session was opened: there is something to connect for. */
+  wanted(): void;
+  forget(session: Session): void;
+}
+
+interface SessionEvents {
+  change: [view: View, change: Change];
+  status: [status: SessionStatus];
+  error: [error: EverthreadError];
+}
+
+export interface SentMessage {
+  message: string;
+  run: string | undefined;
+  cursor: string | undefined;
+}
+
+export class Session extends Emitter<SessionEvents> {
+  readonly id: string;
+  #view = new View();
+  #status: SessionStatus = "closed";
+  /** How many entries this client is behind, while it lags. */
+  behind = 0;
+  readonly #host: Host;
+  readonly #options: SessionOptions;
+  readonly #outbox: Outbox;
+  readonly #retry = new Backoff();
+  #attachment: { link: Link; number: number } | undefined;
+  #attaching: Link | undefined;
+  /** Cursor of the last gap: a second one at the same place means that the view cannot be continued. */
+  #gapAt: string | undefined;
+  #opening: Promise<void> | undefined;
+  #opened: { resolve: () => void; reject: (error: EverthreadError) => void } | undefined;
+  #saving: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(id: string, host: Host, options: SessionOptions) {
+    super();
+    this.id = id;
+    this.#host = host;
+    this.#options = options;
+    this.#outbox = new Outbox(() => this.#newId());
+  }
+
+  get view(): View {
+    return this.#view;
+  }
+
+  get status(): SessionStatus {
+    return this.#status;
+  }
+
+  /** Follows the session; resolves when everything there is has arrived for the first time. */
+  open(): Promise<void> {
+    if (this.#status !== "closed" && this.#status !== "failed") return this.#opening ?? Promise.resolve();
+    this.#setStatus("offline");
+    this.#opening = new Promise((resolve, reject) => (this.#opened = { resolve, reject }));
+    void this.#begin();
+    return this.#opening;
+  }
+
+  /** Stops following. Requests without an answer fail; their fate is in the log. */
+  close(): void {
+    this.#leave();
+    clearTimeout(this.#saving);
+    this.#save();
+    this.#outbox.close();
+    this.#setStatus("closed");
+    this.#opened?.reject(EverthreadError.closed(false));
+    this.#opened = undefined;
+    this.#host.forget(this);
+  }
+
+  /** Writes a message of the user, which asks `agent`, or the session's own, to work. Safe over reconnects. */
+  async send(
+    content: string | PutPart[],
+    options: { agent?: string; message?: string; reply_to?: string } = {},
+  ): Promise<SentMessage> {
+    const parts: PutPart[] = typeof content === "string" ? [{ kind: "text", value: content }] : content;
+    const { agent, reply_to } = options;
+    const message = options.message ?? this.#newId();
+    const reply = reply_to === undefined ? {} : { reply_to };
+    const entry: WritableEntry = { type: "message.put", message, role: "user", parts, ...reply };
+    const done = await this.put([entry], agent === undefined ? {} : { agent });
+    return { message: done.message ?? message, run: done.run, cursor: done.cursor };
+  }
+
+  /** Writes entries. */
+  async put(entries: WritableEntry[], options: { agent?: string } = {}): Promise<Done> {
+    return expect(await this.#request({ t: "put", ...options, entries }), "ok");
+  }
+
+  /** Asks to end a run, or the run a message asked for. The outcome comes to everybody: see `settled`. */
+  async cancel(target: string | Target): Promise<Receipt> {
+    const whom: Target = typeof target === "string" ? { run: target } : target;
+    const reply = await this.#request({ t: "control", kind: "cancel", target: whom });
+    return expect(reply, "receipt");
+  }
+
+  /** The control with its outcome, as soon as the log holds that. */
+  settled(control: string): Promise<Control> {
+    const find = () => this.#view.controls.find((c) => c.control === control && c.outcome !== undefined);
+    return new Promise((resolve) => {
+      const found = find();
+      if (found) return resolve(found);
+      const off = this.on("change", () => {
+        const now = find();
+        if (!now) return;
+        off();
+        resolve(now);
+      });
+    });
+  }
+
+  /** A page of older messages. */
+  async history(options: { before?: number; limit?: number } = {}): Promise<{ messages: Message[]; more: boolean }> {
+    const reply: HistoryPage = expect(await this.#request({ t: "history", ...options }), "history");
+    return { messages: reply.messages, more: reply.more };
+  }
+
+  /** Reads a page of older messages into the view. */
+  async loadOlder(limit = 50): Promise<void> {
+    const view = this.#view;
+    const first = view.messages[0]?.seq;
+    const page = await this.history({ limit, ...(first === undefined ? {} : { before: first }) });
+    if (view !== this.#view) return;
+    view.prepend(page.messages, page.more);
+    this.#changed({ all: true, messages: new Set(), runs: new Set() });
+  }
+
+  /** The client has a welcomed link. Called by the client. */
+  linkUp(link: Link): void {
+    if (this.#status === "closed" || this.#status === "failed" || this.#attaching === link) return;
+    this.#attach(link);
+  }
+
+  /** The link is gone. Called by the client. */
+  linkDown(): void {
+    this.#attachment = undefined;
+    this.#attaching = undefined;
+    this.#outbox.detached();
+    if (this.#status !== "closed" && this.#status !== "failed") this.#setStatus("offline");
+  }
+
+  /** The client may not connect. Called by the client. */
+  refused(error: EverthreadError): void {
+    if (this.#status === "closed" || this.#status === "failed") return;
+    this.#fail(error);
+  }
+
+  #request(frame: { t: string } & Record<string, unknown>): Promise<Reply> {
+    const gone = this.#status === "closed" || this.#status === "failed";
+    return gone ? Promise.reject(EverthreadError.closed(false)) : this.#outbox.request(frame);
+  }
+
+  async #begin(): Promise<void> {
+    try {
+      const stored = this.#view.begun ? undefined : await this.#options.storage?.load(this.id);
+      if (stored && !this.#view.begun) {
+        this.#view = View.from(stored);
+        this.#changed({ all: true, messages: new Set(), runs: new Set() });
+      }
+    } catch {
+      // A view that cannot be read is as good as none.
+    }
+    this.#host.wanted();
+    const link = this.#host.link();
+    if (link) this.linkUp(link);
+  }
+
+  #attach(link: Link): void {
+    this.#attaching = link;
+    this.#setStatus("catching-up");
+    const from: From = this.#view.begun ? this.#view.cursor : (this.#options.from ?? { recent: 50 });
+    link.request({ t: "attach", id: this.#newId(), session: this.id, from }, (reply) => {
+      if (this.#attaching !== link || !reply) return;
+      this.#attaching = undefined;
+      if (reply.t === "error") return this.#attachRefused(link, new EverthreadError(reply));
+      this.#attached(link, reply as Attached);
+    });
+  }
+
+  #attached(link: Link, { attachment }: Attached): void {
+    this.#attachment = { link, number: attachment };
+    link.listen(attachment, (frame) => this.#receive(frame));
+    this.#outbox.attached(link, attachment);
+  }
+
+  #attachRefused(link: Link, error: EverthreadError): void {
+    if (!error.retryable) return this.#fail(error);
+    setTimeout(
+      () => {
+        const waiting = this.#status === "catching-up" && !this.#attachment && !this.#attaching;
+        if (waiting && this.#host.link() === link) this.#attach(link);
+      },
+      Math.max(error.afterMs ?? 0, this.#retry.next(0)),
+    );
+  }
+
+  #receive(frame: SessionFrame): void {
+    switch (frame.t) {
+      case "reset":
+        return; // a snapshot follows; until then the old view is better than none
+      case "snapshot":
+        this.#view = new View();
+        this.#view.load(frame);
+        return this.#changed({ all: true, messages: new Set(), runs: new Set() });
+      case "entries":
+        return this.#apply(frame);
+      case "live":
+        this.#gapAt = undefined;
+        this.#retry.reset();
+        this.#setStatus("live");
+        this.#opened?.resolve();
+        this.#opened = undefined;
+        return;
+      case "lag":
+        this.behind = frame.behind;
+        return this.#setStatus("lag");
+    }
+  }
+
+  #apply(frame: Extract<SessionFrame, { t: "entries" }>): void {
+    try {
+      const applied = this.#view.apply(frame);
+      if (applied.result === "applied") return this.#changed(applied.change);
+      if (applied.result === "duplicate") return;
+      const stuck = this.#gapAt === this.#view.cursor;
+      this.#gapAt = this.#view.cursor;
+      this.#attachAgain(stuck);
+    } catch {
+      // View and log differ, or the frame is not what the protocol says.
+      this.#attachAgain(true);
+    }
+  }
+
+  #attachAgain(anew: boolean): void {
+    const link = this.#attachment?.link;
+    this.#leave();
+    if (anew) this.#view = new View();
+    if (link) this.#attach(link);
+  }
+
+  #leave(): void {
+    const attachment = this.#attachment;
+    this.#attachment = undefined;
+    this.#attaching = undefined;
+    this.#outbox.detached();
+    if (!attachment) return;
+    attachment.link.unlisten(attachment.number);
+    attachment.link.request({ t: "detach", id: this.#newId(), attachment: attachment.number }, () => undefined);
+  }
+
+  #fail(error: EverthreadError): void {
+    this.#setStatus("failed");
+    this.#outbox.close();
+    this.#opened?.reject(error);
+    this.#opened = undefined;
+    this.emit("error", error);
+  }
+
+  #changed(change: Change): void {
+    this.emit("change", this.#view, change);
+    if (this.#options.storage && this.#saving === undefined) {
+      this.#saving = setTimeout(() => this.#save(), SAVE_AFTER_MS);
+    }
+  }
+
+  #save(): void {
+    this.#saving = undefined;
+    if (!this.#view.begun) return;
+    void Promise.resolve(this.#options.storage?.save(this.id, this.#view.toJSON())).catch(() => undefined);
+  }
+
+  #setStatus(status: SessionStatus): void {
+    if (status === this.#status && status !== "lag") return;
+    this.#status = status;
+    this.emit("status", status);
+  }
+
+  #newId(): string {
+    return ulid(this.#host.serverNow());
+  }
+}
+
+function expect<T extends Reply["t"] | "receipt">(reply: Reply | Receipt, type: T): Extract<Reply | Receipt, { t: T }> {
+  if (reply.t !== type) {
+    const message = `the server answered ${reply.t} where ${type} was due`;
+    throw new EverthreadError({ code: "protocol", message, retryable: false, no_side_effects: false });
+  }
+  return reply as Extract<Reply | Receipt, { t: T }>;
+}
