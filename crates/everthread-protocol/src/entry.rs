@@ -383,7 +383,8 @@ pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool
         return if allowed(Writer::Anyone) { Ok(Entry::Other) } else { Err(not_allowed(index, &raw.kind)) };
     }
     let Some((_, writer, fields)) = TYPES.iter().find(|(name, ..)| *name == raw.kind) else {
-        let message = format!("entry {index}: unknown type; types of your own start with \"{EXTENSION_PREFIX}\"");
+        let message =
+            format!("entry {index}: unknown type; types of your own start with \"{EXTENSION_PREFIX}\"");
         return Err(Fault::new(Code::EntryNotAllowed, message));
     };
     if !allowed(*writer) {
@@ -394,7 +395,8 @@ pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool
         let key: String = key.chars().take(64).collect();
         return Err(Fault::bad_request(format!("entry {index}: {} has no field {key:?}", raw.kind)));
     }
-    serde_json::from_str(raw.text).map_err(|e| Fault::bad_request(format!("entry {index}: {}: {e}", raw.kind)))
+    serde_json::from_str(raw.text)
+        .map_err(|e| Fault::bad_request(format!("entry {index}: {}: {e}", raw.kind)))
 }
 
 fn not_allowed(index: usize, kind: &str) -> Fault {

@@ -175,7 +175,8 @@ impl State {
         let asked = |run: &Run| run.input.iter().any(|id| id == message.as_str());
         let mut runs = self.runs.iter().filter(|(_, run)| asked(run));
         let first = runs.next()?;
-        let best = if first.1.is_open() { first } else { runs.find(|(_, run)| run.is_open()).unwrap_or(first) };
+        let best =
+            if first.1.is_open() { first } else { runs.find(|(_, run)| run.is_open()).unwrap_or(first) };
         Some(best.0)
     }
 

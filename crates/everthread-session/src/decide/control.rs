@@ -13,7 +13,9 @@ impl Draft<'_> {
             return Err(Refusal::Known);
         }
         if self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
-            return Err(Refusal::Limit("PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome"));
+            return Err(Refusal::Limit(
+                "PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome",
+            ));
         }
         let run = self.state().run_of(target).cloned();
         let Some(run) = run else {

@@ -2,7 +2,9 @@
 
 use super::{Draft, Put, Refusal, agent_of};
 use crate::state::{Run, RunStatus};
-use everthread_protocol::entry::{ControlOutcome, Entry, Object, Outcome, PutPart, RefusalReason, Role, RunError};
+use everthread_protocol::entry::{
+    ControlOutcome, Entry, Object, Outcome, PutPart, RefusalReason, Role, RunError,
+};
 use everthread_protocol::limits::OPEN_RUNS_MAX;
 use everthread_protocol::{AgentName, ControlId, MessageId, RunId, WorkerId};
 
@@ -45,14 +47,17 @@ impl Draft<'_> {
         let Some(agent) = agent else { return Ok(()) };
         let run: RunId = self.fresh()?;
         let input = vec![put.message.to_string()];
-        self.request(&run, Run {
-            agent,
-            input,
-            parent: None,
-            params: put.params.clone(),
-            attempts: 0,
-            status: RunStatus::Requested,
-        })?;
+        self.request(
+            &run,
+            Run {
+                agent,
+                input,
+                parent: None,
+                params: put.params.clone(),
+                attempts: 0,
+                status: RunStatus::Requested,
+            },
+        )?;
         self.decision.requested = Some(run.clone());
         self.settle_waiting_cancels(&run);
         Ok(())
@@ -77,14 +82,17 @@ impl Draft<'_> {
             parts: parts.to_vec(),
             reply_to: None,
         });
-        self.request(child, Run {
-            agent: agent.clone(),
-            input: vec![message.to_string()],
-            parent: Some(parent.clone()),
-            params: params.cloned(),
-            attempts: 0,
-            status: RunStatus::Requested,
-        })
+        self.request(
+            child,
+            Run {
+                agent: agent.clone(),
+                input: vec![message.to_string()],
+                parent: Some(parent.clone()),
+                params: params.cloned(),
+                attempts: 0,
+                status: RunStatus::Requested,
+            },
+        )
     }
 
     fn request(&mut self, id: &RunId, run: Run) -> Result<(), Refusal> {
@@ -92,7 +100,9 @@ impl Draft<'_> {
             return Err(Refusal::IdInUse(id.to_string()));
         }
         if self.state().open_runs().count() >= OPEN_RUNS_MAX {
-            return Err(Refusal::Limit("OPEN_RUNS_MAX: 64 runs of this session are open; wait or cancel some"));
+            return Err(Refusal::Limit(
+                "OPEN_RUNS_MAX: 64 runs of this session are open; wait or cancel some",
+            ));
         }
         self.push(Entry::RunRequested {
             run: id.clone(),
@@ -115,7 +125,9 @@ impl Draft<'_> {
         if run.parent.is_none() {
             let agent = run.agent.clone();
             let is_busy = self.state().runs.values().any(|other| {
-                other.agent == agent && other.parent.is_none() && matches!(other.status, RunStatus::Active { .. })
+                other.agent == agent
+                    && other.parent.is_none()
+                    && matches!(other.status, RunStatus::Active { .. })
             });
             if is_busy {
                 return Err(Refusal::Waits);
