@@ -2,12 +2,16 @@
 
 use super::{Draft, Put, Refusal, agent_of};
 use crate::state::{Run, RunStatus};
-use everthread_protocol::entry::{ControlOutcome, Entry, Object, Outcome, PutPart, RefusalReason, Role, RunError};
+use everthread_protocol::entry::{
+    ControlOutcome, Entry, Object, Outcome, PutPart, RefusalReason, Role, RunError,
+};
 use everthread_protocol::limits::OPEN_RUNS_MAX;
 use everthread_protocol::{AgentName, ControlId, MessageId, RunId, WorkerId};
 
 /// Workers that may die under one run before it is given up.
 const ATTEMPTS_MAX: u32 = 5;
+/// Workers that may give one run back before it is given up: a worker that declines everything would fill the log.
+const DECLINES_MAX: u32 = 32;
 
 /// How a run ends, besides its outcome.
 #[derive(Default)]
@@ -45,14 +49,17 @@ impl Draft<'_> {
         let Some(agent) = agent else { return Ok(()) };
         let run: RunId = self.fresh()?;
         let input = vec![put.message.to_string()];
-        self.request(&run, Run {
-            agent,
-            input,
-            parent: None,
-            params: put.params.clone(),
-            attempts: 0,
-            status: RunStatus::Requested,
-        })?;
+        self.request(
+            &run,
+            Run {
+                agent,
+                input,
+                parent: None,
+                params: put.params.clone(),
+                attempts: 0,
+                status: RunStatus::Requested,
+            },
+        )?;
         self.decision.requested = Some(run.clone());
         self.settle_waiting_cancels(&run);
         Ok(())
@@ -77,14 +84,17 @@ impl Draft<'_> {
             parts: parts.to_vec(),
             reply_to: None,
         });
-        self.request(child, Run {
-            agent: agent.clone(),
-            input: vec![message.to_string()],
-            parent: Some(parent.clone()),
-            params: params.cloned(),
-            attempts: 0,
-            status: RunStatus::Requested,
-        })
+        self.request(
+            child,
+            Run {
+                agent: agent.clone(),
+                input: vec![message.to_string()],
+                parent: Some(parent.clone()),
+                params: params.cloned(),
+                attempts: 0,
+                status: RunStatus::Requested,
+            },
+        )
     }
 
     fn request(&mut self, id: &RunId, run: Run) -> Result<(), Refusal> {
@@ -92,7 +102,9 @@ impl Draft<'_> {
             return Err(Refusal::IdInUse(id.to_string()));
         }
         if self.state().open_runs().count() >= OPEN_RUNS_MAX {
-            return Err(Refusal::Limit("OPEN_RUNS_MAX: 64 runs of this session are open; wait or cancel some"));
+            return Err(Refusal::Limit(
+                "OPEN_RUNS_MAX: 64 runs of this session are open; wait or cancel some",
+            ));
         }
         self.push(Entry::RunRequested {
             run: id.clone(),
@@ -115,7 +127,9 @@ impl Draft<'_> {
         if run.parent.is_none() {
             let agent = run.agent.clone();
             let is_busy = self.state().runs.values().any(|other| {
-                other.agent == agent && other.parent.is_none() && matches!(other.status, RunStatus::Active { .. })
+                other.agent == agent
+                    && other.parent.is_none()
+                    && matches!(other.status, RunStatus::Active { .. })
             });
             if is_busy {
                 return Err(Refusal::Waits);
@@ -131,8 +145,16 @@ impl Draft<'_> {
     }
 
     pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId) -> Result<(), Refusal> {
-        self.held(id, worker)?;
-        self.return_to_pool(id);
+        let attempts = self.held(id, worker)?.attempts;
+        if self.state().controls_of(id).next().is_some() {
+            self.end_run(id, Outcome::Cancelled, Ending::because("cancel"));
+        } else if attempts >= DECLINES_MAX {
+            let message = "every worker that got the run gave it back".to_owned();
+            let error = Some(RunError { code: "declined".to_owned(), message });
+            self.end_run(id, Outcome::Failed, Ending { error, ..Ending::because("declined") });
+        } else {
+            self.return_to_pool(id);
+        }
         Ok(())
     }
 
