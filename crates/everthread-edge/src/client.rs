@@ -154,7 +154,8 @@ impl<S: Store> Connection<S> {
     }
 
     fn has_work(&self) -> bool {
-        self.page.is_some() || (!self.ready.is_empty() && !(self.fetch.is_some() && self.all_ready_wait()))
+        let all_wait = self.fetch.is_some() && self.all_ready_wait();
+        self.page.is_some() || !(self.ready.is_empty() || all_wait)
     }
 
     /// Whether every ready attachment waits for the one read that is under way.
