@@ -12,14 +12,6 @@ impl Draft<'_> {
         if self.state().controls.contains_key(id) {
             return Err(Refusal::Known);
         }
-<<<<<<< HEAD
-        if self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
-            return Err(Refusal::Limit(
-                "PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome",
-            ));
-        }
-=======
->>>>>>> session-2
         let run = self.state().run_of(target).cloned();
         let status = run.as_ref().and_then(|run| self.state().runs.get(run)).map(|run| &run.status);
         // Any other target settles it at once.
