@@ -60,7 +60,7 @@ function textBlock(): PartBlock {
     element,
     update(part) {
       element.dataset["status"] = part.status;
-      markdown.set(asText(part));
+      markdown.set(asText(part), part.status === "open");
     },
   };
 }

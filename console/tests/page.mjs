@@ -74,8 +74,9 @@ export class ConsolePage {
         [...document.querySelectorAll("[data-message]")].map((message) => words(message)).sort(),
       );
     await this.page.evaluate(() => {
-      // Marks that Markdown makes invisible do not count, nor does white space.
-      globalThis.words = (node) => node.textContent.replace(/[^\p{L}\p{N}]+/gu, "");
+      // Marks that Markdown makes invisible do not count, nor do white space and the titles of folded parts.
+      const written = (node) => [...node.querySelectorAll(".markdown, .folded pre")].map((part) => part.textContent);
+      globalThis.words = (node) => written(node).join("").replace(/[^\p{L}\p{N}]+/gu, "");
     });
     const written = view.messages.filter((message) => message.run !== undefined || isShownAsSaid(view, message));
     const expected = written.map((message) => plainWords(message)).sort();
