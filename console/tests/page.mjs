@@ -30,7 +30,7 @@ export class ConsolePage {
   /** What the agents wrote, as it stands on the page. */
   answer() {
     return this.page.evaluate(() =>
-      [...document.querySelectorAll(".run .message")].map((message) => message.textContent).join("\n"),
+      [...document.querySelectorAll(".run .part.text")].map((part) => part.textContent).join("\n"),
     );
   }
 
