@@ -11,7 +11,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use everthread_control::Numbered;
-use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target};
+use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target, strict_parts};
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::Stage;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_ENTRIES_MAX, PAGE_SESSIONS_MAX};
@@ -86,11 +86,15 @@ async fn check_origin<S: Store>(
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, |edge, inbound, outbox, token| Box::pin(client::serve(edge, inbound, outbox, token)))
+    upgrade(edge, request, |edge, inbound, outbox, token| {
+        Box::pin(client::serve(edge, inbound, outbox, token))
+    })
 }
 
 async fn connect_worker<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, |edge, inbound, outbox, token| Box::pin(worker::serve(edge, inbound, outbox, token)))
+    upgrade(edge, request, |edge, inbound, outbox, token| {
+        Box::pin(worker::serve(edge, inbound, outbox, token))
+    })
 }
 
 type Serve<S> = fn(
@@ -114,7 +118,11 @@ fn upgrade<S: Store>(edge: Edge<S>, mut request: Request, serve: Serve<S>) -> An
 }
 
 /// A session's key from the path, for somebody whose token is good.
-pub(crate) fn enter<S: Store>(edge: &Edge<S>, headers: &HeaderMap, session: &str) -> Result<(Identity, SessionKey), Fault> {
+pub(crate) fn enter<S: Store>(
+    edge: &Edge<S>,
+    headers: &HeaderMap,
+    session: &str,
+) -> Result<(Identity, SessionKey), Fault> {
     let identity = edge.config.auth.check_headers(headers)?;
     let session: SessionId = session.parse().map_err(|e| Fault::bad_request(format!("session: {e}")))?;
     let key = SessionKey { tenant: identity.tenant.clone(), session };
@@ -190,7 +198,8 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
     let after = asked.after.as_deref().map(read_page_mark).transpose()?;
     let store = edge.desk.store();
     let found = store.sessions(&identity.tenant, after, limit).await.map_err(|e| e.fault())?;
-    let next = (found.len() == limit).then(|| found.last().map(|(id, at)| format!("{}.{id}", at.0))).flatten();
+    let next =
+        (found.len() == limit).then(|| found.last().map(|(id, at)| format!("{}.{id}", at.0))).flatten();
     let mut sessions = Vec::with_capacity(found.len());
     for (session, at) in found {
         let key = SessionKey { tenant: identity.tenant.clone(), session };
@@ -216,7 +225,11 @@ fn read_page_mark(mark: &str) -> Result<(Millis, SessionId), Fault> {
     Ok((Millis(at.parse().map_err(|_| bad())?), session.parse().map_err(|_| bad())?))
 }
 
-async fn show<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, headers: HeaderMap) -> Answer {
+async fn show<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
     let (loaded, state) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
     let runs: Vec<Value> = state
@@ -239,7 +252,11 @@ struct Update {
     meta: Object,
 }
 
-async fn update<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+async fn update<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let update: Update = body(request).await?;
     let ask = Ask::Update { patch: update.meta };
@@ -254,6 +271,7 @@ async fn update<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<Strin
 struct Input {
     id: Option<RequestId>,
     text: Option<String>,
+    #[serde(default, deserialize_with = "strict_parts")]
     parts: Option<Vec<PutPart>>,
     agent: Option<AgentName>,
     params: Option<Object>,
@@ -261,7 +279,11 @@ struct Input {
     message: Option<MessageId>,
 }
 
-async fn input<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+async fn input<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let input: Input = body(request).await?;
     let parts = match (input.text, input.parts) {
@@ -351,7 +373,11 @@ struct EntriesQuery {
     limit: Option<usize>,
 }
 
-async fn entries<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+async fn entries<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    request: Request,
+) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;
     let asked: EntriesQuery = query(&request)?;
     let limit = asked.limit.unwrap_or(1000);
@@ -396,7 +422,11 @@ pub(crate) fn read_after(text: Option<&str>) -> Result<Option<Cursor>, Fault> {
     }
 }
 
-async fn state<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, headers: HeaderMap) -> Answer {
+async fn state<S: Store>(
+    State(edge): State<Edge<S>>,
+    Path(session): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
     let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
     Ok(json_response(StatusCode::OK, &view))

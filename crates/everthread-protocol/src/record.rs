@@ -198,8 +198,12 @@ mod tests {
     #[test]
     fn a_folded_series_survives_the_store() {
         let blocks = r#"[{"from":1,"by":{"kind":"system","id":"x"},"at":3,"spans":[[1,9]],"entries":[{"type":"x-a"}]}]"#;
-        let record =
-            Record { epoch: Epoch(2), from: Seq(1), to: Seq(9), blocks: Bytes::from_static(blocks.as_bytes()) };
+        let record = Record {
+            epoch: Epoch(2),
+            from: Seq(1),
+            to: Seq(9),
+            blocks: Bytes::from_static(blocks.as_bytes()),
+        };
         let again = Record::from_stored(&record.to_stored_folded(), Seq(9)).unwrap();
         assert_eq!(again, record);
         assert_eq!(again.parse_blocks().unwrap()[0].spans, Some(vec![(Seq(1), Seq(9))]));
