@@ -107,7 +107,9 @@ impl Failure {
                 Code::TooOld,
                 "ids are remembered for ten minutes and this one is older: look at the session before you send it anew",
             ),
-            Failure::TooFast => Fault::new(Code::Conflict, "the session changes too fast to decide: try again"),
+            Failure::TooFast => {
+                Fault::new(Code::Conflict, "the session changes too fast to decide: try again")
+            }
             Failure::Broken(error) => {
                 tracing::error!(%error, "broken session");
                 Fault::new(Code::Internal, "the server cannot read this session")
@@ -274,7 +276,9 @@ impl<S: Store> Desk<S> {
         let producer_key;
         let (producer, fence) = match numbered {
             Numbered::No => return Err(refusal.into()),
-            Numbered::Request { key, answer, .. } => (Producer { key, incarnation: 1, batch: 1, answer }, None),
+            Numbered::Request { key, answer, .. } => {
+                (Producer { key, incarnation: 1, batch: 1, answer }, None)
+            }
             Numbered::Run { run, fence, producer: p } => {
                 producer_key = run_producer(run);
                 let (incarnation, batch) = (p.incarnation, p.batch);
@@ -301,7 +305,9 @@ impl<S: Store> Desk<S> {
         };
         match self.store.write(key, write).await {
             Ok(written) => Ok(Decided { written, decision: None }),
-            Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::HasWritten)) => Err(refusal.into()),
+            Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::HasWritten)) => {
+                Err(refusal.into())
+            }
             Err(error) => Err(error.into()),
         }
     }

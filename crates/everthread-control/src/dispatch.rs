@@ -4,9 +4,9 @@
 //! it (on a wake-up, when a seat becomes free, and once a second), claims each run in its session, and hands it to the seat.
 //! The claim decides who runs; the pool's pending list does not.
 
-use crate::desk::{Desk, Numbered, system_author};
 use crate::TaskGroup;
 use crate::desk::Failure;
+use crate::desk::{Desk, Numbered, system_author};
 use everthread_protocol::{Epoch, Fence, NodeId, PoolKey, RunId, Seq, SessionKey, WorkerId};
 use everthread_session::{Refusal, Request, state::Run};
 use everthread_store::{Error, Following, Refusal as WriteRefusal, Store, Taken};
@@ -188,8 +188,11 @@ impl<S: Store> Dispatcher<S> {
                     // The connection is gone: its own clean-up does not know of this run, so it is given back here.
                     let assignment = lost.into_inner();
                     let request = Request::Decline { run: assignment.id, worker: seat.worker.clone() };
-                    let decided =
-                        self.inner.desk.decide(&assignment.key, &system_author(), &request, Numbered::No).await;
+                    let decided = self
+                        .inner
+                        .desk
+                        .decide(&assignment.key, &system_author(), &request, Numbered::No)
+                        .await;
                     if let Err(failure) = decided {
                         tracing::warn!(key = %assignment.key, %failure, "a claimed run waits for its lease to end");
                     }

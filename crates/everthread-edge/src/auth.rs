@@ -77,7 +77,10 @@ impl Auth {
         let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
         let host = text(header::HOST).unwrap_or_default();
         if !self.knows(host) {
-            return Err(Fault::new(Code::Forbidden, "this Host is not served here: use localhost or 127.0.0.1"));
+            return Err(Fault::new(
+                Code::Forbidden,
+                "this Host is not served here: use localhost or 127.0.0.1",
+            ));
         }
         match text(header::ORIGIN) {
             None => Ok(()),

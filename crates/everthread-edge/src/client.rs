@@ -283,7 +283,8 @@ impl<S: Store> Connection<S> {
             return;
         }
         attachment.wants_fetch = false;
-        let (reader, key, cursor) = (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
+        let (reader, key, cursor) =
+            (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
         self.edge.metrics.replays.inc();
         self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
     }

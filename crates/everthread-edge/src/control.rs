@@ -44,7 +44,11 @@ fn stage_of(state: &State, id: &ControlId) -> Option<Stage> {
 }
 
 /// Ready when the control has its outcome. Follows the log, where the outcome is an entry.
-pub async fn settled<S: Store>(edge: &crate::Edge<S>, key: &SessionKey, id: &ControlId) -> Result<Receipt, Fault> {
+pub async fn settled<S: Store>(
+    edge: &crate::Edge<S>,
+    key: &SessionKey,
+    id: &ControlId,
+) -> Result<Receipt, Fault> {
     let tail = edge.tails.open(key).await.map_err(|e| e.fault())?;
     let wake = std::sync::Arc::new(crate::tail::Wake::default());
     let waiter = tail.wait(wake.clone(), 0);

@@ -1,6 +1,8 @@
 //! What a node counts. The table in docs/OPERATIONS.md has the same names.
 
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// Counters and gauges of a node.
 #[derive(Clone)]
@@ -39,16 +41,21 @@ impl Metrics {
             registry.register(Box::new(made.clone())).unwrap();
             made
         };
-        let connections = IntGaugeVec::new(Opts::new("everthread_connections", "Open connections."), &["kind"]).unwrap();
+        let connections =
+            IntGaugeVec::new(Opts::new("everthread_connections", "Open connections."), &["kind"]).unwrap();
         registry.register(Box::new(connections.clone())).unwrap();
-        let attachments = IntGauge::new("everthread_attachments", "Sessions followed, over all connections.").unwrap();
+        let attachments =
+            IntGauge::new("everthread_attachments", "Sessions followed, over all connections.").unwrap();
         registry.register(Box::new(attachments.clone())).unwrap();
         Metrics {
             connections,
             attachments,
             appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),
             frames_sent: counter("everthread_frames_sent_total", "Entries frames put on sockets."),
-            replays: counter("everthread_replays_total", "Pages of the log read for attachments off the ring."),
+            replays: counter(
+                "everthread_replays_total",
+                "Pages of the log read for attachments off the ring.",
+            ),
             lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
             resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),

@@ -1,10 +1,10 @@
 //! `GET …/follow`: a session as server-sent events. The `id` of every event is the cursor after it, so a browser's own
 //! reconnect with `Last-Event-ID` resumes where it was.
 
+use crate::Edge;
 use crate::http::{Answer, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
 use crate::tail::{Found, Tail, Wake, is_valid, since_of};
-use crate::Edge;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use bytes::Bytes;

@@ -187,7 +187,12 @@ impl Ring {
         }
         let suffix = record.frame_suffix(self.since());
         self.bytes += suffix.len();
-        self.items.push_back(Item { from: record.from, to: record.to, at: self.pushed, suffix: suffix.clone() });
+        self.items.push_back(Item {
+            from: record.from,
+            to: record.to,
+            at: self.pushed,
+            suffix: suffix.clone(),
+        });
         self.pushed += suffix.len();
         self.head = Cursor { epoch: record.epoch, seq: record.to };
         self.heard = Instant::now();
@@ -234,7 +239,9 @@ impl Ring {
         }
         let behind = Found::Behind(self.head.seq.0 - cursor.seq.0);
         let index = self.items.partition_point(|item| item.to <= cursor.seq);
-        let Some(first) = self.items.get(index).filter(|item| item.from <= cursor.seq.next()) else { return behind };
+        let Some(first) = self.items.get(index).filter(|item| item.from <= cursor.seq.next()) else {
+            return behind;
+        };
         if self.pushed - first.at > LAG_BYTES_MAX {
             return behind;
         }
@@ -258,7 +265,12 @@ pub fn is_valid(epochs: &[(Epoch, Seq)], head: Seq, cursor: Cursor) -> bool {
 }
 
 fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
-    epochs.iter().rev().find(|(_, since)| *since <= seq).or(epochs.first()).map_or(Epoch(0), |(epoch, _)| *epoch)
+    epochs
+        .iter()
+        .rev()
+        .find(|(_, since)| *since <= seq)
+        .or(epochs.first())
+        .map_or(Epoch(0), |(epoch, _)| *epoch)
 }
 
 /// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one

@@ -140,7 +140,9 @@ impl NodeArgs {
                 "--listen {} can be reached by others, so --token (EVERTHREAD_TOKEN) is needed",
                 self.listen
             ),
-            (None, Mode::Serve) => bail!("--token (EVERTHREAD_TOKEN) is needed: clients and workers present it"),
+            (None, Mode::Serve) => {
+                bail!("--token (EVERTHREAD_TOKEN) is needed: clients and workers present it")
+            }
         }
     }
 }

@@ -40,7 +40,10 @@ pub fn router(auth: Auth, config: &PageConfig) -> Router {
         .route("/", get(|| async { Redirect::temporary("/console") }))
         .route("/console", get(index.clone()))
         .route("/console/", get(index))
-        .route("/console/app.js", get(|| async { asset("text/javascript; charset=utf-8", SCRIPT.to_owned()) }))
+        .route(
+            "/console/app.js",
+            get(|| async { asset("text/javascript; charset=utf-8", SCRIPT.to_owned()) }),
+        )
         .route("/console/style.css", get(|| async { asset("text/css; charset=utf-8", STYLE.to_owned()) }))
 }
 

@@ -34,7 +34,11 @@ pub(super) enum Reply {
     Failed(String, Fault),
 }
 
-pub(super) fn welcome<S: Store>(_edge: Edge<S>, id: RequestId, _connection: String) -> BoxFuture<'static, Reply> {
+pub(super) fn welcome<S: Store>(
+    _edge: Edge<S>,
+    id: RequestId,
+    _connection: String,
+) -> BoxFuture<'static, Reply> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
     Box::pin(async move { Reply::Welcome(id, u64::try_from(now).unwrap_or(0)) })
 }
@@ -78,7 +82,10 @@ impl<S: Store> Connection<S> {
             match tokio::time::timeout(REQUEST_MAX, work).await {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(fault)) => Reply::Failed(id, fault),
-                Err(_) => Reply::Failed(id, Fault::new(Code::Indeterminate, "no answer in time: repeat it with the same id")),
+                Err(_) => Reply::Failed(
+                    id,
+                    Fault::new(Code::Indeterminate, "no answer in time: repeat it with the same id"),
+                ),
             }
         }));
     }
@@ -158,7 +165,12 @@ impl<S: Store> Connection<S> {
     }
 }
 
-async fn open<S: Store>(edge: &Edge<S>, key: SessionKey, attach: Attach, number: u32) -> Result<Reply, Fault> {
+async fn open<S: Store>(
+    edge: &Edge<S>,
+    key: SessionKey,
+    attach: Attach,
+    number: u32,
+) -> Result<Reply, Fault> {
     let tail = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
     let head = tail.head();
     let mut frames = Vec::new();
@@ -168,8 +180,14 @@ async fn open<S: Store>(edge: &Edge<S>, key: SessionKey, attach: Attach, number:
         From::Start => (Some(tail.start()), true),
         From::Recent(_) => (None, true),
     };
-    let attached =
-        Attached { id: attach.id, attachment: number, session: attach.session, epoch: head.epoch, head: head.seq, resumed };
+    let attached = Attached {
+        id: attach.id,
+        attachment: number,
+        session: attach.session,
+        epoch: head.epoch,
+        head: head.seq,
+        resumed,
+    };
     frames.push(ServerFrame::Attached(attached).encode());
     if !resumed {
         edge.metrics.resets.inc();

@@ -25,7 +25,9 @@ pub struct Upgrade {
 /// Checks the request and makes the response that switches protocols.
 pub fn accept(request: &mut Request<Body>) -> Result<(Upgrade, Response<Body>), Fault> {
     let headers = request.headers();
-    if !has_token(headers, &header::CONNECTION, "upgrade") || !has_token(headers, &header::UPGRADE, "websocket") {
+    if !has_token(headers, &header::CONNECTION, "upgrade")
+        || !has_token(headers, &header::UPGRADE, "websocket")
+    {
         return Err(Fault::bad_request("this address speaks WebSocket: send an upgrade request"));
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v.as_bytes() != b"13") {
@@ -43,10 +45,9 @@ pub fn accept(request: &mut Request<Body>) -> Result<(Upgrade, Response<Body>), 
         return Err(Fault::bad_request(format!("offer the subprotocol {SUBPROTOCOL}")));
     }
     let token = offered.iter().find_map(|p| p.strip_prefix(TOKEN_SUBPROTOCOL_PREFIX)).map(str::to_owned);
-    let pending = request
-        .extensions_mut()
-        .remove::<OnUpgrade>()
-        .ok_or_else(|| Fault::new(Code::NotSupported, "this connection cannot become a WebSocket: use HTTP/1.1"))?;
+    let pending = request.extensions_mut().remove::<OnUpgrade>().ok_or_else(|| {
+        Fault::new(Code::NotSupported, "this connection cannot become a WebSocket: use HTTP/1.1")
+    })?;
 
     let mut response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)

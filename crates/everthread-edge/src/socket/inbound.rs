@@ -133,7 +133,9 @@ impl Decoder {
         if payload_len > FRAME_BYTES_MAX || before + payload_len > FRAME_BYTES_MAX {
             return Err(ReadError::TooLarge);
         }
-        let Some(mask) = rest.get(len_bytes..).and_then(|rest| rest.first_chunk::<4>()) else { return Ok(None) };
+        let Some(mask) = rest.get(len_bytes..).and_then(|rest| rest.first_chunk::<4>()) else {
+            return Ok(None);
+        };
         Ok(Some(Header { fin, opcode, mask: *mask, header_len: 2 + len_bytes + 4, payload_len }))
     }
 

@@ -79,19 +79,22 @@ impl<S: Store> Connection<S> {
         }
         let watch = self.watch(&assignment.key);
         let next = Producer { incarnation: u64::from(assignment.attempt()), batch: 1 };
-        self.runs.insert(assignment.id.clone(), Hosted {
-            key: assignment.key.clone(),
-            agent: assignment.run.agent.clone(),
-            fence: assignment.fence,
-            seat: Some(seat),
-            parts: Some(Parts::default()),
-            next,
-            queue: VecDeque::new(),
-            is_busy: false,
-            told_controls: HashSet::new(),
-            told_children: HashSet::new(),
-            watch,
-        });
+        self.runs.insert(
+            assignment.id.clone(),
+            Hosted {
+                key: assignment.key.clone(),
+                agent: assignment.run.agent.clone(),
+                fence: assignment.fence,
+                seat: Some(seat),
+                parts: Some(Parts::default()),
+                next,
+                queue: VecDeque::new(),
+                is_busy: false,
+                told_controls: HashSet::new(),
+                told_children: HashSet::new(),
+                watch,
+            },
+        );
         self.jobs.push(Box::pin(job::work(self.edge.clone(), assignment)));
     }
 
@@ -102,19 +105,22 @@ impl<S: Store> Connection<S> {
             seat.occupy();
         }
         let watch = self.watch(&kept.key);
-        self.runs.insert(kept.run, Hosted {
-            key: kept.key,
-            agent: kept.agent,
-            fence: kept.fence,
-            seat,
-            parts: None,
-            next: kept.next,
-            queue: VecDeque::new(),
-            is_busy: false,
-            told_controls: HashSet::new(),
-            told_children: HashSet::new(),
-            watch,
-        });
+        self.runs.insert(
+            kept.run,
+            Hosted {
+                key: kept.key,
+                agent: kept.agent,
+                fence: kept.fence,
+                seat,
+                parts: None,
+                next: kept.next,
+                queue: VecDeque::new(),
+                is_busy: false,
+                told_controls: HashSet::new(),
+                told_children: HashSet::new(),
+                watch,
+            },
+        );
         self.wake.mark(watch);
     }
 
@@ -126,13 +132,16 @@ impl<S: Store> Connection<S> {
         let number = self.watches_made;
         let changes = Arc::new(Changes { wake: self.wake.clone(), number });
         let following = self.edge.desk.store().follow(key, Interest::Control, changes);
-        self.watched.insert(number, Watched {
-            key: key.clone(),
-            version: Version::default(),
-            is_loading: false,
-            is_stale: false,
-            _following: following,
-        });
+        self.watched.insert(
+            number,
+            Watched {
+                key: key.clone(),
+                version: Version::default(),
+                is_loading: false,
+                is_stale: false,
+                _following: following,
+            },
+        );
         number
     }
 
@@ -162,7 +171,9 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_decline(&mut self, decline: &Decline) {
-        let Some(hosted) = self.runs.get(&decline.run).filter(|hosted| hosted.fence == decline.fence) else { return };
+        let Some(hosted) = self.runs.get(&decline.run).filter(|hosted| hosted.fence == decline.fence) else {
+            return;
+        };
         let key = hosted.key.clone();
         self.drop_run(&decline.run);
         self.give_back(key, decline.run.clone());
@@ -240,7 +251,14 @@ impl<S: Store> Connection<S> {
         match result {
             Ok(written) => {
                 let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
-                let ack = Ack { id, run: run.clone(), batch, to: written.to, version: written.version, safe: batch };
+                let ack = Ack {
+                    id,
+                    run: run.clone(),
+                    batch,
+                    to: written.to,
+                    version: written.version,
+                    safe: batch,
+                };
                 let frame = match written.duplicate {
                     None => WorkerServerFrame::Ok(ack),
                     Some(_) => WorkerServerFrame::Duplicate(ack),
@@ -289,7 +307,9 @@ impl<S: Store> Connection<S> {
     }
 
     fn load_watched(&mut self, number: u32) {
-        let Some(watched) = self.watched.get_mut(&number).filter(|w| w.is_stale && !w.is_loading) else { return };
+        let Some(watched) = self.watched.get_mut(&number).filter(|w| w.is_stale && !w.is_loading) else {
+            return;
+        };
         watched.is_loading = true;
         watched.is_stale = false;
         self.jobs.push(Box::pin(job::look(self.edge.clone(), watched.key.clone(), number)));
@@ -302,8 +322,12 @@ impl<S: Store> Connection<S> {
         match result {
             Ok((loaded, state)) => {
                 watched.version = loaded.version;
-                let runs: Vec<RunId> =
-                    self.runs.iter().filter(|(_, hosted)| hosted.watch == number).map(|(run, _)| run.clone()).collect();
+                let runs: Vec<RunId> = self
+                    .runs
+                    .iter()
+                    .filter(|(_, hosted)| hosted.watch == number)
+                    .map(|(run, _)| run.clone())
+                    .collect();
                 for run in runs {
                     self.tell(&run, &loaded, &state);
                 }
@@ -320,7 +344,8 @@ impl<S: Store> Connection<S> {
         for (control, asked, expires) in state.controls_of(run) {
             if hosted.told_controls.insert(control.clone()) {
                 let grace_ms = expires.0.saturating_sub(loaded.now.0);
-                let frame = WorkerControl { run: run.clone(), control: control.clone(), kind: asked.kind, grace_ms };
+                let frame =
+                    WorkerControl { run: run.clone(), control: control.clone(), kind: asked.kind, grace_ms };
                 self.outbox.text(WorkerServerFrame::Control(frame).encode());
             }
         }
@@ -388,7 +413,8 @@ fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (St
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
-            let (entries, count) = check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
+            let (entries, count) =
+                check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
             (append.id, append.fence, append.producer, WriteKind::Append { entries, count })
         }
         WorkerFrame::End(end) => {
@@ -411,7 +437,15 @@ fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (St
     if fence != hosted.fence {
         return Err(of(&id, not_held()));
     }
-    Ok(Write { id, key: hosted.key.clone(), agent: hosted.agent.clone(), run: run.clone(), fence, producer, kind })
+    Ok(Write {
+        id,
+        key: hosted.key.clone(),
+        agent: hosted.agent.clone(),
+        run: run.clone(),
+        fence,
+        producer,
+        kind,
+    })
 }
 
 /// One pass over a block. A batch that was written before is not held against the parts again: the store answers it.

@@ -236,7 +236,12 @@ pub(super) async fn look<S: Store>(edge: Edge<S>, key: SessionKey, number: u32) 
 }
 
 /// Renews the worker's liveness, and reads the versions of the sessions it works in: a lost wake-up is found here.
-pub(super) async fn renew<S: Store>(edge: Edge<S>, me: Me, holder: String, watched: Vec<(u32, SessionKey)>) -> Job {
+pub(super) async fn renew<S: Store>(
+    edge: Edge<S>,
+    me: Me,
+    holder: String,
+    watched: Vec<(u32, SessionKey)>,
+) -> Job {
     let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
     if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
         tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");

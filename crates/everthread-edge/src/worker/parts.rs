@@ -132,14 +132,22 @@ impl Parts {
             .get_mut(message)
             .and_then(|found| found.parts.get_mut(part))
             .filter(|part| part.is_open)
-            .ok_or_else(|| Fault::new(Code::BadOffset, format!("part {part} of {message} is not open in this run")))
+            .ok_or_else(|| {
+                Fault::new(Code::BadOffset, format!("part {part} of {message} is not open in this run"))
+            })
     }
 
     fn reset(&mut self) {
         for (message, part) in std::mem::take(&mut self.since_step).into_iter().rev() {
             let dropped: Vec<Part> = match part {
-                Some(part) => self.messages.get_mut(&message).and_then(|m| m.parts.remove(&part)).into_iter().collect(),
-                None => self.messages.remove(&message).map(|m| m.parts.into_values().collect()).unwrap_or_default(),
+                Some(part) => {
+                    self.messages.get_mut(&message).and_then(|m| m.parts.remove(&part)).into_iter().collect()
+                }
+                None => self
+                    .messages
+                    .remove(&message)
+                    .map(|m| m.parts.into_values().collect())
+                    .unwrap_or_default(),
             };
             self.open_parts -= dropped.iter().filter(|part| part.is_open).count();
         }
