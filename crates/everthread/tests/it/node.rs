@@ -84,11 +84,6 @@ impl Node {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    pub async fn metric(&self, name: &str) -> Option<u64> {
-        let text = http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
-        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-    }
-
     /// Posts, whatever the answer.
     pub async fn try_post(&self, path: &str, body: Value) -> Value {
         let request = http().post(format!("{}{path}", self.url)).bearer_auth(TOKEN);

@@ -5,6 +5,8 @@ use crate::node::{Node, PATIENCE, TOKEN};
 use everthread_client::{Client, Event, From};
 use everthread_session::view::View;
 use everthread_testkit::Proxy;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinSet;
 
 const SLOW: usize = 20;
@@ -15,14 +17,17 @@ const ANSWER: Streamer = Streamer { tokens: 8_000, pause_ms: 0, each_alone: true
 const GROWTH_MAX_KB: u64 = 24 * 1024;
 
 /// Follows to the end; returns what it holds, how many bytes of frames it got and whether it was told that it lags.
-async fn follow(url: String) -> (View, usize, bool) {
+async fn follow(url: String, live: Arc<AtomicUsize>) -> (View, usize, bool) {
     let client = Client::builder(&url, TOKEN).connect();
     let mut follow = client.follow("s".parse().unwrap(), From::Start).await.unwrap();
-    let (mut bytes, mut lagged) = (0, false);
+    let (mut bytes, mut lagged, mut is_live) = (0, false, false);
     loop {
         match follow.next().await.expect("the client gave up") {
             Event::Entries(frame) => bytes += frame.text.len(),
             Event::Lag(_) => lagged = true,
+            Event::Live(_) if bytes > 0 && !std::mem::replace(&mut is_live, true) => {
+                live.fetch_add(1, Ordering::Relaxed);
+            }
             Event::Disconnected | Event::Reset(_) => panic!("a slow client is not thrown out"),
             _ => {}
         }
@@ -40,13 +45,11 @@ async fn slow_clients_cost_nobody_anything_and_end_with_the_same_state() {
     proxy.throttle(2_048);
     node.post("/v1/sessions", serde_json::json!({ "session": "s", "agent": "streamer" })).await;
     let slow_url = format!("http://{}", proxy.address());
+    let live = Arc::<AtomicUsize>::default();
     let (mut slow, mut fast) = (JoinSet::new(), JoinSet::new());
-    (0..SLOW).for_each(|_| drop(slow.spawn(follow(slow_url.clone()))));
-    (0..FAST).for_each(|_| drop(fast.spawn(follow(node.url.clone()))));
-    node.wait_until("attached", async |node: &Node| {
-        node.metric("everthread_attachments").await == Some((SLOW + FAST) as u64)
-    })
-    .await;
+    (0..SLOW).for_each(|_| drop(slow.spawn(follow(slow_url.clone(), live.clone()))));
+    (0..FAST).for_each(|_| drop(fast.spawn(follow(node.url.clone(), live.clone()))));
+    node.wait_until("live", async |_: &Node| live.load(Ordering::Relaxed) == SLOW + FAST).await;
     let before = node.resident_kb();
     let _worker = ANSWER.serve(&node, 1);
     node.post("/v1/sessions/s/input", serde_json::json!({ "text": "go" })).await;
