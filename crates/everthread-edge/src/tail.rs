@@ -205,7 +205,14 @@ impl Ring {
     }
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
+    ///
+    /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
+        let is_older =
+            page.head.seq < self.head.seq && is_valid(&self.epochs, self.head.seq, cursor_of(page));
+        if self.known && is_older {
+            return;
+        }
         let is_continued = self.known && is_valid(&page.epochs, page.head.seq, self.head);
         self.active = page.head.active > 0;
         self.heard = Instant::now();
@@ -390,18 +397,21 @@ impl<S: Store> Tails<S> {
         let tail = self.get(key);
         // Ask for nothing but the head: what lies before is read when somebody wants it.
         let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let mut ring = lock(&tail.ring);
-        if !ring.known || page.head.epoch != ring.head.epoch || page.head.seq < ring.head.seq {
-            let is_older = ring.known && is_valid(&ring.epochs, ring.head.seq, cursor_of(&page));
-            if !is_older {
+        let (is_behind, has_moved) = {
+            let mut ring = lock(&tail.ring);
+            let before = ring.head;
+            let is_behind = ring.known && page.head.seq > before.seq;
+            if !is_behind {
                 ring.learn(&page);
             }
-        } else if page.head.seq > ring.head.seq {
-            drop(ring);
-            tail.want_repair();
-            return Ok(tail);
+            (is_behind, ring.head != before)
+        };
+        if is_behind {
+            // Whoever comes from another node may have more than this one has heard.
+            self.repair(&tail).await?;
+        } else if has_moved {
+            tail.waiters.wake_all();
         }
-        drop(ring);
         Ok(tail)
     }
 
