@@ -22,6 +22,10 @@ const NO_SESSION: Error = Error::Refused(WriteRefusal::NoSession);
 const POLL: Duration = Duration::from_secs(1);
 /// How long after `not_after` an item is kept whose run is not there.
 const LATE_MS: u64 = 1_000;
+/// Longest pause between two tries to claim a run whose write is under way.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Tries to claim one item: more than fit into the time in which its write may be made. After that it comes again.
+const ATTEMPTS_MAX: u32 = 24;
 /// Items taken from a pool at once; more come with the next look.
 const TAKE_MAX: usize = 64;
 
@@ -192,30 +196,48 @@ impl<S: Store> Dispatcher<S> {
         Some(reserved)
     }
 
+    fn reserve_one(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
+        let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats: Vec<_> = pools.get(pool)?.seats.iter().filter_map(Weak::upgrade).collect();
+        seats.sort_by_key(|seat| std::cmp::Reverse(seat.free.load(Ordering::Acquire)));
+        seats.into_iter().find(|seat| seat.try_reserve())
+    }
+
     /// Claims one run for one reserved seat. With a store that does not answer, the item stays pending and comes again.
+    ///
+    /// Items are announced before the write that makes them true. So a run that cannot be claimed may be one whose
+    /// write is under way, and that is known for certain only when the write would be refused: until then the item is
+    /// tried again. The seat is free meanwhile.
     async fn place(&self, pool: PoolKey, seat: Arc<Seat>, taken: Taken) {
-        match self.claim(&seat, &taken).await {
-            Claim::Won(assignment) => {
-                self.finish(&pool, &taken).await;
-                if let Err(lost) = seat.assignments.try_send(*assignment) {
-                    // The connection is gone: its own clean-up does not know of this run, so it is given back here.
-                    let assignment = lost.into_inner();
-                    let request = Request::Decline { run: assignment.id, worker: seat.worker.clone() };
-                    let decided = self
-                        .inner
-                        .desk
-                        .decide(&assignment.key, &system_author(), &request, Numbered::No)
-                        .await;
-                    if let Err(failure) = decided {
-                        tracing::warn!(key = %assignment.key, %failure, "a claimed run waits for its lease to end");
-                    }
+        let mut reserved = Some(seat);
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE_MAX.min(Duration::from_millis(1 << attempt))).await;
+            }
+            let Some(seat) = reserved.take().or_else(|| self.reserve_one(&pool)) else { continue };
+            match self.claim(&seat, &taken).await {
+                Claim::Won(assignment) => {
+                    self.finish(&pool, &taken).await;
+                    return self.hand_over(&seat, *assignment).await;
                 }
+                Claim::NotNeeded => {
+                    seat.release();
+                    return self.finish(&pool, &taken).await;
+                }
+                Claim::Unknown => return seat.release(),
+                Claim::NotYet => seat.release(),
             }
-            Claim::NotNeeded => {
-                seat.release();
-                self.finish(&pool, &taken).await;
-            }
-            Claim::Unknown => seat.release(),
+        }
+    }
+
+    async fn hand_over(&self, seat: &Seat, assignment: Assignment) {
+        let Err(lost) = seat.assignments.try_send(assignment) else { return };
+        // The connection is gone: its own clean-up does not know of this run, so it is given back here.
+        let assignment = lost.into_inner();
+        let request = Request::Decline { run: assignment.id, worker: seat.worker.clone() };
+        let decided = self.inner.desk.decide(&assignment.key, &system_author(), &request, Numbered::No).await;
+        if let Err(failure) = decided {
+            tracing::warn!(key = %assignment.key, %failure, "a claimed run waits for its lease to end");
         }
     }
 
@@ -228,39 +250,36 @@ impl<S: Store> Dispatcher<S> {
     async fn claim(&self, seat: &Seat, taken: &Taken) -> Claim {
         let key = SessionKey { tenant: taken.item.tenant.clone(), session: taken.item.session.clone() };
         let request = Request::Claim { run: taken.item.run.clone(), worker: seat.worker.clone() };
-        let mut pause = Duration::from_millis(2);
-        loop {
-            let decided = self.inner.desk.decide(&key, &system_author(), &request, Numbered::No).await;
-            match decided {
-                Ok(decided) => {
-                    let (Some(decision), Some(fence)) = (decided.decision, decided.written.fence) else {
-                        return Claim::Unknown;
-                    };
-                    let Some(run) = decision.state.runs.get(&taken.item.run).cloned() else {
-                        return Claim::Unknown;
-                    };
-                    let (epoch, seq) = (decided.written.epoch, decided.written.to);
-                    let id = taken.item.run.clone();
-                    return Claim::Won(Box::new(Assignment { key, id, run, fence, epoch, seq }));
-                }
-                // The write that requests the run is under way, or was never made.
-                Err(Failure::Refused(Refusal::NoRun) | Failure::Store(NO_SESSION)) => {
-                    match self.inner.desk.load(&key).await {
-                        Ok((loaded, _)) if loaded.now <= taken.item.not_after.plus(LATE_MS) => {}
-                        Ok(_) | Err(Failure::Store(NO_SESSION)) => return Claim::NotNeeded,
-                        Err(_) => return Claim::Unknown,
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(250));
-                }
-                // It ended, somebody else has it, or it waits behind a run whose end puts it into the pool again.
-                Err(Failure::Refused(Refusal::NotHeld | Refusal::Closed | Refusal::Waits)) => {
-                    return Claim::NotNeeded;
-                }
-                Err(failure) => {
-                    tracing::warn!(%key, %failure, "cannot claim a run");
+        let decided = self.inner.desk.decide(&key, &system_author(), &request, Numbered::No).await;
+        match decided {
+            Ok(decided) => {
+                let (Some(decision), Some(fence)) = (decided.decision, decided.written.fence) else {
                     return Claim::Unknown;
+                };
+                let Some(run) = decision.state.runs.get(&taken.item.run).cloned() else {
+                    return Claim::Unknown;
+                };
+                let (epoch, seq) = (decided.written.epoch, decided.written.to);
+                let id = taken.item.run.clone();
+                Claim::Won(Box::new(Assignment { key, id, run, fence, epoch, seq }))
+            }
+            Err(Failure::Refused(Refusal::Closed)) => Claim::NotNeeded,
+            // Unless a write that changes it is under way: the run was never requested, somebody else has it, or it
+            // waits behind one whose end puts it into the pool again.
+            Err(
+                Failure::Refused(Refusal::NoRun | Refusal::NotHeld | Refusal::Waits)
+                | Failure::Store(NO_SESSION),
+            ) => match self.inner.desk.load(&key).await {
+                Ok((_, state)) if state.runs.get(&taken.item.run).is_some_and(|run| !run.is_open()) => {
+                    Claim::NotNeeded
                 }
+                Ok((loaded, _)) if loaded.now <= taken.item.not_after.plus(LATE_MS) => Claim::NotYet,
+                Ok(_) | Err(Failure::Store(NO_SESSION)) => Claim::NotNeeded,
+                Err(_) => Claim::Unknown,
+            },
+            Err(failure) => {
+                tracing::warn!(%key, %failure, "cannot claim a run");
+                Claim::Unknown
             }
         }
     }
@@ -269,6 +288,8 @@ impl<S: Store> Dispatcher<S> {
 enum Claim {
     Won(Box<Assignment>),
     NotNeeded,
+    /// Not now, but perhaps in a moment.
+    NotYet,
     Unknown,
 }
 

@@ -358,8 +358,9 @@ async fn ask<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>,
     let wait = Duration::from_millis(wait_ms.unwrap_or(0).min(WAIT_MAX_MS));
     if receipt.stage == Stage::Accepted && !wait.is_zero() {
         let settled = control::settled(&edge, &key, &id);
-        if let Ok(settled) = tokio::time::timeout(wait, settled).await {
-            receipt = settled?;
+        // A failure to wait is not one of the request: it is accepted.
+        if let Ok(Ok(settled)) = tokio::time::timeout(wait, settled).await {
+            receipt = settled;
         }
     }
     let status = if receipt.stage == Stage::Accepted { StatusCode::ACCEPTED } else { StatusCode::OK };

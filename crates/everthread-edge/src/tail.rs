@@ -209,7 +209,14 @@ impl Ring {
     }
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
+    ///
+    /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
+        let is_older =
+            page.head.seq < self.head.seq && is_valid(&self.epochs, self.head.seq, cursor_of(page));
+        if self.known && is_older {
+            return;
+        }
         let is_continued = self.known && is_valid(&page.epochs, page.head.seq, self.head);
         self.active = page.head.active > 0;
         self.heard = Instant::now();
@@ -389,15 +396,19 @@ impl<S: Store> Tails<S> {
     pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), everthread_store::Error> {
         let tail = self.get(key);
         let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let is_behind = {
+        let (is_behind, has_moved) = {
             let mut ring = lock(&tail.ring);
-            if !ring.known {
+            let before = ring.head;
+            let is_behind = ring.known && page.head.seq > before.seq;
+            if !is_behind {
                 ring.learn(&page);
             }
-            (ring.head.epoch, ring.head.seq) < (page.head.epoch, page.head.seq)
+            (is_behind, ring.head != before)
         };
         if is_behind {
             tail.want_repair();
+        } else if has_moved {
+            tail.waiters.wake_all();
         }
         Ok((tail, page))
     }

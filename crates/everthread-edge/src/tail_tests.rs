@@ -84,3 +84,14 @@ fn the_ring_is_bounded_by_bytes() {
     assert!(matches!(ring.after(at(1, 80), 1000), Found::Behind(19)), "too far behind for raw frames");
     assert!(matches!(ring.after(at(1, 97), 1000), Found::Frames(..)));
 }
+
+#[test]
+fn a_page_that_the_feed_has_overtaken_does_not_turn_the_ring_back() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 4));
+    ring.push(&record(1, 5, 5));
+    ring.learn(&page(vec![record(1, 4, 4)], &[(1, 1)], 4));
+    assert_eq!(ring.head, at(1, 5));
+    assert!(matches!(ring.after(at(1, 5), 1000), Found::Nothing(_)));
+    assert!(matches!(ring.after(at(1, 3), 1000), Found::Frames(..)));
+}

@@ -49,6 +49,9 @@ pub struct Run {
     /// How many workers have had it.
     #[serde(default)]
     pub attempts: u32,
+    /// Its place among the runs of the session: later ones have higher numbers.
+    #[serde(default)]
+    pub number: u64,
     /// Where it stands.
     pub status: RunStatus,
 }

@@ -67,6 +67,13 @@ pub(super) struct Pending {
     frames: VecDeque<(Bytes, Cursor)>,
 }
 
+impl Pending {
+    /// Whether they are for this attachment.
+    pub fn is_for(&self, attachment: u32) -> bool {
+        self.attachment == attachment
+    }
+}
+
 pub(super) fn prefix(attachment: u32) -> Bytes {
     Bytes::from(format!("{{\"t\":\"entries\",\"attachment\":{attachment}"))
 }
@@ -119,7 +126,7 @@ impl<S: Store> Connection<S> {
     /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
     pub(super) fn serve_attachment(&mut self, id: u32) {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
-        if self.page.as_ref().is_some_and(|page| page.attachment == id) {
+        if self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
         // Before the ring is read: what comes after the read must mark the attachment again.

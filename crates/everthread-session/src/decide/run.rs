@@ -57,6 +57,7 @@ impl Draft<'_> {
                 parent: None,
                 params: put.params.clone(),
                 attempts: 0,
+                number: 0,
                 status: RunStatus::Requested,
             },
         )?;
@@ -92,12 +93,13 @@ impl Draft<'_> {
                 parent: Some(parent.clone()),
                 params: params.cloned(),
                 attempts: 0,
+                number: 0,
                 status: RunStatus::Requested,
             },
         )
     }
 
-    fn request(&mut self, id: &RunId, run: Run) -> Result<(), Refusal> {
+    fn request(&mut self, id: &RunId, mut run: Run) -> Result<(), Refusal> {
         if self.state().runs.contains_key(id) {
             return Err(Refusal::IdInUse(id.to_string()));
         }
@@ -114,24 +116,27 @@ impl Draft<'_> {
             params: run.params.clone(),
         });
         self.decision.enqueue.push((id.clone(), run.agent.clone()));
+        run.number = self.state().runs.values().map(|run| run.number).max().unwrap_or(0) + 1;
         self.state().runs.insert(id.clone(), run);
         Ok(())
     }
 
-    /// Runs of one agent go one after the other, unless a parent started them: those are meant to go side by side.
+    /// Runs of one agent go one after the other in the order of their requests, unless a parent started them: those are
+    /// meant to go side by side.
     pub(super) fn claim(&mut self, id: &RunId, worker: &WorkerId) -> Result<(), Refusal> {
         let run = self.state().runs.get(id).ok_or(Refusal::NoRun)?;
         if run.status != RunStatus::Requested {
             return Err(Refusal::NotHeld);
         }
         if run.parent.is_none() {
-            let agent = run.agent.clone();
-            let is_busy = self.state().runs.values().any(|other| {
-                other.agent == agent
-                    && other.parent.is_none()
-                    && matches!(other.status, RunStatus::Active { .. })
-            });
-            if is_busy {
+            let (agent, number) = (run.agent.clone(), run.number);
+            let goes_first = |other: &Run| match other.status {
+                RunStatus::Active { .. } => true,
+                RunStatus::Requested => other.number < number,
+                RunStatus::Ended { .. } => false,
+            };
+            let mut others = self.state().runs.values();
+            if others.any(|other| other.agent == agent && other.parent.is_none() && goes_first(other)) {
                 return Err(Refusal::Waits);
             }
         }
@@ -237,9 +242,10 @@ impl Draft<'_> {
     /// Runs of the same agent that waited behind this one may go now: their items may have been taken and left.
     fn wake_next(&mut self, ended: &RunId) {
         let Some(agent) = self.state().runs.get(ended).map(|run| run.agent.clone()) else { return };
-        let next = self.state().runs.iter().find(|(_, run)| {
-            run.agent == agent && run.parent.is_none() && run.status == RunStatus::Requested
-        });
+        let waits =
+            |run: &Run| run.agent == agent && run.parent.is_none() && run.status == RunStatus::Requested;
+        let waiting = self.state().runs.iter().filter(|(_, run)| waits(run));
+        let next = waiting.min_by_key(|(_, run)| run.number);
         if let Some((next, agent)) = next.map(|(id, run)| (id.clone(), run.agent.clone()))
             && !self.decision.enqueue.iter().any(|(run, _)| *run == next)
         {

@@ -161,7 +161,9 @@ impl World {
             parent_run: parent.clone(),
             params: None,
         });
+        let number = decision.state.runs.values().map(|run| run.number).max().unwrap_or(0) + 1;
         let state = everthread_session::state::Run {
+            number,
             agent: agent.clone(),
             input,
             parent,

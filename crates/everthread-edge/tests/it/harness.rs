@@ -1,0 +1,215 @@
+//! What every test needs: a store of its own, nodes on it, HTTP, and people and workers that speak raw frames.
+
+pub mod client;
+pub mod history;
+pub mod http;
+pub mod socket;
+pub mod worker;
+
+use axum::serve::ListenerExt as _;
+use everthread_control::{Leases, TaskGroup};
+use everthread_edge::auth::Auth;
+use everthread_edge::{Config, Edge, http as routes};
+use everthread_protocol::NodeId;
+use everthread_store::Store;
+use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
+use everthread_store::redis::{Options, Redis};
+use everthread_testkit::{Proxy, RedisOptions, RedisServer};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use client::Client;
+pub use http::{Answer, Request};
+pub use socket::Socket;
+pub use worker::{Job, Worker};
+
+/// Opens every node of the tests.
+pub const TOKEN: &str = "secret";
+/// How long anything may take that is expected to happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// As the binary sets it.
+const SEND_BUFFER_BYTES: u32 = 256 * 1024;
+
+/// Runs each test on both engines.
+macro_rules! on_both_engines {
+    ($($name:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<crate::harness::OnEmbedded>().await;
+            })+
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name::<crate::harness::OnRedis>().await;
+            })+
+        }
+    };
+}
+
+/// A store that nodes are started on.
+pub trait Engine: Sized + Send + Sync + 'static {
+    type Store: Store;
+    async fn start() -> Self;
+    /// The store as one node has it.
+    async fn store(&self, node: &NodeId) -> Arc<Self::Store>;
+}
+
+/// The embedded engine in a directory of its own. Its nodes share the one process that it allows.
+pub struct OnEmbedded {
+    store: Arc<Embedded>,
+    _dir: TempDir,
+}
+
+impl Engine for OnEmbedded {
+    type Store = Embedded;
+
+    async fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let options = EmbeddedOptions { dir: Some(dir.path().to_owned()), durability: Durability::PowerCut };
+        Self { store: Arc::new(Embedded::open(options).unwrap()), _dir: dir }
+    }
+
+    async fn store(&self, _node: &NodeId) -> Arc<Embedded> {
+        self.store.clone()
+    }
+}
+
+/// A Redis server of its own, behind a proxy that can fail.
+pub struct OnRedis {
+    pub server: RedisServer,
+    pub proxy: Proxy,
+    stop: CancellationToken,
+}
+
+impl Engine for OnRedis {
+    type Store = Redis;
+
+    async fn start() -> Self {
+        let options = RedisOptions { tcp: true, ..RedisOptions::default() };
+        let server = RedisServer::start_with(options).await.unwrap();
+        let proxy = Proxy::start(server.tcp_address()).await.unwrap();
+        Self { server, proxy, stop: CancellationToken::new() }
+    }
+
+    async fn store(&self, node: &NodeId) -> Arc<Redis> {
+        let options = Options {
+            response_timeout: Duration::from_secs(2),
+            ..Options::new(format!("redis://{}", self.proxy.address()), "et", node.clone())
+        };
+        Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
+    }
+}
+
+impl Drop for OnRedis {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A store and the settings of the nodes on it.
+pub struct World<E> {
+    pub engine: E,
+    pub leases: Leases,
+    pub hosts: Vec<String>,
+    nodes_made: std::sync::atomic::AtomicU32,
+}
+
+impl<E: Engine> World<E> {
+    pub async fn start() -> Self {
+        let leases = Leases {
+            lease: Duration::from_secs(3),
+            heartbeat: Duration::from_millis(250),
+            return_grace: Duration::from_millis(600),
+            cancel_grace: Duration::from_millis(800),
+        };
+        Self { engine: E::start().await, leases, hosts: Vec::new(), nodes_made: 0.into() }
+    }
+
+    /// One more node.
+    pub async fn node(&self) -> Node<E::Store> {
+        let number = self.nodes_made.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let id: NodeId = format!("n{number}").parse().unwrap();
+        let config = Config {
+            node: id.clone(),
+            auth: Auth::new(TOKEN.into(), "default".parse().unwrap(), self.hosts.clone()),
+            leases: self.leases.clone(),
+            heartbeat: Duration::from_secs(20),
+            stall_max: Duration::from_secs(60),
+        };
+        Node::start(Edge::start(self.engine.store(&id).await, config))
+    }
+}
+
+/// A node on a port of its own.
+pub struct Node<S> {
+    pub edge: Edge<S>,
+    pub address: SocketAddr,
+    server: TaskGroup,
+}
+
+impl<S: Store> Node<S> {
+    fn start(edge: Edge<S>) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1024).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+        let server = TaskGroup::new();
+        let routes = routes::router(edge.clone());
+        let stop = server.token();
+        server.spawn(async move {
+            let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
+            served.await.unwrap();
+        });
+        Self { edge, address, server }
+    }
+
+    /// Stops as a deployment stops it.
+    pub async fn drain(&self) {
+        self.server.token().cancel();
+        assert!(self.edge.drain(PATIENCE).await, "tasks did not end");
+    }
+}
+
+impl<S> Drop for Node<S> {
+    fn drop(&mut self) {
+        self.server.token().cancel();
+        self.edge.tasks.token().cancel();
+    }
+}
+
+/// Numbers that look random and are the same every time.
+pub struct Random(u64);
+
+impl Random {
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Waits until `done` brings something, and fails with `what` if it never does.
+pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = done().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,141 @@
+//! An agent's worker, frame by frame.
+
+use super::socket::Socket;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+
+/// A connection of a worker.
+pub struct Worker {
+    pub socket: Socket,
+    /// Runs it still holds, as `welcome` said.
+    pub kept: Vec<String>,
+}
+
+/// A run that a worker was given, and how far it has written.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub work: Value,
+    pub run: String,
+    pub session: String,
+    pub fence: String,
+    pub attempt: u64,
+    pub batch: u64,
+    length: usize,
+}
+
+impl Worker {
+    /// Serves `agent` with room for `capacity` runs.
+    pub async fn join(address: SocketAddr, worker: &str, agent: &str, capacity: u32) -> Self {
+        Self::rejoin(address, worker, agent, capacity, &[]).await
+    }
+
+    /// Comes back with runs.
+    pub async fn rejoin(
+        address: SocketAddr,
+        worker: &str,
+        agent: &str,
+        capacity: u32,
+        jobs: &[&Job],
+    ) -> Self {
+        let mut socket = Socket::open(address, "/v1/worker").await;
+        let held =
+            jobs.iter().map(|job| json!({ "session": job.session, "run": job.run, "fence": job.fence }));
+        let runs: Vec<Value> = held.collect();
+        let agents = json!([{ "name": agent, "capacity": capacity }]);
+        let hello = json!({ "t": "hello", "worker": worker, "agents": agents, "runs": runs });
+        let welcome = socket.ask(hello).await;
+        assert_eq!(welcome["t"], "welcome", "{welcome}");
+        let kept = serde_json::from_value(welcome["kept"].clone()).unwrap();
+        Self { socket, kept }
+    }
+
+    /// The next run it is given.
+    pub async fn work(&mut self) -> Job {
+        let work = self.socket.wait(|frame| frame["t"] == "work").await;
+        let text = |name: &str| work[name].as_str().unwrap().to_owned();
+        Job {
+            run: text("run"),
+            session: text("session"),
+            fence: text("fence"),
+            attempt: work["attempt"].as_u64().unwrap(),
+            batch: 0,
+            length: 0,
+            work,
+        }
+    }
+
+    /// Writes a block and waits for the answer.
+    pub async fn append(&mut self, job: &mut Job, entries: Value) -> Value {
+        let frame = job.append(entries);
+        self.socket.ask(frame).await
+    }
+
+    /// Adds to the run's one message, which it begins if need be.
+    pub async fn say(&mut self, job: &mut Job, text: &str) {
+        let frame = job.say(text);
+        let ack = self.socket.ask(frame).await;
+        assert_eq!(ack["t"], "ok", "{ack}");
+    }
+
+    /// Ends a run.
+    pub async fn end(&mut self, job: &mut Job, outcome: &str) -> Value {
+        let frame = job.end(outcome);
+        self.socket.ask(frame).await
+    }
+
+    /// Gets the next run, writes `pieces`, and completes it; its id.
+    pub async fn serve(&mut self, pieces: &[&str]) -> String {
+        let mut job = self.work().await;
+        for piece in pieces {
+            self.say(&mut job, piece).await;
+        }
+        let ack = self.end(&mut job, "completed").await;
+        assert_eq!(ack["t"], "ok", "{ack}");
+        job.run
+    }
+}
+
+impl Job {
+    fn numbered(&mut self, mut frame: Value) -> Value {
+        self.batch += 1;
+        frame["run"] = self.run.clone().into();
+        frame["fence"] = self.fence.clone().into();
+        frame["producer"] = json!({ "incarnation": self.attempt, "batch": self.batch });
+        frame
+    }
+
+    /// The next block.
+    pub fn append(&mut self, entries: Value) -> Value {
+        self.numbered(json!({ "t": "append", "entries": entries }))
+    }
+
+    /// The block that adds `text`.
+    pub fn say(&mut self, text: &str) -> Value {
+        let mut entries = Vec::new();
+        if self.length == 0 {
+            entries.push(json!({ "type": "message.start", "message": "m", "role": "assistant" }));
+            entries.push(json!({ "type": "part.start", "message": "m", "part": "p", "kind": "text" }));
+        }
+        let offset = self.length;
+        entries.push(
+            json!({ "type": "part.append", "message": "m", "part": "p", "offset": offset, "text": text }),
+        );
+        self.length += text.len();
+        self.append(entries.into())
+    }
+
+    /// The end.
+    pub fn end(&mut self, outcome: &str) -> Value {
+        let mut frame = json!({ "t": "end", "outcome": outcome });
+        if outcome == "failed" {
+            frame["error"] = json!({ "code": "model_error", "message": "no answer" });
+        }
+        self.numbered(frame)
+    }
+
+    /// A child's request.
+    pub fn start_child(&mut self, child: &str, agent: &str) -> Value {
+        let parts = json!([{ "kind": "text", "value": "look" }]);
+        self.numbered(json!({ "t": "start_child", "child": child, "agent": agent, "parts": parts }))
+    }
+}
