@@ -76,12 +76,18 @@ async fn entries_that_do_not_fit_are_refused_and_the_run_goes_on<E: Engine>() {
         (json!([append(7, "a")]), "bad_offset"),
         (json!([append(2, "a")]), "bad_offset"),
         (json!([append(6, "a"), append(8, "b")]), "bad_offset"),
-        (json!([{ "type": "part.append", "message": "m", "part": "q", "offset": 0, "text": "a" }]), "bad_offset"),
+        (
+            json!([{ "type": "part.append", "message": "m", "part": "q", "offset": 0, "text": "a" }]),
+            "bad_offset",
+        ),
         (json!([{ "type": "message.start", "message": "m", "role": "assistant" }]), "id_conflict"),
         (json!([{ "type": "part.start", "message": "m", "part": "p", "kind": "text" }]), "id_conflict"),
         (json!([{ "type": "message.end", "message": "n", "status": "complete" }]), "bad_request"),
         (json!([{ "type": "run.ended", "run": run, "outcome": "completed" }]), "entry_not_allowed"),
-        (json!([{ "type": "message.put", "message": "x", "role": "user", "parts": [] }]), "entry_not_allowed"),
+        (
+            json!([{ "type": "message.put", "message": "x", "role": "user", "parts": [] }]),
+            "entry_not_allowed",
+        ),
         (json!([{ "type": "nope" }]), "entry_not_allowed"),
         (json!([{ "type": "x-a" }, { "type": "state.set", "key": "k", "value": 1 }]), "entry_not_allowed"),
         (json!([]), "bad_request"),
@@ -102,7 +108,11 @@ async fn entries_that_do_not_fit_are_refused_and_the_run_goes_on<E: Engine>() {
     let mut unknown = job.clone();
     unknown.run = "nobody".into();
     is_error(&worker.append(&mut unknown, json!([{ "type": "x-a" }])).await, "fenced");
-    for (outcome, error) in [("lost", Value::Null), ("failed", Value::Null), ("completed", json!({ "code": "a", "message": "b" }))] {
+    for (outcome, error) in [
+        ("lost", Value::Null),
+        ("failed", Value::Null),
+        ("completed", json!({ "code": "a", "message": "b" })),
+    ] {
         let mut frame = job.clone().end("completed");
         frame["outcome"] = outcome.into();
         if !error.is_null() {
@@ -168,7 +178,9 @@ async fn a_run_that_is_named_on_another_node_goes_on_there<E: Engine>() {
     let deadline = tokio::time::Instant::now() + world.leases.lease + world.leases.return_grace * 2;
     while tokio::time::Instant::now() < deadline {
         worker.say(&mut job, "c").await;
-        let beat = tokio::time::timeout(world.leases.heartbeat / 2, worker.socket.wait(|f| f["t"] == "fenced")).await;
+        let beat =
+            tokio::time::timeout(world.leases.heartbeat / 2, worker.socket.wait(|f| f["t"] == "fenced"))
+                .await;
         assert!(beat.is_err(), "{beat:?}");
     }
     worker.end(&mut job, "completed").await;
@@ -276,7 +288,10 @@ async fn a_zombie_cannot_write<E: Engine>() {
     is_error(&second.socket.ask(late).await, "fenced");
     let mut client = Client::attach(here.address, "s", json!("start")).await;
     client.holds_the_state(here.address).await;
-    assert_eq!((client.history.answer(&run), client.history.outcome(&run).as_deref()), ("Hello", Some("completed")));
+    assert_eq!(
+        (client.history.answer(&run), client.history.outcome(&run).as_deref()),
+        ("Hello", Some("completed"))
+    );
 }
 
 async fn a_node_that_drains_loses_nothing<E: Engine>() {
@@ -337,6 +352,9 @@ async fn a_drained_worker_ends_what_it_has_and_gets_nothing_new<E: Engine>() {
     let next = input(node.address, "b", "Hi").await;
     worker.say(&mut job, "here").await;
     assert_eq!(worker.end(&mut job, "completed").await["t"], "ok");
+    let idle =
+        tokio::time::timeout(world.leases.heartbeat * 6, worker.socket.wait(|frame| frame["t"] == "work"));
+    assert!(idle.await.is_err(), "a drained worker was given a run");
     let mut other = Worker::join(node.address, "w2", "guide", 1).await;
     assert_eq!(other.serve(&["x"]).await, next);
 }
@@ -360,7 +378,9 @@ async fn many_workers_of_one_agent_get_each_run_once<E: Engine>() {
         }
     });
     let workers = futures_util::future::join_all(workers);
-    let all = crate::harness::until("all are served", async || (served.lock().unwrap().len() >= runs).then_some(()));
+    let all = crate::harness::until("all are served", async || {
+        (served.lock().unwrap().len() >= runs).then_some(())
+    });
     tokio::select! {
         _ = workers => {}
         () = all => {}
@@ -370,4 +390,3 @@ async fn many_workers_of_one_agent_get_each_run_once<E: Engine>() {
     expected.sort();
     assert_eq!(served, expected);
 }
-
