@@ -12,7 +12,7 @@ use everthread_session::{Refusal, Request, state::Run};
 use everthread_store::{Error, Following, Refusal as WriteRefusal, Store, Taken};
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -51,7 +51,10 @@ pub struct Assignment {
 pub struct Seat {
     pool: PoolKey,
     worker: WorkerId,
-    free: AtomicU32,
+    /// Below zero while runs that were kept go beyond the capacity.
+    free: AtomicI64,
+    /// Set once: the worker wants no new runs.
+    is_drained: AtomicBool,
     assignments: mpsc::Sender<Assignment>,
     wake: Arc<Notify>,
 }
@@ -68,19 +71,27 @@ impl Seat {
         self.free.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A run that the worker held from before takes a place, also beyond the capacity offered.
+    /// A run that the worker held from before takes a place, also beyond the capacity offered: then the seat gets nothing
+    /// new until enough of its runs are over.
     pub fn occupy(&self) {
-        // A seat that is overbooked stays at 0: it gets nothing new until enough of its runs are over.
-        self.try_reserve();
+        self.free.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// No new runs.
     pub fn drain(&self) {
-        self.free.store(0, Ordering::Release);
+        self.is_drained.store(true, Ordering::Release);
+    }
+
+    fn free(&self) -> u32 {
+        if self.is_drained.load(Ordering::Acquire) {
+            return 0;
+        }
+        u32::try_from(self.free.load(Ordering::Acquire)).unwrap_or(0)
     }
 
     fn try_reserve(&self) -> bool {
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(1)).is_ok()
+        let take = |free: i64| (free > 0).then_some(free - 1);
+        self.free() > 0 && self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
     }
 }
 
@@ -127,8 +138,14 @@ impl<S: Store> Dispatcher<S> {
             .entry(pool.clone())
             .or_insert_with(|| Pool { seats: Vec::new(), wake: Arc::new(Notify::new()) });
         let wake = entry.wake.clone();
-        let free = AtomicU32::new(capacity);
-        let seat = Arc::new(Seat { pool: pool.clone(), worker, free, assignments, wake: wake.clone() });
+        let seat = Arc::new(Seat {
+            pool: pool.clone(),
+            worker,
+            free: AtomicI64::from(i64::from(capacity)),
+            is_drained: AtomicBool::new(false),
+            assignments,
+            wake: wake.clone(),
+        });
         entry.seats.push(Arc::downgrade(&seat));
         wake.notify_one();
         if is_new {
@@ -187,7 +204,7 @@ impl<S: Store> Dispatcher<S> {
         let seats: Vec<Arc<Seat>> = entry.seats.iter().filter_map(Weak::upgrade).collect();
         let mut reserved = Vec::new();
         while reserved.len() < TAKE_MAX {
-            let emptiest = seats.iter().max_by_key(|seat| seat.free.load(Ordering::Acquire));
+            let emptiest = seats.iter().max_by_key(|seat| seat.free());
             match emptiest.filter(|seat| seat.try_reserve()) {
                 Some(seat) => reserved.push(seat.clone()),
                 None => break,
@@ -199,7 +216,7 @@ impl<S: Store> Dispatcher<S> {
     fn reserve_one(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
         let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seats: Vec<_> = pools.get(pool)?.seats.iter().filter_map(Weak::upgrade).collect();
-        seats.sort_by_key(|seat| std::cmp::Reverse(seat.free.load(Ordering::Acquire)));
+        seats.sort_by_key(|seat| std::cmp::Reverse(seat.free()));
         seats.into_iter().find(|seat| seat.try_reserve())
     }
 

@@ -352,6 +352,9 @@ async fn a_drained_worker_ends_what_it_has_and_gets_nothing_new<E: Engine>() {
     let next = input(node.address, "b", "Hi").await;
     worker.say(&mut job, "here").await;
     assert_eq!(worker.end(&mut job, "completed").await["t"], "ok");
+    let idle =
+        tokio::time::timeout(world.leases.heartbeat * 6, worker.socket.wait(|frame| frame["t"] == "work"));
+    assert!(idle.await.is_err(), "a drained worker was given a run");
     let mut other = Worker::join(node.address, "w2", "guide", 1).await;
     assert_eq!(other.serve(&["x"]).await, next);
 }

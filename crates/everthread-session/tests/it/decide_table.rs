@@ -61,8 +61,7 @@ fn state(name: &str) -> State {
             world.must(&world::end("r", Outcome::Completed));
         }
         "waiting behind another" => {
-            world.run("q", "guide", None, &["j"]);
-            world.start("q", "w9");
+            world.run("s", "guide", None, &["j"]);
         }
         "active before another" => {
             world.start("r", "w1");
@@ -109,7 +108,7 @@ fn a_claim_takes_a_run_that_waits_and_no_other() {
         (
             "runs of one agent go one after the other",
             "waiting behind another",
-            claim("r"),
+            claim("s"),
             "refused conflict: another run of the same agent goes first",
         ),
         (
