@@ -59,6 +59,11 @@ impl Seat {
         self.wake.notify_one();
     }
 
+    /// A reserved place is not needed: nobody needs to look again.
+    fn unreserve(&self) {
+        self.free.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A run that the worker held from before takes a place, also beyond the capacity offered.
     pub fn occupy(&self) {
         // A seat that is overbooked stays at 0: it gets nothing new until enough of its runs are over.
@@ -136,29 +141,38 @@ impl<S: Store> Dispatcher<S> {
         loop {
             // Elapsed or woken: the same.
             drop(tokio::time::timeout(POLL, wake.notified()).await);
-            let free = match self.free_seats(&pool) {
-                None => return,
-                Some(0) => continue,
-                Some(free) => free.min(TAKE_MAX),
-            };
-            match self.inner.desk.store().take(&pool, &self.inner.node, free).await {
+            let Some(seats) = self.reserve(&pool) else { return };
+            if seats.is_empty() {
+                continue;
+            }
+            match self.inner.desk.store().take(&pool, &self.inner.node, seats.len()).await {
                 Ok(taken) => {
-                    if taken.len() == free {
+                    if taken.len() == seats.len() {
                         wake.notify_one();
                     }
-                    for item in taken {
-                        let this = self.clone();
-                        let pool = pool.clone();
-                        self.inner.tasks.spawn_until_stopped(async move { this.place(pool, item).await });
+                    let mut items = taken.into_iter();
+                    for seat in seats {
+                        let Some(item) = items.next() else {
+                            seat.unreserve();
+                            continue;
+                        };
+                        let (this, pool) = (self.clone(), pool.clone());
+                        self.inner
+                            .tasks
+                            .spawn_until_stopped(async move { this.place(pool, seat, item).await });
                     }
                 }
-                Err(error) => tracing::warn!(%pool, %error, "cannot take work"),
+                Err(error) => {
+                    seats.iter().for_each(|seat| seat.unreserve());
+                    tracing::warn!(%pool, %error, "cannot take work");
+                }
             }
         }
     }
 
-    /// Free places of a pool on this node; `None`, and the pool is forgotten, if nobody sits there any more.
-    fn free_seats(&self, pool: &PoolKey) -> Option<usize> {
+    /// Places for as many runs as this node can take now, the emptiest worker first; `None`, and the pool is forgotten, if
+    /// nobody sits there any more. Reserved before anything is taken: an item without a place would be hidden for a while.
+    fn reserve(&self, pool: &PoolKey) -> Option<Vec<Arc<Seat>>> {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = pools.get_mut(pool)?;
         entry.seats.retain(|seat| seat.strong_count() > 0);
@@ -166,21 +180,20 @@ impl<S: Store> Dispatcher<S> {
             pools.remove(pool);
             return None;
         }
-        let free = |seat: &Weak<Seat>| seat.upgrade().map_or(0, |seat| seat.free.load(Ordering::Acquire));
-        Some(entry.seats.iter().map(free).sum::<u32>() as usize)
+        let seats: Vec<Arc<Seat>> = entry.seats.iter().filter_map(Weak::upgrade).collect();
+        let mut reserved = Vec::new();
+        while reserved.len() < TAKE_MAX {
+            let emptiest = seats.iter().max_by_key(|seat| seat.free.load(Ordering::Acquire));
+            match emptiest.filter(|seat| seat.try_reserve()) {
+                Some(seat) => reserved.push(seat.clone()),
+                None => break,
+            }
+        }
+        Some(reserved)
     }
 
-    fn reserve(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
-        let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut seats: Vec<_> = pools.get(pool)?.seats.iter().filter_map(Weak::upgrade).collect();
-        seats.sort_by_key(|seat| std::cmp::Reverse(seat.free.load(Ordering::Acquire)));
-        seats.into_iter().find(|seat| seat.try_reserve())
-    }
-
-    /// Claims one run for one seat. An item without a seat, or with a store that does not answer, stays pending and
-    /// comes again.
-    async fn place(&self, pool: PoolKey, taken: Taken) {
-        let Some(seat) = self.reserve(&pool) else { return };
+    /// Claims one run for one reserved seat. With a store that does not answer, the item stays pending and comes again.
+    async fn place(&self, pool: PoolKey, seat: Arc<Seat>, taken: Taken) {
         match self.claim(&seat, &taken).await {
             Claim::Won(assignment) => {
                 self.finish(&pool, &taken).await;

@@ -55,6 +55,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         opened: Instant::now(),
         heard: Instant::now(),
         pinged: false,
+        next_look: Instant::now() + LOOK,
     };
     connection.run().await;
     gauge.dec();
@@ -83,6 +84,8 @@ struct Connection<S> {
     opened: Instant,
     heard: Instant,
     pinged: bool,
+    /// When the connection's health is looked at next.
+    next_look: Instant,
 }
 
 /// Why a connection ends.
@@ -128,11 +131,8 @@ impl<S: Store> Connection<S> {
             self.fill();
         }
         self.outbox.flush().map_err(|_| End::Gone)?;
-        if self.outbox.is_empty() && self.has_work() {
-            // Let others have their turn, then fill again.
-            tokio::task::yield_now().await;
-            return Ok(());
-        }
+        // While there is more to send at once, the loop only passes by the other futures; it never skips them.
+        let has_more = self.outbox.is_empty() && self.has_work();
         let (reads, fetches) = (self.request.is_none(), self.fetch.is_some());
         let waits = !self.outbox.is_empty();
         tokio::select! {
@@ -147,14 +147,16 @@ impl<S: Store> Connection<S> {
             }
             () = self.wake.woken() => self.on_wake(),
             writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
-            () = tokio::time::sleep(LOOK) => self.look()?,
+            () = tokio::time::sleep_until(self.next_look) => self.look()?,
+            () = tokio::task::yield_now(), if has_more => {}
             () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
         }
         Ok(())
     }
 
     fn has_work(&self) -> bool {
-        self.page.is_some() || (!self.ready.is_empty() && !(self.fetch.is_some() && self.all_ready_wait()))
+        let all_wait = self.fetch.is_some() && self.all_ready_wait();
+        self.page.is_some() || !(self.ready.is_empty() || all_wait)
     }
 
     /// Whether every ready attachment waits for the one read that is under way.
@@ -173,6 +175,7 @@ impl<S: Store> Connection<S> {
     }
 
     fn look(&mut self) -> Result<(), End> {
+        self.next_look = Instant::now() + LOOK;
         if self.identity.is_none() && self.opened.elapsed() > HELLO_MAX {
             return Err(End::Close(close::PROTOCOL));
         }

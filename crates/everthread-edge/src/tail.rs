@@ -108,10 +108,12 @@ pub struct Tail {
     following: OnceLock<Following>,
 }
 
-#[derive(Default)]
+/// Brings a tail back in line with the log. One repair at a time; what is wanted meanwhile is done after it.
 struct Repair {
     wanted: AtomicBool,
-    notify: Notify,
+    is_running: AtomicBool,
+    start: Arc<dyn Fn(Arc<Tail>) + Send + Sync>,
+    tail: Weak<Tail>,
 }
 
 #[derive(Debug)]
@@ -317,8 +319,12 @@ impl Tail {
     }
 
     fn want_repair(&self) {
-        self.repair.wanted.store(true, Ordering::Release);
-        self.repair.notify.notify_one();
+        self.repair.wanted.store(true, Ordering::SeqCst);
+        if !self.repair.is_running.swap(true, Ordering::SeqCst)
+            && let Some(tail) = self.repair.tail.upgrade()
+        {
+            (self.repair.start)(tail);
+        }
     }
 
     /// Whether it has been silent for so long that the log should be asked.
@@ -410,11 +416,21 @@ impl<S: Store> Tails<S> {
         if let Some(tail) = tails.get(key).and_then(Weak::upgrade) {
             return tail;
         }
-        let tail = Arc::new(Tail {
+        let this = self.clone();
+        let start = Arc::new(move |tail: Arc<Tail>| {
+            let (this, tasks) = (this.clone(), this.inner.tasks.clone());
+            tasks.spawn_until_stopped(async move { this.repair_until_done(&tail).await });
+        });
+        let tail = Arc::new_cyclic(|weak: &Weak<Tail>| Tail {
             key: key.clone(),
             ring: Mutex::new(Ring::new()),
             waiters: Arc::default(),
-            repair: Repair::default(),
+            repair: Repair {
+                wanted: AtomicBool::new(false),
+                is_running: AtomicBool::new(false),
+                start,
+                tail: weak.clone(),
+            },
             following: OnceLock::new(),
         });
         tails.insert(key.clone(), Arc::downgrade(&tail));
@@ -423,25 +439,27 @@ impl<S: Store> Tails<S> {
         let relay = Arc::new(Relay(Arc::downgrade(&tail)));
         let following = self.inner.reader.store().follow(key, Interest::Log, relay);
         drop(tail.following.set(following));
-        let (this, weak) = (self.clone(), Arc::downgrade(&tail));
-        self.inner.tasks.spawn_until_stopped(async move { this.repair_for_ever(weak).await });
         tail
     }
 
-    /// Serves one tail's wish to be repaired, until the tail is gone.
-    async fn repair_for_ever(&self, tail: Weak<Tail>) {
+    /// Repairs for as long as somebody wants it and somebody follows.
+    async fn repair_until_done(&self, tail: &Arc<Tail>) {
         loop {
-            let Some(strong) = tail.upgrade() else { return };
-            if !strong.repair.wanted.swap(false, Ordering::AcqRel) {
-                // Between looks, hold nothing that keeps the tail alive.
-                let notified = tokio::time::timeout(SILENCE_ACTIVE, wait_for(&strong));
-                drop(notified.await);
-                continue;
+            while tail.repair.wanted.swap(false, Ordering::SeqCst) {
+                if let Err(error) = self.repair(tail).await {
+                    if Arc::strong_count(tail) == 1 {
+                        return;
+                    }
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
+                    tracing::debug!(key = %tail.key, %error, "a tail waits for the store");
+                    tokio::time::sleep(REPAIR_PAUSE).await;
+                }
             }
-            if let Err(error) = self.repair(&strong).await {
-                strong.repair.wanted.store(true, Ordering::Release);
-                tracing::debug!(key = %strong.key, %error, "a tail waits for the store");
-                tokio::time::sleep(REPAIR_PAUSE).await;
+            tail.repair.is_running.store(false, Ordering::SeqCst);
+            // Somebody may have wanted it after the last look and seen it still running.
+            let is_missed = tail.repair.wanted.load(Ordering::SeqCst);
+            if !is_missed || tail.repair.is_running.swap(true, Ordering::SeqCst) {
+                return;
             }
         }
     }
@@ -484,10 +502,6 @@ impl<S: Store> Tails<S> {
             }
         }
     }
-}
-
-async fn wait_for(tail: &Tail) {
-    tail.repair.notify.notified().await;
 }
 
 fn cursor_of(page: &Page) -> Cursor {

@@ -1,3 +1,5 @@
+//! Rings and what cursors find in them.
+
 use super::*;
 use everthread_store::{Head, Page};
 

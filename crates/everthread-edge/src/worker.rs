@@ -247,9 +247,11 @@ impl<S: Store> Connection<S> {
             return Err(End::Close(close::STALLED));
         }
         self.outbox.text(WorkerServerFrame::Ping {}.encode());
+        // The lease runs from the worker's last sign of life, not from this node's last heartbeat.
+        let left = self.edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         let (edge, me, holder) = (self.edge.clone(), me.clone(), self.id.clone());
         let keys = self.watched.iter().map(|(number, watched)| (*number, watched.key.clone())).collect();
-        self.jobs.push(Box::pin(job::renew(edge, me, holder, keys)));
+        self.jobs.push(Box::pin(job::renew(edge, me, holder, left, keys)));
         Ok(())
     }
 
@@ -268,8 +270,9 @@ impl<S: Store> Connection<S> {
             runs.push((assignment.key, assignment.id));
         }
         let (edge, holder) = (self.edge.clone(), self.id.clone());
+        let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace).await;
+            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
                 Ok(false) => return,

@@ -460,6 +460,9 @@ impl Outbox {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 fn refusal(error: &ErrorBody) -> Error {
     Error::Refused { code: error.code, message: error.message.clone() }
 }

@@ -1,5 +1,6 @@
 //! Flags and environment, and what they mean together.
 
+use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
@@ -9,6 +10,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
+/// Where `dev` keeps everything.
+pub const DEV_DATA_DIR: &str = "./.everthread";
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -22,7 +25,7 @@ pub struct NodeArgs {
     #[arg(long, env = "EVERTHREAD_ADMIN", default_value = "127.0.0.1:7401")]
     pub admin: SocketAddr,
     /// Where the embedded store keeps its file.
-    #[arg(long, env = "EVERTHREAD_DATA_DIR", default_value = "./.everthread")]
+    #[arg(long, env = "EVERTHREAD_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
     /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port or unix:///path.
     #[arg(long, env = "EVERTHREAD_REDIS")]
@@ -168,12 +171,66 @@ fn dev_token(data_dir: &Path) -> anyhow::Result<String> {
     Ok(token)
 }
 
-/// Starts the log.
+/// The token for a node on this machine: as given, or that of a `dev` in this folder.
+pub fn client_token(given: Option<String>) -> anyhow::Result<String> {
+    if let Some(token) = given {
+        return Ok(token);
+    }
+    let path = Path::new(DEV_DATA_DIR).join("token");
+    std::fs::read_to_string(&path).map(|token| token.trim().to_owned()).with_context(|| {
+        format!("--token (EVERTHREAD_TOKEN) is needed: there is no {} of a `dev` here", path.display())
+    })
+}
+
+/// A model that the environment names for `dev`.
+#[derive(Debug)]
+pub struct DemoModel {
+    base_url: String,
+    model: String,
+    api_key: Option<String>,
+}
+
+/// `OPENAI_BASE_URL`, with `OPENAI_MODEL` and `OPENAI_API_KEY`.
+pub fn demo_model() -> Option<DemoModel> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let base_url = set("OPENAI_BASE_URL")?;
+    let model = set("OPENAI_MODEL").unwrap_or_else(|| "gpt-4o-mini".to_owned());
+    Some(DemoModel { base_url, model, api_key: set("OPENAI_API_KEY") })
+}
+
+impl DemoModel {
+    /// The worker's configuration for it.
+    pub fn args(self, url: &str, agent: &str) -> OpenAiArgs {
+        OpenAiArgs {
+            base_url: self.base_url,
+            model: self.model,
+            agent: agent.to_owned(),
+            capacity: 16,
+            url: url.to_owned(),
+            token: None,
+            api_key: self.api_key,
+            system: None,
+            max_tokens: 1024,
+            first_token_ms: 120_000,
+            idle_ms: 60_000,
+        }
+    }
+}
+
+/// Starts the log of a node.
 pub fn start_log(args: &NodeArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    start_log_with(&args.log, args.log_format)
+}
+
+/// Starts the log.
+pub fn start_log_with(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match args.log_format {
-        LogFormat::Text => log.with_target(false).try_init(),
+    let started = match format {
+        LogFormat::Text => {
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            log.with_target(false).with_ansi(is_terminal).try_init()
+        }
         LogFormat::Json => log.json().try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("the log does not start: {error}"))

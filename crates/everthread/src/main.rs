@@ -5,6 +5,8 @@
 mod admin;
 mod config;
 mod console;
+mod demo;
+mod openai;
 mod serve;
 
 use clap::{Parser, Subcommand};
@@ -25,8 +27,18 @@ enum Command {
     Dev(config::NodeArgs),
     /// A node.
     Serve(config::NodeArgs),
+    /// A worker that serves an agent.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Reads the configuration, says what it means, and ends.
     CheckConfig(config::NodeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum WorkerCommand {
+    /// With any OpenAI-compatible Chat Completions endpoint.
+    #[command(name = "openai")]
+    OpenAi(openai::OpenAiArgs),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +60,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Dev(args) => serve::run(config::Mode::Dev, args).await,
         Command::Serve(args) => serve::run(config::Mode::Serve, args).await,
+        Command::Worker(WorkerCommand::OpenAi(args)) => {
+            config::start_log_with("info", config::LogFormat::Text)?;
+            let token = config::client_token(args.token.clone())?;
+            openai::run(args, token, serve::stop_on_signal()?).await
+        }
         Command::CheckConfig(args) => config::check(args),
     }
 }

@@ -1,7 +1,7 @@
 //! `dev` and `serve`: bind everything, start, wait for a signal, drain.
 
 use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
-use crate::{admin, config, console};
+use crate::{admin, config, console, demo, openai};
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use everthread_control::TaskGroup;
@@ -24,6 +24,9 @@ const BACKLOG: u32 = 4096;
 /// What the kernel buffers per socket: enough for a fast link, little enough that a slow client's backlog stays in the log,
 /// where it costs nothing.
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
+
+/// The agent that a model of the environment serves in `dev`.
+const DEMO_MODEL_AGENT: &str = "model";
 
 /// Runs a node until it is told to stop.
 pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
@@ -99,7 +102,7 @@ async fn node_until_stopped<S: Store>(
     let is_local = args.listen.ip().is_loopback();
     let page = console::PageConfig {
         token: (mode == Mode::Dev && is_local).then(|| token.clone()),
-        agents: Vec::new(),
+        agents: agents(mode),
     };
     let routes = http::router(edge.clone()).merge(console::router(auth, &page));
     let (public, admin_address) = (sockets.public.local_addr()?, sockets.admin.local_addr()?);
@@ -110,9 +113,16 @@ async fn node_until_stopped<S: Store>(
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");
 
+    let demo = TaskGroup::new();
+    if mode == Mode::Dev {
+        start_demo(&demo, public, token);
+    }
+
     wait_for_signal(&servers).await?;
     tracing::info!("stopping: not ready, then good-bye to {} tasks", edge.tasks.len());
     draining.store(true, Ordering::Release);
+    // The demo's runs end while there is still a node to write to.
+    demo.close(Duration::from_secs(2)).await;
     stop_accepting.cancel();
     if !edge.drain(Duration::from_millis(args.drain_ms)).await {
         tracing::warn!("some connections did not take their leave in time");
@@ -120,6 +130,37 @@ async fn node_until_stopped<S: Store>(
     servers.close(Duration::from_secs(1)).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Agents that the console offers.
+fn agents(mode: Mode) -> Vec<String> {
+    let mut agents: Vec<String> = match mode {
+        Mode::Dev => demo::AGENTS.iter().map(|agent| (*agent).to_owned()).collect(),
+        Mode::Serve => Vec::new(),
+    };
+    if mode == Mode::Dev && config::demo_model().is_some() {
+        agents.push(DEMO_MODEL_AGENT.to_owned());
+    }
+    agents
+}
+
+/// Starts the demo agents, and a model as one more if the environment names one.
+fn start_demo(demo: &TaskGroup, address: SocketAddr, token: String) {
+    let url = format!("ws://{address}");
+    if let Some(args) = config::demo_model().map(|model| model.args(&url, DEMO_MODEL_AGENT)) {
+        let (token, stop) = (token.clone(), demo.token());
+        demo.spawn(async move {
+            if let Err(error) = openai::run(args, token, stop).await {
+                tracing::error!(%error, "the model of OPENAI_BASE_URL is not served");
+            }
+        });
+    }
+    let stop = demo.token();
+    demo.spawn(async move {
+        if let Err(error) = demo::run(url, token, stop).await {
+            tracing::error!(%error, "the demo agents have stopped");
+        }
+    });
 }
 
 fn serve_on(group: &TaskGroup, listener: TcpListener, routes: axum::Router, stop: CancellationToken) {
@@ -143,6 +184,20 @@ fn browser_hosts(listen: SocketAddr) -> Vec<String> {
     } else {
         Vec::new()
     }
+}
+
+/// A token that fires at the first signal; a second one ends the process at once.
+pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (fired, group) = (stop.clone(), TaskGroup::new());
+    let tasks = group.clone();
+    group.spawn(async move {
+        if let Err(error) = wait_for_signal(&tasks).await {
+            tracing::error!(%error, "signals cannot be received");
+        }
+        fired.cancel();
+    });
+    Ok(stop)
 }
 
 /// The first signal drains, a second one ends the process at once.

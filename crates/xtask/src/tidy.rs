@@ -65,6 +65,7 @@ const CHECKS: &[Check] = &[
     tables::entry_types,
     documents::readme,
     documents::runbook,
+    documents::settings,
     documents::links,
 ];
 

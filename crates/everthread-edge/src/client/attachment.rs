@@ -63,7 +63,7 @@ pub(super) enum Brought {
 
 /// Frames of a page that the socket has not taken yet.
 pub(super) struct Pending {
-    attachment: u32,
+    pub attachment: u32,
     frames: VecDeque<(Bytes, Cursor)>,
 }
 

@@ -51,7 +51,7 @@ impl<S: Store> Connection<S> {
             ClientFrame::Detach(detach) => {
                 if self.attachments.remove(&detach.attachment).is_some() {
                     self.edge.metrics.attachments.dec();
-                    self.page = None;
+                    self.page.take_if(|page| page.attachment == detach.attachment);
                     self.outbox.text(ServerFrame::Ok(done(detach.id)).encode());
                 } else {
                     self.error(Some(detach.id.to_string()), no_attachment());

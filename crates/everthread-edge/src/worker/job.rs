@@ -12,6 +12,7 @@ use everthread_protocol::{
 };
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Store, Written};
+use std::time::Duration;
 
 /// Messages that come with `work`.
 const WORK_MESSAGES: usize = 100;
@@ -240,9 +241,10 @@ pub(super) async fn renew<S: Store>(
     edge: Edge<S>,
     me: Me,
     holder: String,
+    left: Duration,
     watched: Vec<(u32, SessionKey)>,
 ) -> Job {
-    let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
+    let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
     if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
         tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
     }

@@ -28,6 +28,30 @@ pub fn runbook(tree: &Tree) -> Vec<Finding> {
     missing.map(complain).collect()
 }
 
+/// Every variable that the binary reads and every metric that a node counts stands in the tables of the operators.
+pub fn settings(tree: &Tree) -> Vec<Finding> {
+    let Some(text) = tree.text(OPERATIONS) else { return Vec::new() };
+    let mut findings = Vec::new();
+    for (path, source) in tree.ending(".rs").filter(|(path, _)| path.starts_with("crates/everthread/src/")) {
+        let variables = literals(source, "EVERTHREAD_");
+        let missing = variables.filter(|name| !text.contains(&format!("`{name}`")));
+        findings
+            .extend(missing.map(|name| Finding::error(OPERATIONS, format!("`{name}` of {path} is missing"))));
+    }
+    for (path, source) in tree.ending("/metrics.rs") {
+        let missing = literals(source, "everthread_").filter(|name| !text.contains(&format!("`{name}`")));
+        findings
+            .extend(missing.map(|name| Finding::error(OPERATIONS, format!("`{name}` of {path} is missing"))));
+    }
+    findings
+}
+
+/// String literals that are a name with this beginning.
+fn literals<'a>(source: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    let is_name = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    source.split('"').filter(move |text| text.starts_with(prefix) && is_name(text))
+}
+
 /// Every relative link leads to a file, and every anchor to a heading.
 pub fn links(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -87,6 +111,21 @@ mod tests {
         assert!(runbook(&Tree::of(&[(OPERATIONS, &all)])).is_empty());
         let without = all.replace("### `gap`\n", "");
         assert!(runbook(&Tree::of(&[(OPERATIONS, &without)]))[0].text.contains("`gap`"));
+    }
+
+    #[test]
+    fn a_variable_or_metric_that_no_table_explains_is_named() {
+        let config =
+            r#"#[arg(env = "EVERTHREAD_LISTEN", default_value = "x")] #[arg(env = "EVERTHREAD_NEW")]"#;
+        let metrics = r#"counter("everthread_new_total", "New things.")"#;
+        let tree = Tree::of(&[
+            (OPERATIONS, "| `--listen` | `EVERTHREAD_LISTEN` |"),
+            ("crates/everthread/src/config.rs", config),
+            ("crates/everthread-edge/src/metrics.rs", metrics),
+        ]);
+        let found: Vec<_> = settings(&tree).into_iter().map(|finding| finding.text).collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("EVERTHREAD_NEW") && found[1].contains("everthread_new_total"));
     }
 
     #[test]

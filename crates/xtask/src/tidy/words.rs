@@ -110,7 +110,8 @@ fn source(path: &str, is_in_tests: bool) -> Source<'_> {
         Some("crates") => parts.next().unwrap_or_default(),
         _ => "",
     };
-    Source { of, is_product: !of.is_empty() && parts.next() == Some("src") && !is_in_tests }
+    let is_tests = is_in_tests || path.ends_with("tests.rs");
+    Source { of, is_product: !of.is_empty() && parts.next() == Some("src") && !is_tests }
 }
 
 /// The line at which the test module at the end of a file begins.
@@ -213,6 +214,7 @@ mod tests {
             "#[cfg(test)]\nmod tests {\n    use std::fs;\n}"
         ));
         assert!(bites("crates/everthread-session/src/a.rs", "#[cfg(test)]\nmod tests;\nuse std::fs;"));
+        assert!(!bites("crates/everthread-session/src/a/tests.rs", "use std::fs;"));
     }
 
     #[test]

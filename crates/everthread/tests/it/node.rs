@@ -1,0 +1,211 @@
+//! A node in a process of its own, and what a client sees of it over HTTP.
+
+use serde_json::{Value, json};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+pub const TOKEN: &str = "test-token";
+/// For anything that is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Node {
+    process: Child,
+    pub url: String,
+    pub admin: String,
+    log: PathBuf,
+}
+
+impl Node {
+    /// Starts `everthread` and waits until it is ready.
+    pub async fn start(dir: &Path, args: &[&str]) -> Node {
+        Self::start_at(dir, "127.0.0.1:0", "127.0.0.1:0", args).await
+    }
+
+    pub async fn start_at(dir: &Path, listen: &str, admin: &str, args: &[&str]) -> Node {
+        let log = dir.join(format!("log-{:x}", rand_suffix()));
+        let process = Command::new(env!("CARGO_BIN_EXE_everthread"))
+            .args(args)
+            .args(["--listen", listen, "--admin", admin, "--token", TOKEN, "--data-dir"])
+            .arg(dir.join("data"))
+            .env_remove("OPENAI_BASE_URL")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut node = Node { process, url: String::new(), admin: String::new(), log };
+        let started = Instant::now();
+        while node.url.is_empty() || node.admin.is_empty() {
+            let text = node.log();
+            node.url = address(&text, "console: ", "/console").unwrap_or_default();
+            node.admin = address(&text, "metrics: ", "/metrics").unwrap_or_default();
+            assert!(node.process.try_wait().unwrap().is_none(), "it did not start: {text}");
+            assert!(started.elapsed() < PATIENCE, "it did not start in time: {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        node.wait_until("ready", async |node: &Node| node.is_ready().await).await;
+        node
+    }
+
+    /// The same addresses and data again.
+    pub async fn restart(self, dir: &Path, args: &[&str]) -> Node {
+        let bare = |url: &str| url.trim_start_matches("http://").to_owned();
+        let (listen, admin) = (bare(&self.url), bare(&self.admin));
+        drop(self);
+        Self::start_at(dir, &listen, &admin, args).await
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn kill9(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.process.wait().unwrap()
+    }
+
+    pub async fn is_ready(&self) -> bool {
+        let answer = http().get(format!("{}/readyz", self.admin)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        let request = http().post(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let answer = request.body(body.to_string()).send().await.unwrap();
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap();
+        assert!(status.is_success(), "{path}: {status} {body}");
+        body
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let request = http().get(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        request.send().await.unwrap().json().await.unwrap()
+    }
+
+    /// A session of an agent with one question in it; the run that was requested.
+    pub async fn ask(&self, session: &str, agent: &str, text: &str) -> String {
+        self.post("/v1/sessions", json!({ "session": session, "agent": agent })).await;
+        let asked = self.post(&format!("/v1/sessions/{session}/input"), json!({ "text": text })).await;
+        asked["run"].as_str().unwrap().to_owned()
+    }
+
+    /// Every entry of a session with its seq, read page by page. Panics if a seq is missing or doubled.
+    pub async fn entries(&self, session: &str) -> Vec<Value> {
+        let (mut out, mut after) = (Vec::new(), "0".to_owned());
+        loop {
+            let page = self.get(&format!("/v1/sessions/{session}/entries?limit=5000&after={after}")).await;
+            for record in page["records"].as_array().unwrap_or_else(|| panic!("{page}")) {
+                assert_eq!(record["from"], out.len() + 1, "a gap or an overlap");
+                for block in record["blocks"].as_array().unwrap() {
+                    out.extend(block["entries"].as_array().unwrap().iter().cloned());
+                }
+                assert_eq!(record["to"], out.len());
+            }
+            after = page["cursor"].as_str().unwrap().to_owned();
+            if page["live"] == true {
+                return out;
+            }
+        }
+    }
+
+    pub async fn run_status(&self, session: &str, run: &str) -> (String, String) {
+        let state = self.get(&format!("/v1/sessions/{session}/state")).await;
+        let runs = state["runs"].as_array().unwrap();
+        let found = runs.iter().find(|r| r["run"] == run).unwrap_or_else(|| panic!("no run {run}: {state}"));
+        let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+        (text("status"), text("outcome"))
+    }
+
+    pub async fn wait_until(&self, what: &str, is_so: impl AsyncFn(&Node) -> bool) {
+        let started = Instant::now();
+        while !is_so(self).await {
+            assert!(started.elapsed() < PATIENCE, "never {what}: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn http() -> reqwest::Client {
+    // The first test of the process installs it; the others find it there.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::new()
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+fn address(log: &str, before: &str, after: &str) -> Option<String> {
+    let (_, rest) = log.split_once(before)?;
+    Some(rest.split_once(after)?.0.to_owned())
+}
+
+fn rand_suffix() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+}
+
+/// A follower over server-sent events.
+pub struct Follower {
+    pub cursor: String,
+    response: reqwest::Response,
+    buffer: String,
+}
+
+impl Follower {
+    pub async fn follow(node: &Node, session: &str) -> Follower {
+        let response = http()
+            .get(format!("{}/v1/sessions/{session}/follow", node.url))
+            .bearer_auth(TOKEN)
+            .send()
+            .await
+            .unwrap();
+        assert!(response.status().is_success());
+        Follower { cursor: String::new(), response, buffer: String::new() }
+    }
+
+    /// The same follower, after its connection was lost.
+    pub async fn resume(self, node: &Node, session: &str) -> Follower {
+        let response = http()
+            .get(format!("{}/v1/sessions/{session}/follow", node.url))
+            .bearer_auth(TOKEN)
+            .header("Last-Event-ID", &self.cursor)
+            .send()
+            .await
+            .unwrap();
+        Follower { response, buffer: String::new(), ..self }
+    }
+
+    /// Reads the next event; none when the connection is gone.
+    pub async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some((event, rest)) = self.buffer.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.buffer = rest;
+                let field =
+                    |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                let Some(data) = field("data: ") else { continue };
+                let data: Value = serde_json::from_str(&data).unwrap();
+                if let Some(cursor) = field("id: ") {
+                    self.cursor = cursor;
+                }
+                let name = field("event: ").unwrap();
+                assert_ne!(name, "reset", "the log is not the one that was known");
+                return Some((name, data));
+            }
+            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("silence");
+            self.buffer.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
+        }
+    }
+}
