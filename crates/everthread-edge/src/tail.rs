@@ -208,6 +208,11 @@ impl Ring {
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
     fn learn(&mut self, page: &Page) {
+        let end = cursor_of(page);
+        if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
+            // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
+            return;
+        }
         let is_continued = self.known && is_valid(&page.epochs, page.head.seq, self.head);
         self.active = page.head.active > 0;
         self.heard = Instant::now();
@@ -222,7 +227,7 @@ impl Ring {
         if !is_continued || self.head.seq < page.head.seq {
             self.items.clear();
             self.bytes = 0;
-            self.head = cursor_of(page);
+            self.head = end;
         } else if self.head.seq == page.head.seq {
             self.head.epoch = page.head.epoch;
         }
@@ -396,18 +401,21 @@ impl<S: Store> Tails<S> {
         let tail = self.get(key);
         // Ask for nothing but the head: what lies before is read when somebody wants it.
         let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let mut ring = lock(&tail.ring);
-        if !ring.known || page.head.epoch != ring.head.epoch || page.head.seq < ring.head.seq {
-            let is_older = ring.known && is_valid(&ring.epochs, ring.head.seq, cursor_of(&page));
-            if !is_older {
+        let (is_news, is_ahead) = {
+            let mut ring = lock(&tail.ring);
+            let is_news = !ring.known || page.head.epoch != ring.head.epoch;
+            if is_news {
                 ring.learn(&page);
             }
-        } else if page.head.seq > ring.head.seq {
-            drop(ring);
-            tail.want_repair();
-            return Ok(tail);
+            (is_news, page.head.seq > ring.head.seq)
+        };
+        if is_news {
+            tail.waiters.wake_all();
         }
-        drop(ring);
+        if is_ahead {
+            // Whoever has been told of an entry may ask for what follows it.
+            self.repair(&tail).await?;
+        }
         Ok(tail)
     }
 
@@ -447,10 +455,12 @@ impl<S: Store> Tails<S> {
         loop {
             while tail.repair.wanted.swap(false, Ordering::SeqCst) {
                 if let Err(error) = self.repair(tail).await {
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
                     if Arc::strong_count(tail) == 1 {
+                        // Whoever takes it up at this very moment checks it, and wants it anew.
+                        tail.repair.is_running.store(false, Ordering::SeqCst);
                         return;
                     }
-                    tail.repair.wanted.store(true, Ordering::SeqCst);
                     tracing::debug!(key = %tail.key, %error, "a tail waits for the store");
                     tokio::time::sleep(REPAIR_PAUSE).await;
                 }

@@ -83,3 +83,16 @@ fn the_ring_is_bounded_by_bytes() {
     assert!(matches!(ring.after(at(1, 80), 1000), Found::Behind(19)), "too far behind for raw frames");
     assert!(matches!(ring.after(at(1, 97), 1000), Found::Frames(..)));
 }
+
+#[test]
+fn a_page_that_was_read_before_the_feed_brought_more_takes_nothing_back() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 4));
+    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3));
+    assert_eq!(ring.head, at(1, 4));
+    assert!(matches!(ring.after(at(1, 4), 1000), Found::Nothing(_)));
+    // The same across the beginning of an epoch.
+    ring.push(&record(2, 5, 5));
+    ring.learn(&page(vec![], &[(1, 1)], 4));
+    assert!(matches!(ring.after(at(2, 5), 1000), Found::Nothing(_)));
+}
