@@ -8,11 +8,12 @@ use crate::TaskGroup;
 use crate::desk::Failure;
 use crate::desk::{Desk, Numbered, system_author};
 use everthread_protocol::{Epoch, Fence, NodeId, PoolKey, RunId, Seq, SessionKey, WorkerId};
-use everthread_session::{Refusal, Request, state::Run};
-use everthread_store::{Error, Following, Refusal as WriteRefusal, Store, Taken};
+use everthread_session::state::{Run, RunStatus};
+use everthread_session::{Refusal, Request};
+use everthread_store::{Error, Following, ITEM_VISIBILITY, Refusal as WriteRefusal, Store, Taken};
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -22,6 +23,9 @@ const NO_SESSION: Error = Error::Refused(WriteRefusal::NoSession);
 const POLL: Duration = Duration::from_secs(1);
 /// How long after `not_after` an item is kept whose run is not there.
 const LATE_MS: u64 = 1_000;
+/// Pauses between two looks at an item whose run is not free yet, from the first to the longest.
+const LATER_PAUSE: Duration = Duration::from_millis(20);
+const LATER_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Items taken from a pool at once; more come with the next look.
 const TAKE_MAX: usize = 64;
 
@@ -47,7 +51,9 @@ pub struct Assignment {
 pub struct Seat {
     pool: PoolKey,
     worker: WorkerId,
-    free: AtomicU32,
+    /// Below 0 where the worker holds more from before than it offers to take.
+    free: AtomicI64,
+    is_draining: AtomicBool,
     assignments: mpsc::Sender<Assignment>,
     wake: Arc<Notify>,
 }
@@ -64,25 +70,40 @@ impl Seat {
         self.free.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// A run that the worker held from before takes a place, also beyond the capacity offered.
-    pub fn occupy(&self) {
-        // A seat that is overbooked stays at 0: it gets nothing new until enough of its runs are over.
-        self.try_reserve();
-    }
-
     /// No new runs.
     pub fn drain(&self) {
-        self.free.store(0, Ordering::Release);
+        self.is_draining.store(true, Ordering::Release);
+    }
+
+    fn free(&self) -> i64 {
+        if self.is_draining.load(Ordering::Acquire) { 0 } else { self.free.load(Ordering::Acquire) }
     }
 
     fn try_reserve(&self) -> bool {
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(1)).is_ok()
+        let take = |free: i64| (free > 0).then(|| free - 1);
+        self.free() > 0 && self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
     }
 }
 
 struct Pool {
     seats: Vec<Weak<Seat>>,
     wake: Arc<Notify>,
+}
+
+impl Pool {
+    /// Up to `most` places, the emptiest worker first.
+    fn reserve(&self, most: usize) -> Vec<Arc<Seat>> {
+        let seats: Vec<Arc<Seat>> = self.seats.iter().filter_map(Weak::upgrade).collect();
+        let mut reserved = Vec::new();
+        while reserved.len() < most {
+            let emptiest = seats.iter().max_by_key(|seat| seat.free());
+            match emptiest.filter(|seat| seat.try_reserve()) {
+                Some(seat) => reserved.push(seat.clone()),
+                None => break,
+            }
+        }
+        reserved
+    }
 }
 
 /// Brings waiting runs to the workers of this node. Cheap to clone.
@@ -109,12 +130,13 @@ impl<S: Store> Dispatcher<S> {
         Self { inner: Arc::new(Inner { desk, node, tasks, pools: Mutex::default() }) }
     }
 
-    /// Seats a worker for `capacity` runs of one agent. Runs come through `assignments`, which must hold that many.
+    /// Seats a worker for `capacity` runs of one agent, of which it has `occupied` places already. Runs come through `assignments`, which must hold that many.
     pub fn seat(
         &self,
         pool: PoolKey,
         worker: WorkerId,
         capacity: u32,
+        occupied: u32,
         assignments: mpsc::Sender<Assignment>,
     ) -> Arc<Seat> {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,8 +145,15 @@ impl<S: Store> Dispatcher<S> {
             .entry(pool.clone())
             .or_insert_with(|| Pool { seats: Vec::new(), wake: Arc::new(Notify::new()) });
         let wake = entry.wake.clone();
-        let free = AtomicU32::new(capacity);
-        let seat = Arc::new(Seat { pool: pool.clone(), worker, free, assignments, wake: wake.clone() });
+        let free = AtomicI64::new(i64::from(capacity) - i64::from(occupied));
+        let seat = Arc::new(Seat {
+            pool: pool.clone(),
+            worker,
+            free,
+            is_draining: AtomicBool::new(false),
+            assignments,
+            wake: wake.clone(),
+        });
         entry.seats.push(Arc::downgrade(&seat));
         wake.notify_one();
         if is_new {
@@ -180,42 +209,48 @@ impl<S: Store> Dispatcher<S> {
             pools.remove(pool);
             return None;
         }
-        let seats: Vec<Arc<Seat>> = entry.seats.iter().filter_map(Weak::upgrade).collect();
-        let mut reserved = Vec::new();
-        while reserved.len() < TAKE_MAX {
-            let emptiest = seats.iter().max_by_key(|seat| seat.free.load(Ordering::Acquire));
-            match emptiest.filter(|seat| seat.try_reserve()) {
-                Some(seat) => reserved.push(seat.clone()),
-                None => break,
-            }
-        }
-        Some(reserved)
+        Some(entry.reserve(TAKE_MAX))
+    }
+
+    fn reserve_one(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
+        let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.get(pool)?.reserve(1).pop()
     }
 
     /// Claims one run for one reserved seat. With a store that does not answer, the item stays pending and comes again.
     async fn place(&self, pool: PoolKey, seat: Arc<Seat>, taken: Taken) {
-        match self.claim(&seat, &taken).await {
-            Claim::Won(assignment) => {
-                self.finish(&pool, &taken).await;
-                if let Err(lost) = seat.assignments.try_send(*assignment) {
-                    // The connection is gone: its own clean-up does not know of this run, so it is given back here.
-                    let assignment = lost.into_inner();
-                    let request = Request::Decline { run: assignment.id, worker: seat.worker.clone() };
-                    let decided = self
-                        .inner
-                        .desk
-                        .decide(&assignment.key, &system_author(), &request, Numbered::No)
-                        .await;
-                    if let Err(failure) = decided {
-                        tracing::warn!(key = %assignment.key, %failure, "a claimed run waits for its lease to end");
-                    }
+        let (mut seat, mut pause, begun) = (seat, LATER_PAUSE, tokio::time::Instant::now());
+        loop {
+            match self.claim(&seat, &taken).await {
+                Claim::Won(assignment) => return self.hand_over(&pool, &seat, &taken, *assignment).await,
+                Claim::NotNeeded => {
+                    seat.release();
+                    return self.finish(&pool, &taken).await;
                 }
+                Claim::Unknown => return seat.release(),
+                // The place is for others meanwhile.
+                Claim::Later => seat.release(),
             }
-            Claim::NotNeeded => {
-                seat.release();
-                self.finish(&pool, &taken).await;
-            }
-            Claim::Unknown => seat.release(),
+            drop(seat);
+            seat = loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LATER_PAUSE_MAX);
+                if begun.elapsed() > ITEM_VISIBILITY {
+                    return;
+                }
+                if let Some(seat) = self.reserve_one(&pool) {
+                    break seat;
+                }
+            };
+        }
+    }
+
+    async fn hand_over(&self, pool: &PoolKey, seat: &Seat, taken: &Taken, assignment: Assignment) {
+        self.finish(pool, taken).await;
+        if let Err(lost) = seat.assignments.try_send(assignment) {
+            // The connection is gone: its own clean-up does not know of this run, so it is given back here.
+            let Assignment { key, id, run, .. } = lost.into_inner();
+            self.inner.desk.give_back(&key, &id, &seat.worker, run.attempts).await;
         }
     }
 
@@ -253,9 +288,15 @@ impl<S: Store> Dispatcher<S> {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(250));
                 }
-                // It ended, somebody else has it, or it waits behind a run whose end puts it into the pool again.
-                Err(Failure::Refused(Refusal::NotHeld | Refusal::Closed | Refusal::Waits)) => {
-                    return Claim::NotNeeded;
+                Err(Failure::Refused(Refusal::NotHeld | Refusal::Waits)) => {
+                    return self.wait_or_drop(&key, taken).await;
+                }
+                Err(Failure::Refused(Refusal::Closed)) => return Claim::NotNeeded,
+                // It may have been made.
+                Err(Failure::Store(Error::Indeterminate(_))) => {
+                    if let Some(claim) = self.claimed(&key, seat, taken).await {
+                        return claim;
+                    }
                 }
                 Err(failure) => {
                     tracing::warn!(%key, %failure, "cannot claim a run");
@@ -264,11 +305,59 @@ impl<S: Store> Dispatcher<S> {
             }
         }
     }
+
+    /// The run is with somebody, or waits behind another. The item was put into the pool before the write that makes it
+    /// true: until that write is made or can be made no more, the item must stay.
+    async fn wait_or_drop(&self, key: &SessionKey, taken: &Taken) -> Claim {
+        match self.inner.desk.load(key).await {
+            Ok((loaded, state)) => {
+                let is_open = state.runs.get(&taken.item.run).is_some_and(Run::is_open);
+                let is_early = loaded.now <= taken.item.not_after.plus(LATE_MS);
+                if is_open && is_early { Claim::Later } else { Claim::NotNeeded }
+            }
+            Err(Failure::Store(NO_SESSION)) => Claim::NotNeeded,
+            Err(_) => Claim::Unknown,
+        }
+    }
+
+    /// What became of a claim whose answer was lost; `None` if it was not made. As long as the worker lives nobody else
+    /// would find a run that was claimed and not handed over, so this tries until the store answers.
+    async fn claimed(&self, key: &SessionKey, seat: &Seat, taken: &Taken) -> Option<Claim> {
+        let id = &taken.item.run;
+        loop {
+            match self.inner.desk.load(key).await {
+                Ok((loaded, state)) => {
+                    let run = state.runs.get(id).filter(|run| run.is_open())?.clone();
+                    if run.status == RunStatus::Requested {
+                        return None;
+                    }
+                    let fence = loaded.fences.iter().find(|(run, _)| run == id).map(|(_, fence)| *fence);
+                    let Some(fence) = fence.filter(|_| run.is_held_by(&seat.worker)) else {
+                        return Some(Claim::NotNeeded);
+                    };
+                    let (epoch, seq, id) = (loaded.version.epoch, loaded.head, id.clone());
+                    return Some(Claim::Won(Box::new(Assignment {
+                        key: key.clone(),
+                        id,
+                        run,
+                        fence,
+                        epoch,
+                        seq,
+                    })));
+                }
+                Err(Failure::Store(NO_SESSION)) => return Some(Claim::NotNeeded),
+                Err(failure) => tracing::debug!(%key, %failure, "a claim's outcome is not known yet"),
+            }
+            tokio::time::sleep(LATER_PAUSE_MAX).await;
+        }
+    }
 }
 
 enum Claim {
     Won(Box<Assignment>),
     NotNeeded,
+    /// Not yet: what makes the run free may be under way.
+    Later,
     Unknown,
 }
 
