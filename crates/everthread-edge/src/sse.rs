@@ -4,12 +4,12 @@
 use crate::Edge;
 use crate::http::{Answer, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
-use crate::tail::{Found, Tail, Wake, is_valid, since_of};
+use crate::tail::{Found, Tail, Wake, is_valid, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use bytes::Bytes;
 use everthread_protocol::{Cursor, Fault};
-use everthread_store::{Error, Store};
+use everthread_store::{Error, Follower as _, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -39,8 +39,8 @@ pub(crate) async fn follow<S: Store>(
     let asked: FollowQuery = query(&request)?;
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
-    let tail = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let cursor = after.unwrap_or_else(|| tail.start());
+    let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let cursor = after.unwrap_or_else(|| start_of(&page));
     let events = Events { cursor, edge, tail, told_live: false, queue: VecDeque::new() };
     Ok(stream_response(Body::from_stream(events.into_stream())))
 }
@@ -110,7 +110,7 @@ impl<S: Store> Events<S> {
                 self.queue.push_back(event("live", Some(head), &format!("{{\"seq\":{}}}", head.seq)));
                 Ok(Step::Events)
             }
-            Found::Behind(_) => self.read_log().await,
+            Found::Behind(_) | Found::Ahead => self.read_log().await,
             Found::Invalid => self.reset().await,
         }
     }
@@ -122,6 +122,11 @@ impl<S: Store> Events<S> {
         let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
         if !is_valid(&page.epochs, page.head.seq, self.cursor) {
             return self.reset().await;
+        }
+        if page.records.is_empty() {
+            // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
+            self.tail.doubt();
+            return Ok(Step::Wait);
         }
         for record in &page.records {
             self.cursor = Cursor { epoch: record.epoch, seq: record.to };

@@ -149,6 +149,8 @@ pub enum Found {
     Nothing(Cursor),
     /// The cursor is off the ring, or too far behind: read the log. So many entries are missing.
     Behind(u64),
+    /// The cursor is beyond what the feed has brought here so far, or of a log that is gone: the log tells which.
+    Ahead,
     /// The cursor is not of this log.
     Invalid,
 }
@@ -238,6 +240,9 @@ impl Ring {
     }
 
     fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
+            return Found::Ahead;
+        }
         if !is_valid(&self.epochs, self.head.seq, cursor) {
             return Found::Invalid;
         }
@@ -280,6 +285,12 @@ fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
         .map_or(Epoch(0), |(epoch, _)| *epoch)
 }
 
+/// The cursor before the first entry of a log.
+pub fn start_of(page: &Page) -> Cursor {
+    let epoch = page.epochs.first().map_or(page.head.epoch, |(epoch, _)| *epoch);
+    Cursor { epoch, seq: Seq::ZERO }
+}
+
 /// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one
 /// before it may go on.
 pub fn since_of(epochs: &[(Epoch, Seq)], record: &Record) -> Seq {
@@ -295,23 +306,6 @@ impl Tail {
     /// What follows `cursor`, about `bytes_max` of it.
     pub fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
         lock(&self.ring).after(cursor, bytes_max)
-    }
-
-    /// Where the tail stands.
-    pub fn head(&self) -> Cursor {
-        lock(&self.ring).head
-    }
-
-    /// Whether a cursor is of this log.
-    pub fn knows(&self, cursor: Cursor) -> bool {
-        let ring = lock(&self.ring);
-        is_valid(&ring.epochs, ring.head.seq, cursor)
-    }
-
-    /// The cursor before the first entry.
-    pub fn start(&self) -> Cursor {
-        let epoch = lock(&self.ring).epochs.first().map_or(Epoch(0), |(epoch, _)| *epoch);
-        Cursor { epoch, seq: Seq::ZERO }
     }
 
     /// Marks `attachment` at `wake` at every change from here on.
@@ -396,27 +390,21 @@ impl<S: Store> Tails<S> {
         self.len() == 0
     }
 
-    /// The tail of a session that exists, at least as new as this call.
-    pub async fn open(&self, key: &SessionKey) -> Result<Arc<Tail>, everthread_store::Error> {
+    /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), everthread_store::Error> {
         let tail = self.get(key);
-        // Ask for nothing but the head: what lies before is read when somebody wants it.
         let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let (is_news, is_ahead) = {
+        let is_behind = {
             let mut ring = lock(&tail.ring);
-            let is_news = !ring.known || page.head.epoch != ring.head.epoch;
-            if is_news {
+            if !ring.known {
                 ring.learn(&page);
             }
-            (is_news, page.head.seq > ring.head.seq)
+            (ring.head.epoch, ring.head.seq) < (page.head.epoch, page.head.seq)
         };
-        if is_news {
-            tail.waiters.wake_all();
+        if is_behind {
+            tail.want_repair();
         }
-        if is_ahead {
-            // Whoever has been told of an entry may ask for what follows it.
-            self.repair(&tail).await?;
-        }
-        Ok(tail)
+        Ok((tail, page))
     }
 
     fn get(&self, key: &SessionKey) -> Arc<Tail> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use everthread_protocol::frame::{ResetReason, ServerFrame, Snapshot};
 use everthread_protocol::{Cursor, Seq, SessionKey};
 use everthread_session::view;
-use everthread_store::{Error, Page, Store};
+use everthread_store::{Error, Follower as _, Page, Store};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,6 +149,7 @@ impl<S: Store> Connection<S> {
                 }
                 self.start_fetch(id, Fetch::Page);
             }
+            Found::Ahead => self.start_fetch(id, Fetch::Page),
             Found::Invalid => self.start_fetch(id, Fetch::Reset),
         }
     }
@@ -160,6 +161,11 @@ impl<S: Store> Connection<S> {
             Ok(Brought::Page(page)) => {
                 if !is_valid(&page.epochs, page.head.seq, attachment.cursor) {
                     self.start_fetch(id, Fetch::Reset);
+                    return;
+                }
+                if page.records.is_empty() {
+                    // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
+                    attachment.tail.doubt();
                     return;
                 }
                 let frames = page.records.iter().map(|record| {

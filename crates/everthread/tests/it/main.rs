@@ -3,6 +3,14 @@
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod follower;
+#[cfg(test)]
 mod kill;
 #[cfg(test)]
+mod many;
+#[cfg(test)]
 mod node;
+#[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod slow;
