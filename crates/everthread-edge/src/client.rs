@@ -30,6 +30,8 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(5);
 /// Bytes of frames put into the outbox in one turn of an attachment.
 const TURN_BYTES: usize = 64 * 1024;
+/// Bytes that wait for the socket, beyond which no more requests are read: each of them is answered.
+const REPLIES_BYTES_MAX: usize = 1024 * 1024;
 /// A draining node's clients come back within this time, spread out.
 const RECONNECT_SPREAD_MS: u64 = 2_000;
 
@@ -133,11 +135,13 @@ impl<S: Store> Connection<S> {
         self.outbox.flush().map_err(|_| End::Gone)?;
         // While there is more to send at once, the loop only passes by the other futures; it never skips them.
         let has_more = self.outbox.is_empty() && self.has_work();
-        let (reads, fetches) = (self.request.is_none(), self.fetch.is_some());
+        // A client that takes no replies is not read either.
+        let reads = self.request.is_none() && self.outbox.bytes() < REPLIES_BYTES_MAX;
+        let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
         let waits = !self.outbox.is_empty();
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
-            reply = filled(&mut self.request), if !reads => {
+            reply = filled(&mut self.request), if replies => {
                 self.request = None;
                 self.on_reply(reply);
             }

@@ -212,9 +212,9 @@ impl Ring {
     ///
     /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
-        let is_older =
-            page.head.seq < self.head.seq && is_valid(&self.epochs, self.head.seq, cursor_of(page));
-        if self.known && is_older {
+        let end = cursor_of(page);
+        if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
+            // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
             return;
         }
         let is_continued = self.known && is_valid(&page.epochs, page.head.seq, self.head);
@@ -231,7 +231,7 @@ impl Ring {
         if !is_continued || self.head.seq < page.head.seq {
             self.items.clear();
             self.bytes = 0;
-            self.head = cursor_of(page);
+            self.head = end;
         } else if self.head.seq == page.head.seq {
             self.head.epoch = page.head.epoch;
         }
@@ -449,10 +449,12 @@ impl<S: Store> Tails<S> {
         loop {
             while tail.repair.wanted.swap(false, Ordering::SeqCst) {
                 if let Err(error) = self.repair(tail).await {
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
                     if Arc::strong_count(tail) == 1 {
+                        // Whoever takes it up at this very moment checks it, and wants it anew.
+                        tail.repair.is_running.store(false, Ordering::SeqCst);
                         return;
                     }
-                    tail.repair.wanted.store(true, Ordering::SeqCst);
                     tracing::debug!(key = %tail.key, %error, "a tail waits for the store");
                     tokio::time::sleep(REPAIR_PAUSE).await;
                 }

@@ -95,3 +95,16 @@ fn a_page_that_the_feed_has_overtaken_does_not_turn_the_ring_back() {
     assert!(matches!(ring.after(at(1, 5), 1000), Found::Nothing(_)));
     assert!(matches!(ring.after(at(1, 3), 1000), Found::Frames(..)));
 }
+
+#[test]
+fn a_page_that_was_read_before_the_feed_brought_more_takes_nothing_back() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 4));
+    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3));
+    assert_eq!(ring.head, at(1, 4));
+    assert!(matches!(ring.after(at(1, 4), 1000), Found::Nothing(_)));
+    // The same across the beginning of an epoch.
+    ring.push(&record(2, 5, 5));
+    ring.learn(&page(vec![], &[(1, 1)], 4));
+    assert!(matches!(ring.after(at(2, 5), 1000), Found::Nothing(_)));
+}

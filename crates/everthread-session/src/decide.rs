@@ -67,6 +67,8 @@ pub enum Request {
         run: RunId,
         /// Who had it.
         worker: WorkerId,
+        /// Which attempt: the same worker may have got the run again since.
+        attempt: u32,
     },
     /// A worker ends its run. The store checks the fence.
     End {
@@ -226,7 +228,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::SetValue { key, value } => draft.set_value(key, value)?,
         Request::Events => {}
         Request::Claim { run, worker } => draft.claim(run, worker)?,
-        Request::Decline { run, worker } => draft.decline(run, worker)?,
+        Request::Decline { run, worker, attempt } => draft.decline(run, worker, *attempt)?,
         Request::End { run, outcome, error, usage } => {
             draft.end_by_worker(run, *outcome, error.clone(), usage.clone())?;
         }

@@ -129,6 +129,7 @@ impl<S: Store> Connection<S> {
         if self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
+        attachment.wants_fetch = false;
         // Before the ring is read: what comes after the read must mark the attachment again.
         attachment.waiter.rearm();
         match attachment.tail.after(attachment.cursor, TURN_BYTES) {

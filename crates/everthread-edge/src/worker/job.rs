@@ -39,6 +39,7 @@ pub(super) struct Kept {
     pub run: RunId,
     pub agent: AgentName,
     pub fence: Fence,
+    pub attempt: u32,
     pub next: Producer,
 }
 
@@ -115,6 +116,7 @@ async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<K
         run: held.run.clone(),
         agent: run.agent.clone(),
         fence: held.fence,
+        attempt: run.attempts,
         next: next_of(&loaded, &held.run, run.attempts),
         key,
     }))

@@ -149,8 +149,11 @@ impl Draft<'_> {
         Ok(())
     }
 
-    pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId) -> Result<(), Refusal> {
+    pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId, attempt: u32) -> Result<(), Refusal> {
         let attempts = self.held(id, worker)?.attempts;
+        if attempts != attempt {
+            return Err(Refusal::NotHeld);
+        }
         if self.state().controls_of(id).next().is_some() {
             self.end_run(id, Outcome::Cancelled, Ending::because("cancel"));
         } else if attempts >= DECLINES_MAX {

@@ -128,11 +128,12 @@ fn a_claim_takes_a_run_that_waits_and_no_other() {
 
 #[test]
 fn a_decline_gives_back_a_run_that_the_worker_holds() {
-    let decline = |run: &str, worker: &str| world::decline(run, worker);
+    let decline = |run: &str, worker: &str| world::decline(run, worker, 1);
     check(&[
         ("a waiting run is held by nobody", "waiting", decline("r", "w1"), NOT_HELD),
         ("back to the pool", "active", decline("r", "w1"), "revoke r; enqueue r for guide; unless r wrote"),
         ("another worker's run is not given back", "active", decline("r", "w2"), NOT_HELD),
+        ("nor another attempt of its own", "active", world::decline("r", "w1", 2), NOT_HELD),
         (
             "a run that is being cancelled ends instead of starting anew",
             "cancelling",
@@ -356,9 +357,9 @@ fn a_run_that_nobody_takes_in_earnest_is_given_up() {
     assert_eq!(line(&world.apply(&world::died("r", "w1", false))), "run.ended r lost worker_lost; revoke r");
 
     world.run("s", "guide", None, &["j"]);
-    let ended = (1..1_000).find(|_| {
+    let ended = (1..1_000).find(|attempt| {
         world.start("s", "w1");
-        line(&world.apply(&world::decline("s", "w1"))) == "run.ended s failed declined; revoke s"
+        line(&world.apply(&world::decline("s", "w1", *attempt))) == "run.ended s failed declined; revoke s"
     });
     assert_eq!(ended, Some(32));
 }

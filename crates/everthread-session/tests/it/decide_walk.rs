@@ -136,11 +136,9 @@ impl Walk {
 
     fn decline(&mut self, a: u8, b: u8) {
         let Some((run, worker)) = self.held(a) else { return };
-        if b < 60 {
-            self.ask(Request::Decline { run, worker: self.worker(b).parse().unwrap() });
-        } else {
-            self.ask(Request::Decline { run, worker });
-        }
+        let attempt = self.world.state.as_ref().unwrap().runs[&run].attempts;
+        let worker = if b < 60 { self.worker(b).parse().unwrap() } else { worker };
+        self.ask(Request::Decline { run, worker, attempt: attempt - u32::from(b == 255) });
     }
 
     /// As the desk does: what is believed to be unwritten and is not, is decided again.

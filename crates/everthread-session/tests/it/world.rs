@@ -38,8 +38,8 @@ pub fn claim(run: &str, worker: &str) -> Request {
     Request::Claim { run: run.parse().unwrap(), worker: worker.parse().unwrap() }
 }
 
-pub fn decline(run: &str, worker: &str) -> Request {
-    Request::Decline { run: run.parse().unwrap(), worker: worker.parse().unwrap() }
+pub fn decline(run: &str, worker: &str, attempt: u32) -> Request {
+    Request::Decline { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt }
 }
 
 pub fn died(run: &str, worker: &str, wrote: bool) -> Request {
