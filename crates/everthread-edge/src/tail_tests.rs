@@ -94,3 +94,14 @@ fn a_page_that_the_feed_has_overtaken_does_not_turn_the_ring_back() {
     assert!(matches!(ring.after(at(1, 5), 1000), Found::Nothing(_)));
     assert!(matches!(ring.after(at(1, 3), 1000), Found::Frames(..)));
 }
+
+#[test]
+fn a_block_as_large_as_allowed_is_not_a_lag() {
+    let mut ring = ring_at(0);
+    let blocks = Bytes::from(vec![b' '; everthread_protocol::limits::BLOCK_BYTES_MAX]);
+    for seq in 1..4 {
+        ring.push(&Record { blocks: blocks.clone(), ..record(1, seq, seq) });
+    }
+    assert!(matches!(ring.after(at(1, 2), 1000), Found::Frames(..)));
+    assert!(matches!(ring.after(at(1, 1), 1000), Found::Behind(2)));
+}
