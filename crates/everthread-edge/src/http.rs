@@ -7,7 +7,7 @@ use crate::tail::{is_valid, since_of};
 use crate::{Edge, client, control, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use everthread_control::Numbered;
@@ -115,6 +115,19 @@ fn upgrade<S: Store>(edge: Edge<S>, mut request: Request, serve: Serve<S>) -> An
         }
     });
     Ok(response)
+}
+
+/// The session of the path, as text.
+pub(crate) struct Named(pub String);
+
+impl<T: Send + Sync> FromRequestParts<T> for Named {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &T) -> Result<Self, Failed> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(session) = path.map_err(|e| Fault::bad_request(format!("session: {}", e.body_text())))?;
+        Ok(Named(session))
+    }
 }
 
 /// A session's key from the path, for somebody whose token is good.
@@ -225,11 +238,7 @@ fn read_page_mark(mark: &str) -> Result<(Millis, SessionId), Fault> {
     Ok((Millis(at.parse().map_err(|_| bad())?), session.parse().map_err(|_| bad())?))
 }
 
-async fn show<S: Store>(
-    State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
-    headers: HeaderMap,
-) -> Answer {
+async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
     let (loaded, state) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
     let runs: Vec<Value> = state
@@ -252,11 +261,7 @@ struct Update {
     meta: Object,
 }
 
-async fn update<S: Store>(
-    State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
-    request: Request,
-) -> Answer {
+async fn update<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let update: Update = body(request).await?;
     let ask = Ask::Update { patch: update.meta };
@@ -279,11 +284,7 @@ struct Input {
     message: Option<MessageId>,
 }
 
-async fn input<S: Store>(
-    State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
-    request: Request,
-) -> Answer {
+async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let input: Input = body(request).await?;
     let parts = match (input.text, input.parts) {
@@ -321,7 +322,7 @@ struct WriteEntries {
 
 async fn write_entries<S: Store>(
     State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
+    Named(session): Named,
     request: Request,
 ) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
@@ -349,7 +350,7 @@ struct WaitQuery {
     wait_ms: Option<u64>,
 }
 
-async fn ask<S: Store>(State(edge): State<Edge<S>>, Path(session): Path<String>, request: Request) -> Answer {
+async fn ask<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let WaitQuery { wait_ms } = query(&request)?;
     let asked: Asked = body(request).await?;
@@ -374,11 +375,7 @@ struct EntriesQuery {
     limit: Option<usize>,
 }
 
-async fn entries<S: Store>(
-    State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
-    request: Request,
-) -> Answer {
+async fn entries<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;
     let asked: EntriesQuery = query(&request)?;
     let limit = asked.limit.unwrap_or(1000);
@@ -423,11 +420,7 @@ pub(crate) fn read_after(text: Option<&str>) -> Result<Option<Cursor>, Fault> {
     }
 }
 
-async fn state<S: Store>(
-    State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
-    headers: HeaderMap,
-) -> Answer {
+async fn state<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
     let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
     Ok(json_response(StatusCode::OK, &view))

@@ -2,11 +2,11 @@
 //! reconnect with `Last-Event-ID` resumes where it was.
 
 use crate::Edge;
-use crate::http::{Answer, enter, query, read_after, stream_response};
+use crate::http::{Answer, Named, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
 use crate::tail::{Found, Tail, Wake, is_valid, since_of, start_of};
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use bytes::Bytes;
 use everthread_protocol::{Cursor, Fault};
 use everthread_store::{Error, Follower as _, Store};
@@ -32,7 +32,7 @@ struct FollowQuery {
 /// The route.
 pub(crate) async fn follow<S: Store>(
     State(edge): State<Edge<S>>,
-    Path(session): Path<String>,
+    Named(session): Named,
     request: Request,
 ) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;

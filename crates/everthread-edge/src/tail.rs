@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;
-/// A follower with more than this before it gets the log folded instead of the ring raw.
+/// A follower with more than this before it, besides the next block, gets the log folded instead of the ring raw.
 pub const LAG_BYTES_MAX: usize = 64 * 1024;
 /// After this much silence a tail whose session has an active run, or had until just now, compares itself with the log.
 const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
@@ -256,7 +256,8 @@ impl Ring {
         let Some(first) = self.items.get(index).filter(|item| item.from <= cursor.seq.next()) else {
             return behind;
         };
-        if self.pushed - first.at > LAG_BYTES_MAX {
+        // One block may be larger than that: whoever has all but the last is not behind.
+        if self.pushed - first.at - first.suffix.len() > LAG_BYTES_MAX {
             return behind;
         }
         let (mut frames, mut bytes, mut to) = (Vec::new(), 0, cursor.seq);

@@ -108,3 +108,14 @@ fn a_page_that_was_read_before_the_feed_brought_more_takes_nothing_back() {
     ring.learn(&page(vec![], &[(1, 1)], 4));
     assert!(matches!(ring.after(at(2, 5), 1000), Found::Nothing(_)));
 }
+
+#[test]
+fn a_block_as_large_as_allowed_is_not_a_lag() {
+    let mut ring = ring_at(0);
+    let blocks = Bytes::from(vec![b' '; everthread_protocol::limits::BLOCK_BYTES_MAX]);
+    for seq in 1..4 {
+        ring.push(&Record { blocks: blocks.clone(), ..record(1, seq, seq) });
+    }
+    assert!(matches!(ring.after(at(1, 2), 1000), Found::Frames(..)));
+    assert!(matches!(ring.after(at(1, 1), 1000), Found::Behind(2)));
+}

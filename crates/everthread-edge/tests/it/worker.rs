@@ -2,6 +2,7 @@
 
 use crate::harness::history::History;
 use crate::harness::http::{create, input};
+use crate::harness::socket::Heard;
 use crate::harness::{Client, Engine, Worker, World};
 use serde_json::{Value, json};
 
