@@ -1,13 +1,13 @@
 //! `everthread tail`: a session in the terminal, as it is written.
 //!
-//! Text is printed as it comes while one agent writes. When several write at once, a change of writer begins a new line
-//! with its name, so that every line belongs to one of them.
+//! Text is printed as it comes while one message is being written. When several are, each is printed by whole lines, every
+//! one under the name of its writer, so that the output can be read.
 
 use anyhow::Context as _;
 use clap::Args;
 use everthread_client::{Client, Event, Follow, Frame, From, View};
 use everthread_protocol::entry::PartKind;
-use everthread_session::view::{Message, Run, RunStatus};
+use everthread_session::view::{Message, PartState, Run, RunStatus};
 use everthread_worker::CancellationToken;
 use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
@@ -125,8 +125,9 @@ impl Printer {
             // Taken back by a step, or another view.
             self.done = 0;
         }
+        let is_crowded = messages[self.done..].iter().filter(|message| is_streaming(message)).count() > 1;
         for message in &messages[self.done..] {
-            self.message(message, view, &mut out);
+            self.message(message, view, is_crowded, &mut out);
         }
         while messages.get(self.done).is_some_and(|message| !is_streaming(message)) {
             self.done += 1;
@@ -138,18 +139,22 @@ impl Printer {
         out
     }
 
-    fn message(&mut self, message: &Message, view: &View, out: &mut String) {
+    fn message(&mut self, message: &Message, view: &View, is_crowded: bool, out: &mut String) {
         let agent = message.run.as_ref().and_then(|run| view.run(run)).map(|run| run.agent.to_string());
         let speaker = agent.or_else(|| message.by["id"].as_str().map(str::to_owned)).unwrap_or_default();
         let run = message.run.as_ref().map_or_else(String::new, |run| format!("{run}/"));
         for part in &message.parts {
-            let value = match &part.value {
+            let mut value = match &part.value {
                 serde_json::Value::String(text) => text.clone(),
                 serde_json::Value::Null => continue,
                 other => other.to_string(),
             };
             let key = (format!("{run}{}", message.message), part.part.to_string());
             let shown = self.shown.get(&key).map_or("", String::as_str);
+            if is_crowded && part.status == PartState::Open && value.starts_with(shown) {
+                // What follows the last line break waits until the line is whole.
+                value.truncate(value.rfind('\n').map_or(0, |at| at + 1).max(shown.len()));
+            }
             if value == shown {
                 continue;
             }
@@ -166,6 +171,9 @@ impl Printer {
                 self.line = Some(line);
             }
             out.push_str(fresh);
+            if fresh.ends_with('\n') && is_crowded {
+                self.line = None;
+            }
             self.shown.insert(key, value);
         }
     }
