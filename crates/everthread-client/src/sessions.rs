@@ -378,3 +378,98 @@ impl Body {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Harness {
+        sessions: Sessions,
+        queue: mpsc::Receiver<Event>,
+        overflowed: Arc<AtomicBool>,
+    }
+
+    /// A follower with room for three events, attached as number 1.
+    fn attached() -> Harness {
+        let (queue, events) = mpsc::channel(3);
+        let overflowed = Arc::<AtomicBool>::default();
+        let mark = overflowed.clone();
+        let (reply, _) = oneshot::channel();
+        let mut sessions = Sessions::default();
+        let session = "s".parse().unwrap();
+        sessions.command(Command::Attach {
+            key: 7,
+            session,
+            from: From::Start,
+            queue,
+            overflowed: mark,
+            reply,
+        });
+        sessions.connected();
+        assert!(sent(&mut sessions).contains(r#""from":"start""#));
+        assert!(sessions.attached("attach-7", 1, Epoch(5), Seq(9), true));
+        Harness { sessions, queue: events, overflowed }
+    }
+
+    fn sent(sessions: &mut Sessions) -> String {
+        sessions.outgoing.drain(..).collect()
+    }
+
+    fn entries(sessions: &mut Sessions, number: u32, seqs: std::ops::RangeInclusive<u64>) {
+        for seq in seqs {
+            let head = format!(r#"{{"attachment":{number},"epoch":"5","since":1,"from":{seq},"to":{seq}}}"#);
+            sessions.frame("entries", &serde_json::from_str(&head).unwrap(), head.as_str().into());
+        }
+    }
+
+    fn seqs(queue: &mut mpsc::Receiver<Event>) -> Vec<u64> {
+        let events = std::iter::from_fn(|| queue.try_recv().ok());
+        events.filter_map(|e| if let Event::Entries(frame) = e { Some(frame.to.0) } else { None }).collect()
+    }
+
+    #[test]
+    fn a_full_follower_is_attached_again_from_the_last_entry_that_fitted() {
+        let mut h = attached();
+        entries(&mut h.sessions, 1, 1..=5);
+        assert!(h.overflowed.load(Ordering::Acquire));
+        assert!(sent(&mut h.sessions).contains("detach"));
+        assert_eq!(seqs(&mut h.queue), [1, 2]);
+        h.sessions.command(Command::Drained { key: 7 });
+        assert!(sent(&mut h.sessions).contains(r#""from":"5.2""#));
+        h.sessions.attached("attach-7", 2, Epoch(5), Seq(9), true);
+        entries(&mut h.sessions, 2, 3..=4);
+        assert_eq!(seqs(&mut h.queue), [3, 4]);
+    }
+
+    #[test]
+    fn a_gap_and_a_lost_socket_go_on_from_the_own_cursor_and_repeats_are_dropped() {
+        let mut h = attached();
+        entries(&mut h.sessions, 1, 1..=1);
+        entries(&mut h.sessions, 1, 4..=4);
+        assert!(sent(&mut h.sessions).contains(r#""from":"5.1""#));
+        h.sessions.disconnected();
+        h.sessions.connected();
+        assert!(sent(&mut h.sessions).contains(r#""from":"5.1""#));
+        assert_eq!(seqs(&mut h.queue), [1]);
+        h.sessions.attached("attach-7", 1, Epoch(5), Seq(9), true);
+        entries(&mut h.sessions, 1, 1..=2);
+        assert_eq!(seqs(&mut h.queue), [2]);
+    }
+
+    #[test]
+    fn a_request_without_an_answer_is_sent_again_under_its_id_and_answered_once() {
+        let mut h = attached();
+        let (reply, mut answer) = oneshot::channel();
+        let body = Body::History { id: "h1".parse().unwrap(), before: None, limit: 1 };
+        h.sessions.command(Command::Request { key: 7, body, reply });
+        assert!(sent(&mut h.sessions).contains(r#""id":"h1","attachment":1"#));
+        h.sessions.disconnected();
+        h.sessions.connected();
+        assert!(!sent(&mut h.sessions).contains("h1"), "not before the session is attached");
+        h.sessions.attached("attach-7", 4, Epoch(5), Seq(9), true);
+        assert!(sent(&mut h.sessions).contains(r#""id":"h1","attachment":4"#));
+        assert!(h.sessions.reply("h1", Err(Error::Closed)));
+        assert!(answer.try_recv().unwrap().is_err());
+        assert!(!h.sessions.reply("h1", Err(Error::Closed)));
+    }
+}
