@@ -58,6 +58,26 @@ struct Used {
     resident_mib: f64,
 }
 
+impl Used {
+    fn between(before: Process, after: Process, spent: Duration, deliveries: u64) -> Used {
+        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+        Used {
+            cpu_cores: cpu / spent.as_secs_f64(),
+            cpu_us_per_delivery: cpu * 1e6 / per(deliveries),
+            resident_mib: per(after.resident) / 1_048_576.0,
+        }
+    }
+}
+
+fn check(sessions: u32, followers: u32, workers: u32, load: Load) -> anyhow::Result<()> {
+    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
+    ensure!(
+        load.rate > 0.0 && load.seconds > load.warmup,
+        "--seconds is longer than --warmup, and --rate more than 0"
+    );
+    Ok(())
+}
+
 /// `sessions` sessions with `followers` each, written by `workers` connections.
 pub async fn stream(
     node: &NodeArgs,
@@ -67,11 +87,7 @@ pub async fn stream(
     workers: u32,
     load: Load,
 ) -> anyhow::Result<()> {
-    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
-    ensure!(
-        load.rate > 0.0 && load.seconds > load.warmup,
-        "--seconds is longer than --warmup, and --rate more than 0"
-    );
+    check(sessions, followers, workers, load)?;
     let target = Target::resolve(&node.url, &node.token).await?;
     let stamp = stamp();
     let agent: AgentName = format!("lt-{stamp}").parse()?;
@@ -132,14 +148,7 @@ pub async fn stream(
     let blocks_sent: u64 = scripts.iter().map(|(_, script)| script.blocks() as u64).sum();
     let blocks_delivered = blocks_sent * u64::from(followers);
     let spent = due.saturating_duration_since(from) + LEAD;
-    let used = |before: Process, after: Process| {
-        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-        Used {
-            cpu_cores: cpu / spent.as_secs_f64(),
-            cpu_us_per_delivery: cpu * 1e6 / per(blocks_delivered),
-            resident_mib: per(after.resident) / 1_048_576.0,
-        }
-    };
+    let used = |before, after| Used::between(before, after, spent, blocks_delivered);
     report(
         node,
         &Streamed {
