@@ -76,6 +76,7 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
     Request::get("/v1/sessions/s").send(node.address).await.with(200);
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of requests")]
 async fn bodies_are_checked_like_everything_that_is_kept<E: Engine>() {
     let world = World::<E>::start().await;
     let node = world.node().await;
