@@ -1,9 +1,8 @@
 //! Nodes in this process, over real sockets, raw frames in and out. Every test runs on the embedded engine and on Redis.
 
-#[macro_use]
 #[cfg(test)]
+#[macro_use]
 mod harness;
-
 #[cfg(test)]
 mod control;
 #[cfg(test)]
