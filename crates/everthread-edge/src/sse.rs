@@ -111,6 +111,7 @@ impl<S: Store> Events<S> {
                 Ok(Step::Events)
             }
             Found::Behind(_) => self.read_log().await,
+            Found::Ahead => Ok(Step::Wait),
             Found::Invalid => self.reset().await,
         }
     }
@@ -128,6 +129,7 @@ impl<S: Store> Events<S> {
             let suffix = record.frame_suffix(since_of(&page.epochs, record));
             self.queue.push_back(entries_event(Some(self.cursor), &suffix));
         }
+        self.tail.expect(self.cursor);
         Ok(Step::Events)
     }
 
@@ -136,6 +138,7 @@ impl<S: Store> Events<S> {
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
+        self.tail.expect(self.cursor);
         let view = serde_json::to_string(&view).map_err(|e| Error::Corrupt(e.to_string()))?;
         self.queue.push_back(event("reset", Some(self.cursor), &view));
         Ok(Step::Events)

@@ -147,6 +147,8 @@ pub enum Found {
     Nothing(Cursor),
     /// The cursor is off the ring, or too far behind: read the log. So many entries are missing.
     Behind(u64),
+    /// The cursor comes from a read of the log that the feed has not caught up with: it has everything.
+    Ahead,
     /// The cursor is not of this log.
     Invalid,
 }
@@ -237,9 +239,14 @@ impl Ring {
         self.known = true;
     }
 
+    /// Whether the ring has not heard yet of what a cursor points at.
+    fn is_before(&self, cursor: Cursor) -> bool {
+        cursor.epoch > self.head.epoch || (cursor.epoch == self.head.epoch && cursor.seq > self.head.seq)
+    }
+
     fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
         if !is_valid(&self.epochs, self.head.seq, cursor) {
-            return Found::Invalid;
+            return if self.is_before(cursor) { Found::Ahead } else { Found::Invalid };
         }
         if cursor.seq == self.head.seq {
             return Found::Nothing(self.head);
@@ -322,6 +329,13 @@ impl Tail {
         let waiting = Waiting { wake, attachment, marked: marked.clone() };
         lock(&self.waiters.by_id).insert(id, waiting);
         Waiter { list: self.waiters.clone(), id, marked }
+    }
+
+    /// Somebody has read the log up to `cursor`: the tail should get there too, also if the feed has lost something.
+    pub fn expect(&self, cursor: Cursor) {
+        if lock(&self.ring).is_before(cursor) {
+            self.want_repair();
+        }
     }
 
     fn want_repair(&self) {

@@ -155,6 +155,8 @@ impl<S: Store> Connection<S> {
                 }
                 self.start_fetch(id, Fetch::Page);
             }
+            // It has all that is known here, and more. The tail wakes it.
+            Found::Ahead => {}
             Found::Invalid => self.start_fetch(id, Fetch::Reset),
         }
     }
@@ -168,6 +170,9 @@ impl<S: Store> Connection<S> {
                     self.start_fetch(id, Fetch::Reset);
                     return;
                 }
+                if let Some(last) = page.records.last() {
+                    attachment.tail.expect(Cursor { epoch: last.epoch, seq: last.to });
+                }
                 let frames = page.records.iter().map(|record| {
                     let since = since_of(&page.epochs, record);
                     (record.frame_suffix(since), Cursor { epoch: record.epoch, seq: record.to })
@@ -176,6 +181,7 @@ impl<S: Store> Connection<S> {
             }
             Ok(Brought::Reset(cursor, frame)) => {
                 self.edge.metrics.resets.inc();
+                attachment.tail.expect(cursor);
                 attachment.cursor = cursor;
                 attachment.mode = Mode::Joining;
                 let reset = ServerFrame::Reset { attachment: id, reason: ResetReason::Epoch };

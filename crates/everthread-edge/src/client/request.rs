@@ -201,6 +201,7 @@ async fn open<S: Store>(
                 .await
                 .map_err(|e| log_fault(&key, &e))?;
             frames.push(snapshot);
+            tail.expect(cursor);
             cursor
         }
     };
