@@ -15,8 +15,9 @@ use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
 use everthread_store::redis::{Options, Redis};
 use everthread_testkit::{Proxy, RedisOptions, RedisServer};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
@@ -81,28 +82,40 @@ impl Engine for OnEmbedded {
     }
 }
 
-/// A Redis server of its own, behind a proxy that can fail.
+/// A Redis server of its own. Each node reaches it through a proxy of its own, which can fail.
 pub struct OnRedis {
     pub server: RedisServer,
-    pub proxy: Proxy,
+    proxies: Mutex<HashMap<NodeId, Arc<Proxy>>>,
     stop: CancellationToken,
+}
+
+impl OnRedis {
+    async fn start_with(append_only: bool) -> Self {
+        let options = RedisOptions { tcp: true, append_only, ..RedisOptions::default() };
+        let server = RedisServer::start_with(options).await.unwrap();
+        Self { server, proxies: Mutex::default(), stop: CancellationToken::new() }
+    }
+
+    /// The way of a node to Redis.
+    pub fn proxy(&self, node: &NodeId) -> Arc<Proxy> {
+        self.proxies.lock().unwrap()[node].clone()
+    }
 }
 
 impl Engine for OnRedis {
     type Store = Redis;
 
     async fn start() -> Self {
-        let options = RedisOptions { tcp: true, ..RedisOptions::default() };
-        let server = RedisServer::start_with(options).await.unwrap();
-        let proxy = Proxy::start(server.tcp_address()).await.unwrap();
-        Self { server, proxy, stop: CancellationToken::new() }
+        Self::start_with(false).await
     }
 
     async fn store(&self, node: &NodeId) -> Arc<Redis> {
+        let proxy = Proxy::start(self.server.tcp_address()).await.unwrap();
         let options = Options {
             response_timeout: Duration::from_secs(2),
-            ..Options::new(format!("redis://{}", self.proxy.address()), "et", node.clone())
+            ..Options::new(format!("redis://{}", proxy.address()), "et", node.clone())
         };
+        self.proxies.lock().unwrap().insert(node.clone(), Arc::new(proxy));
         Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
     }
 }
@@ -121,15 +134,26 @@ pub struct World<E> {
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
+impl World<OnRedis> {
+    /// On a Redis that keeps what it acknowledged through a restart.
+    pub async fn on_file() -> Self {
+        Self::on(OnRedis::start_with(true).await)
+    }
+}
+
 impl<E: Engine> World<E> {
     pub async fn start() -> Self {
+        Self::on(E::start().await)
+    }
+
+    fn on(engine: E) -> Self {
         let leases = Leases {
             lease: Duration::from_secs(3),
             heartbeat: Duration::from_millis(250),
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        Self { engine: E::start().await, leases, hosts: Vec::new(), nodes_made: 0.into() }
+        Self { engine, leases, hosts: Vec::new(), nodes_made: 0.into() }
     }
 
     /// One more node.

@@ -72,6 +72,21 @@ impl Socket {
         self.hear_new(Instant::now() + PATIENCE).await.expect("nothing came")
     }
 
+    /// What comes next, whenever that is.
+    pub async fn hear_whenever(&mut self) -> Heard {
+        loop {
+            let soon = Instant::now() + PATIENCE;
+            match self.unread.pop_front().map(Heard::Frame) {
+                Some(heard) => return heard,
+                None => {
+                    if let Some(heard) = self.hear_new(soon).await {
+                        return heard;
+                    }
+                }
+            }
+        }
+    }
+
     async fn hear_new(&mut self, deadline: Instant) -> Option<Heard> {
         loop {
             let message = timeout_at(deadline, self.inner.next()).await.ok()?;

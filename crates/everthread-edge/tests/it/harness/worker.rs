@@ -1,6 +1,6 @@
 //! An agent's worker, frame by frame.
 
-use super::socket::Socket;
+use super::socket::{Heard, Socket};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -52,15 +52,17 @@ impl Worker {
     /// The next run it is given.
     pub async fn work(&mut self) -> Job {
         let work = self.socket.wait(|frame| frame["t"] == "work").await;
-        let text = |name: &str| work[name].as_str().unwrap().to_owned();
-        Job {
-            run: text("run"),
-            session: text("session"),
-            fence: text("fence"),
-            attempt: work["attempt"].as_u64().unwrap(),
-            batch: 0,
-            length: 0,
-            work,
+        Job::of(work)
+    }
+
+    /// The next run it is given, whenever that is; acks are dropped, errors are not expected.
+    pub async fn work_patiently(&mut self) -> Job {
+        loop {
+            match self.socket.hear_whenever().await {
+                Heard::Frame(frame) if frame["t"] == "work" => return Job::of(frame),
+                Heard::Frame(frame) => assert_ne!(frame["t"], "error", "{frame}"),
+                Heard::Closed(code) => panic!("closed with {code:?}"),
+            }
         }
     }
 
@@ -96,6 +98,19 @@ impl Worker {
 }
 
 impl Job {
+    fn of(work: Value) -> Self {
+        let text = |name: &str| work[name].as_str().unwrap().to_owned();
+        Self {
+            run: text("run"),
+            session: text("session"),
+            fence: text("fence"),
+            attempt: work["attempt"].as_u64().unwrap(),
+            batch: 0,
+            length: 0,
+            work,
+        }
+    }
+
     fn numbered(&mut self, mut frame: Value) -> Value {
         self.batch += 1;
         frame["run"] = self.run.clone().into();
