@@ -55,6 +55,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         opened: Instant::now(),
         heard: Instant::now(),
         pinged: false,
+        next_look: Instant::now() + LOOK,
     };
     connection.run().await;
     gauge.dec();
@@ -83,6 +84,8 @@ struct Connection<S> {
     opened: Instant,
     heard: Instant,
     pinged: bool,
+    /// When it looks at its own health, however busy it is.
+    next_look: Instant,
 }
 
 /// Why a connection ends.
@@ -147,14 +150,14 @@ impl<S: Store> Connection<S> {
             }
             () = self.wake.woken() => self.on_wake(),
             writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
-            () = tokio::time::sleep(LOOK) => self.look()?,
+            () = tokio::time::sleep_until(self.next_look) => self.look()?,
             () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
         }
         Ok(())
     }
 
     fn has_work(&self) -> bool {
-        self.page.is_some() || (!self.ready.is_empty() && !(self.fetch.is_some() && self.all_ready_wait()))
+        self.page.is_some() || (!self.ready.is_empty() && (self.fetch.is_none() || !self.all_ready_wait()))
     }
 
     /// Whether every ready attachment waits for the one read that is under way.
@@ -173,6 +176,7 @@ impl<S: Store> Connection<S> {
     }
 
     fn look(&mut self) -> Result<(), End> {
+        self.next_look = Instant::now() + LOOK;
         if self.identity.is_none() && self.opened.elapsed() > HELLO_MAX {
             return Err(End::Close(close::PROTOCOL));
         }

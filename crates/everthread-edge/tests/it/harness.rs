@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use client::Client;
-pub use http::{Answer, Request};
+pub use http::Request;
 pub use socket::Socket;
-pub use worker::{Job, Worker};
+pub use worker::Worker;
 
 /// Opens every node of the tests.
 pub const TOKEN: &str = "secret";

@@ -76,17 +76,12 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
     Request::get("/v1/sessions/s").send(node.address).await.with(200);
 }
 
-async fn bodies_are_checked_like_everything_that_is_kept<E: Engine>() {
-    let world = World::<E>::start().await;
-    let node = world.node().await;
-    create(node.address, "s").await;
-    let before = state(node.address, "s").await;
+type WrongBody = (&'static str, &'static str, String, u16, &'static str);
+
+fn wrong_bodies_of_sessions_and_input() -> Vec<WrongBody> {
     let deep = format!("{{\"text\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
-    let deep_entry =
-        format!("{{\"entries\":[{{\"type\":\"x-a\",\"a\":{}{}}}]}}", "[".repeat(70), "]".repeat(70));
     let huge = format!("{{\"text\":\"{}\"}}", "x".repeat(400_000));
-    let many = json!({ "entries": vec![json!({ "type": "x-a" }); 1025] }).to_string();
-    let cases: Vec<(&str, &str, String, u16, &str)> = vec![
+    vec![
         ("POST", "/v1/sessions", "{".into(), 400, "bad_request"),
         ("POST", "/v1/sessions", "[]".into(), 400, "bad_request"),
         ("POST", "/v1/sessions", "\u{feff}{}".into(), 400, "bad_request"),
@@ -126,6 +121,14 @@ async fn bodies_are_checked_like_everything_that_is_kept<E: Engine>() {
             410,
             "too_old",
         ),
+    ]
+}
+
+fn wrong_bodies_of_the_rest() -> Vec<WrongBody> {
+    let deep_entry =
+        format!("{{\"entries\":[{{\"type\":\"x-a\",\"a\":{}{}}}]}}", "[".repeat(70), "]".repeat(70));
+    let many = json!({ "entries": vec![json!({ "type": "x-a" }); 1025] }).to_string();
+    vec![
         ("POST", "/v1/sessions/s/control", r#"{"kind":"cancel"}"#.into(), 400, "bad_request"),
         (
             "POST",
@@ -183,8 +186,17 @@ async fn bodies_are_checked_like_everything_that_is_kept<E: Engine>() {
         ("PATCH", "/v1/sessions/s", r#"{"meta":{"agent":[]}}"#.into(), 400, "bad_request"),
         ("PATCH", "/v1/sessions/s", r#"{"meta":7}"#.into(), 400, "bad_request"),
         ("PATCH", "/v1/sessions/s", "{}".into(), 400, "bad_request"),
-    ];
-    for (method, path, body, status, code) in cases {
+    ]
+}
+
+async fn bodies_are_checked_like_everything_that_is_kept<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let before = state(node.address, "s").await;
+    for (method, path, body, status, code) in
+        wrong_bodies_of_sessions_and_input().into_iter().chain(wrong_bodies_of_the_rest())
+    {
         let shown: String = body.chars().take(80).collect();
         let answer = Request::new(method, path).body(body).send(node.address).await;
         assert_eq!(answer.status.as_u16(), status, "{method} {path} {shown}: {}", answer.text);

@@ -1,12 +1,19 @@
 //! Nodes in this process, over real sockets, raw frames in and out. Every test runs on the embedded engine and on Redis.
 
+#[cfg(test)]
 #[macro_use]
 mod harness;
-
+#[cfg(test)]
 mod control;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod outage;
+#[cfg(test)]
 mod resilience;
+#[cfg(test)]
 mod stream;
+#[cfg(test)]
 mod vectors;
+#[cfg(test)]
 mod worker;

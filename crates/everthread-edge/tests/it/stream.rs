@@ -20,20 +20,14 @@ on_both_engines!(
 const PIECES: [&str; 6] = ["Hel", "lo, ", "wör", "ld 😀", "! ", "Bye."];
 
 /// Follows over SSE until a run has ended.
-async fn follow_sse(
-    address: SocketAddr,
-    session: &str,
-    after: &str,
-    mut history: History,
-    run: &str,
-) -> History {
-    let path = format!("/v1/sessions/{session}/follow?after={after}");
-    let opened = Request::get(path).open(address).await;
+async fn follow_sse(address: SocketAddr, run: String) -> History {
+    let mut history = History::new();
+    let opened = Request::get("/v1/sessions/s/follow?after=0").open(address).await;
     assert_eq!(opened.status, 200);
     assert_eq!(opened.headers["content-type"], "text/event-stream");
     let mut chunks = opened.body.into_data_stream();
     let mut text = String::new();
-    while history.outcome(run).is_none() {
+    while history.outcome(&run).is_none() {
         let chunk = timeout(PATIENCE, chunks.next()).await.expect("no event").unwrap().unwrap();
         text.push_str(std::str::from_utf8(&chunk).unwrap());
         while let Some((event, rest)) = text.split_once("\n\n") {
@@ -84,8 +78,8 @@ async fn a_streamed_answer_reaches_every_follower_in_order_once<E: Engine>() {
     let mut remote = Client::attach(there.address, "s", json!("start")).await;
     let run = input(here.address, "s", "Hi").await;
     let sse = tokio::task::JoinSet::from_iter([
-        follow_sse_task(here.address, run.clone()),
-        follow_sse_task(there.address, run.clone()),
+        follow_sse(here.address, run.clone()),
+        follow_sse(there.address, run.clone()),
     ]);
     let mut worker = Worker::join(there.address, "w1", "guide", 1).await;
     assert_eq!(worker.serve(&PIECES).await, run);
@@ -112,10 +106,6 @@ async fn a_streamed_answer_reaches_every_follower_in_order_once<E: Engine>() {
         resumed.holds_the_state(here.address).await;
         assert!(!resumed.told.iter().any(|told| told == "reset"), "{:?}", resumed.told);
     }
-}
-
-fn follow_sse_task(address: SocketAddr, run: String) -> impl Future<Output = History> + Send {
-    async move { follow_sse(address, "s", "0", History::new(), &run).await }
 }
 
 /// What a client holds that has applied everything up to the block with `seq`.

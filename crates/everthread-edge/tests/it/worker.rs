@@ -141,7 +141,7 @@ async fn acks_that_were_lost_are_given_again_for_every_kind_of_write<E: Engine>(
     }
     // Its acks were lost with the connection: it sends everything again on another node, and goes on.
     let mut worker = Worker::rejoin(there.address, "w1", "guide", 1, &[&job]).await;
-    assert_eq!(worker.kept, [run.clone()]);
+    assert_eq!(worker.kept, [&*run]);
     for frame in &frames {
         let again = worker.socket.ask(frame.clone()).await;
         assert_eq!(again["t"], "duplicate", "{again}");
@@ -171,7 +171,7 @@ async fn a_run_that_is_named_on_another_node_goes_on_there<E: Engine>() {
         let mut stranger = job.clone();
         stranger.fence = "1".into();
         worker = Worker::rejoin(node.address, "w1", "guide", 1, &[&job, &stranger]).await;
-        assert_eq!(worker.kept, [run.clone()]);
+        assert_eq!(worker.kept, [&*run]);
         worker.say(&mut job, "b").await;
     }
     // Longer than the grace and a lease, so that any clean-up of the lost connections has had its turn.
@@ -324,7 +324,7 @@ async fn a_node_that_drains_loses_nothing<E: Engine>() {
         histories.push(client.history);
     }
     let mut worker = Worker::rejoin(new.address, "w1", "guide", 1, &[&job]).await;
-    assert_eq!(worker.kept, [run.clone()]);
+    assert_eq!(worker.kept, [&*run]);
     for frame in &frames {
         let ack = worker.socket.ask(frame.clone()).await;
         assert!(ack["t"] == "ok" || ack["t"] == "duplicate", "{ack}");
