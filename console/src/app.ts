@@ -21,6 +21,7 @@ export class App {
   readonly #composer: Composer;
   readonly #connection: ConnectionBar;
   readonly #transcript: Transcript;
+  readonly #scroll: StickyScroll;
   readonly #title = byId("title", HTMLElement);
   readonly #status = byId("status", HTMLElement);
   readonly #welcome = byId("welcome", HTMLElement);
@@ -35,8 +36,8 @@ export class App {
     this.#composer = new Composer({ send: (text) => void this.#send(text), stop: () => this.#stopAll() });
     this.#composer.setAgents(config.agents);
     this.#connection = new ConnectionBar(this.#client);
-    const scroll = new StickyScroll(byId("scroll", HTMLElement), byId("jump", HTMLButtonElement));
-    this.#transcript = new Transcript(byId("transcript", HTMLElement), scroll, {
+    this.#scroll = new StickyScroll(byId("scroll", HTMLElement), byId("jump", HTMLButtonElement));
+    this.#transcript = new Transcript(byId("transcript", HTMLElement), this.#scroll, {
       stop: (run) => void this.#stop(run),
       older: () => void this.#session?.loadOlder().catch((error: unknown) => this.#say(reasonOf(error))),
     });
@@ -78,11 +79,13 @@ export class App {
       if (agent !== undefined) this.#composer.pickAgent(agent);
       void this.#send(text);
     });
+    this.#scroll.toTop();
     this.#composer.focus();
   }
 
   #open(id: string): Session {
     this.#welcome.hidden = true;
+    this.#scroll.toEnd();
     setText(this.#title, id);
     const session = this.#client.session(id, { from: { recent: RECENT_MESSAGES } });
     this.#session = session;
@@ -102,6 +105,7 @@ export class App {
   #showMissing(id: string): void {
     this.#composer.setDisabled("This session does not exist");
     showMissing(this.#welcome, id, () => this.#select(undefined));
+    this.#scroll.toTop();
   }
 
   #drawState(session: Session): void {

@@ -25,7 +25,7 @@ export class Composer {
     this.#input.addEventListener("input", () => this.#fit());
     this.#stop.addEventListener("click", () => on.stop());
     // Not a link: the address names the session.
-    byId("skip", HTMLButtonElement).addEventListener("click", () => this.focus());
+    byId("skip", HTMLButtonElement).addEventListener("click", () => this.#input.focus());
     this.#fit();
   }
 
@@ -60,7 +60,8 @@ export class Composer {
   }
 
   focus(): void {
-    this.#input.focus({ preventScroll: true });
+    // Where there is no keyboard, focus brings one up over half of the page.
+    if (matchMedia("(hover: hover)").matches) this.#input.focus({ preventScroll: true });
   }
 
   #submit(): void {

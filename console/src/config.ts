@@ -11,14 +11,22 @@ export interface Config {
 const STORED = "everthread.config";
 const DEVICE = "everthread.device";
 
-/** The configuration: an earlier answer in this tab, given because the page had none or it was refused, or the page's. */
+/** The configuration: the page's, and over it what was answered in this tab because the page had no token or a bad one. */
 export function readConfig(): Config | undefined {
-  const text = stored(sessionStorage, STORED) ?? document.getElementById("everthread-config")?.textContent;
-  if (!text) return undefined;
-  const value = JSON.parse(text) as Partial<Config>;
-  if (typeof value.token !== "string") return undefined;
-  const subject = value.subject === undefined ? {} : { subject: value.subject };
-  return { token: value.token, agents: value.agents ?? [], ...subject };
+  const page = parse(document.getElementById("everthread-config")?.textContent);
+  const answered = parse(stored(sessionStorage, STORED));
+  const token = answered.token ?? page.token;
+  if (typeof token !== "string") return undefined;
+  const agents = [...new Set([...(page.agents ?? []), ...(answered.agents ?? [])])];
+  return { token, agents, ...(page.subject === undefined ? {} : { subject: page.subject }) };
+}
+
+function parse(text: string | null | undefined): Partial<Config> {
+  try {
+    return text ? (JSON.parse(text) as Partial<Config>) : {};
+  } catch {
+    return {};
+  }
 }
 
 /** Asks for a token, and says why if there is a reason. */
@@ -28,7 +36,9 @@ export function askConfig(reason: string): Promise<Config> {
   byId("token-reason", HTMLElement).textContent = reason;
   dialog.showModal();
   return new Promise((resolve) => {
-    form.onsubmit = () => {
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      dialog.close();
       const token = byId("token", HTMLInputElement).value.trim();
       const agents = byId("token-agents", HTMLInputElement).value.split(/[\s,]+/).filter(Boolean);
       const config: Config = { token, agents };

@@ -20,14 +20,19 @@ const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
 export class Markdown {
   readonly element = h("div", { class: "markdown" });
   #text = "";
+  #open = true;
   #sources: string[] = [];
 
-  set(text: string): void {
-    if (text === this.#text) return;
+  /** Shows `text`; `open` if more is to come. */
+  set(text: string, open: boolean): void {
+    if (text === this.#text && open === this.#open) return;
     this.#text = text;
+    this.#open = open;
     const blocks = cut(text);
+    if (open) closeMarks(blocks.at(-1));
+    const sources = blocks.map((block) => block.lines.join("\n"));
     blocks.forEach((block, i) => {
-      const source = block.lines.join("\n");
+      const source = sources[i] ?? "";
       if (this.#sources[i] === source) return;
       const old = this.element.childNodes[i];
       const node = build(block);
@@ -35,8 +40,18 @@ export class Markdown {
       else this.element.append(node);
     });
     while (this.element.childNodes.length > blocks.length) this.element.lastChild?.remove();
-    this.#sources = blocks.map((block) => block.lines.join("\n"));
+    this.#sources = sources;
   }
+}
+
+/** Half of a bold or code mark at the end of a text that grows would stand there as asterisks until its other half comes. */
+function closeMarks(block: BlockSource | undefined): void {
+  const last = block?.lines.at(-1);
+  if (!block || last === undefined || block.kind === "code") return;
+  const bare = last.replace(/`[^`]*`/g, "");
+  if (bare.includes("`")) block.lines[block.lines.length - 1] = `${last}\``;
+  else if (/\*\*$/.test(bare) && bare.split("**").length % 2 === 0) block.lines[block.lines.length - 1] = last.slice(0, -2);
+  else if (bare.split("**").length % 2 === 0) block.lines[block.lines.length - 1] = `${last.trimEnd()}**`;
 }
 
 function cut(text: string): BlockSource[] {
@@ -44,7 +59,8 @@ function cut(text: string): BlockSource[] {
   let open: BlockSource | undefined;
   let fence: string | undefined;
   const add = (kind: BlockSource["kind"], line: string, joins: boolean) => {
-    if (joins && open?.kind === kind) return void open.lines.push(line);
+    const follows = open?.kind === kind && (kind !== "list" || !changesList(open.lines[0] ?? "", line));
+    if (joins && follows && open) return void open.lines.push(line);
     open = { kind, lines: [line] };
     blocks.push(open);
   };
@@ -72,6 +88,14 @@ function cut(text: string): BlockSource[] {
     else add("paragraph", line, true);
   }
   return blocks;
+}
+
+/** A numbered item after bullets of the same depth begins a list of its own, and the other way round. */
+function changesList(first: string, line: string): boolean {
+  const [, indent = "", mark = ""] = ITEM.exec(first) ?? [];
+  const [, itsIndent, itsMark] = ITEM.exec(line) ?? [];
+  if (itsIndent === undefined || itsMark === undefined || itsIndent.length > indent.length) return false;
+  return /\d/.test(mark) !== /\d/.test(itsMark);
 }
 
 function build(block: BlockSource): HTMLElement {

@@ -60,7 +60,7 @@ function textBlock(): PartBlock {
     element,
     update(part) {
       element.dataset["status"] = part.status;
-      markdown.set(asText(part));
+      markdown.set(asText(part), part.status === "open");
     },
   };
 }
@@ -71,6 +71,8 @@ function foldedBlock(title: string): PartBlock {
   return {
     element,
     update(part) {
+      // Open while it is being written; then out of the way, unless somebody opens it.
+      if (element.dataset["status"] !== part.status) element.open = part.status === "open";
       element.dataset["status"] = part.status;
       setText(body, asText(part));
     },

@@ -93,11 +93,17 @@ export class RunBlock {
 
   /** What a sub-agent was asked stands in its card; a person's own words stand above the run already. */
   #updateTask(run: Run, view: View): void {
-    const input = run.parent_run === undefined ? [] : run.input;
-    const asked = view.messages.filter((message) => message.run === undefined && input.includes(message.message));
-    setText(this.#task, asked.map(plainText).join("\n"));
+    const parent = run.parent_run === undefined ? undefined : view.run(run.parent_run);
+    const task = parent ? inputOf(run, view) : "";
+    // A task that was handed on unchanged stands above already.
+    setText(this.#task, parent && inputOf(parent, view) === task ? "" : task);
     this.#task.hidden = this.#task.textContent === "";
   }
+}
+
+function inputOf(run: Run, view: View): string {
+  const asked = view.messages.filter((message) => message.run === undefined && run.input.includes(message.message));
+  return asked.map(plainText).join("\n");
 }
 
 function pendingCancel(run: Run, view: View): boolean {

@@ -25,7 +25,14 @@ export class StickyScroll {
     this.#look();
   }
 
+  /** A page that is read from its top. */
+  toTop(): void {
+    this.#box.scrollTop = 0;
+    this.#atEnd = false;
+  }
+
   toEnd(): void {
+    this.#atEnd = true;
     this.#box.scrollTop = this.#box.scrollHeight;
     this.#look();
   }

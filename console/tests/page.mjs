@@ -30,7 +30,7 @@ export class ConsolePage {
   /** What the agents wrote, as it stands on the page. */
   answer() {
     return this.page.evaluate(() =>
-      [...document.querySelectorAll(".run .message")].map((message) => message.textContent).join("\n"),
+      [...document.querySelectorAll(".run .part.text")].map((part) => part.textContent).join("\n"),
     );
   }
 
@@ -74,8 +74,9 @@ export class ConsolePage {
         [...document.querySelectorAll("[data-message]")].map((message) => words(message)).sort(),
       );
     await this.page.evaluate(() => {
-      // Marks that Markdown makes invisible do not count, nor does white space.
-      globalThis.words = (node) => node.textContent.replace(/[^\p{L}\p{N}]+/gu, "");
+      // Marks that Markdown makes invisible do not count, nor do white space and the titles of folded parts.
+      const written = (node) => [...node.querySelectorAll(".markdown, .folded pre")].map((part) => part.textContent);
+      globalThis.words = (node) => written(node).join("").replace(/[^\p{L}\p{N}]+/gu, "");
     });
     const written = view.messages.filter((message) => message.run !== undefined || isShownAsSaid(view, message));
     const expected = written.map((message) => plainWords(message)).sort();

@@ -50,6 +50,7 @@ export class Server {
   }
 
   async run() {
+    this.killing = false;
     const bin = process.env.EVERTHREAD_BIN;
     if (!bin) throw new Error("EVERTHREAD_BIN names no server");
     const at = (port) => `127.0.0.1:${port}`;
@@ -57,11 +58,15 @@ export class Server {
     // A pipe that nobody reads would keep the test waiting for the server.
     this.process = spawn(bin, args, { stdio: process.env.EVERTHREAD_LOG ? "inherit" : "ignore" });
     this.exited = once(this.process, "exit");
+    this.process.once("exit", (code, signal) => {
+      if (!this.killing) console.error(`the server ended by itself: code ${code}, signal ${signal}`);
+    });
     const ready = async () => (await fetch(`http://127.0.0.1:${this.adminPort}/readyz`)).ok;
     await until("the server is ready", ready, READY_WITHIN_MS);
   }
 
   async kill() {
+    this.killing = true;
     this.process.kill("SIGKILL");
     await this.exited;
   }

@@ -1,1 +1,23 @@
-//! Rust client library.
+//! Clients in Rust: one connection, many sessions, through whatever happens to the socket.
+//!
+//! [`Client::follow`] attaches a session and gives its events in order, each exactly once, with the view they make. When
+//! the socket breaks the client makes another and attaches every session again from where its follower stands; requests
+//! without an answer are sent again under the same ids. [`RawConnection`] is the socket alone, for tests of the wire.
+//!
+//! The life of an entry here: the task reads a frame, compares its positions with the follower's, and puts it into the
+//! follower's queue. If the queue is full, the session is detached, and attached again when the follower has caught up: a
+//! slow follower costs a number, not memory, and holds up nobody else on the connection.
+
+mod client;
+mod connection;
+mod error;
+mod follow;
+mod sessions;
+mod stand;
+
+pub use client::{Builder, Client, Page, Session};
+pub use error::Error;
+pub use everthread_protocol::frame::From;
+pub use everthread_session::view::View;
+pub use everthread_socket::{RawConnection, SocketError, Utf8Bytes};
+pub use follow::{Event, Follow, Frame};

@@ -314,7 +314,8 @@ impl<S: Store> Desk<S> {
 
     /// When somebody must look at the session again: a control's deadline, or a lease's.
     pub(crate) fn next_due(&self, state: &State, now: Millis) -> Option<Millis> {
-        let lease = state.active_runs().next().map(|_| now.plus(millis(self.leases.lease)));
+        // Twice per lease: a look that comes just before a lease ends must not let a whole further one pass.
+        let lease = state.active_runs().next().map(|_| now.plus(millis(self.leases.lease) / 2));
         state.next_due().into_iter().chain(lease).min()
     }
 }

@@ -8,8 +8,9 @@ use crate::TaskGroup;
 use crate::desk::Failure;
 use crate::desk::{Desk, Numbered, system_author};
 use everthread_protocol::{Epoch, Fence, NodeId, PoolKey, RunId, Seq, SessionKey, WorkerId};
-use everthread_session::{Refusal, Request, state::Run};
-use everthread_store::{Error, Following, Refusal as WriteRefusal, Store, Taken};
+use everthread_session::state::{Run, RunStatus};
+use everthread_session::{Refusal, Request};
+use everthread_store::{Error, Following, ITEM_VISIBILITY, Refusal as WriteRefusal, Store, Taken};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -22,10 +23,9 @@ const NO_SESSION: Error = Error::Refused(WriteRefusal::NoSession);
 const POLL: Duration = Duration::from_secs(1);
 /// How long after `not_after` an item is kept whose run is not there.
 const LATE_MS: u64 = 1_000;
-/// Longest pause between two tries to claim a run whose write is under way.
-const PAUSE_MAX: Duration = Duration::from_millis(250);
-/// Tries to claim one item: more than fit into the time in which its write may be made. After that it comes again.
-const ATTEMPTS_MAX: u32 = 24;
+/// Pauses between two looks at an item whose run is not free yet, from the first to the longest.
+const LATER_PAUSE: Duration = Duration::from_millis(20);
+const LATER_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Items taken from a pool at once; more come with the next look.
 const TAKE_MAX: usize = 64;
 
@@ -51,10 +51,9 @@ pub struct Assignment {
 pub struct Seat {
     pool: PoolKey,
     worker: WorkerId,
-    /// Below zero while runs that were kept go beyond the capacity.
+    /// Below 0 where the worker holds more from before than it offers to take.
     free: AtomicI64,
-    /// Set once: the worker wants no new runs.
-    is_drained: AtomicBool,
+    is_draining: AtomicBool,
     assignments: mpsc::Sender<Assignment>,
     wake: Arc<Notify>,
 }
@@ -66,26 +65,22 @@ impl Seat {
         self.wake.notify_one();
     }
 
-    /// A run that the worker held from before takes a place, also beyond the capacity offered: then the seat gets nothing
-    /// new until enough of its runs are over.
-    pub fn occupy(&self) {
-        self.free.fetch_sub(1, Ordering::AcqRel);
+    /// A reserved place is not needed: nobody needs to look again.
+    fn unreserve(&self) {
+        self.free.fetch_add(1, Ordering::AcqRel);
     }
 
     /// No new runs.
     pub fn drain(&self) {
-        self.is_drained.store(true, Ordering::Release);
+        self.is_draining.store(true, Ordering::Release);
     }
 
-    fn free(&self) -> u32 {
-        if self.is_drained.load(Ordering::Acquire) {
-            return 0;
-        }
-        u32::try_from(self.free.load(Ordering::Acquire)).unwrap_or(0)
+    fn free(&self) -> i64 {
+        if self.is_draining.load(Ordering::Acquire) { 0 } else { self.free.load(Ordering::Acquire) }
     }
 
     fn try_reserve(&self) -> bool {
-        let take = |free: i64| (free > 0).then_some(free - 1);
+        let take = |free: i64| (free > 0).then(|| free - 1);
         self.free() > 0 && self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
     }
 }
@@ -93,6 +88,22 @@ impl Seat {
 struct Pool {
     seats: Vec<Weak<Seat>>,
     wake: Arc<Notify>,
+}
+
+impl Pool {
+    /// Up to `most` places, the emptiest worker first.
+    fn reserve(&self, most: usize) -> Vec<Arc<Seat>> {
+        let seats: Vec<Arc<Seat>> = self.seats.iter().filter_map(Weak::upgrade).collect();
+        let mut reserved = Vec::new();
+        while reserved.len() < most {
+            let emptiest = seats.iter().max_by_key(|seat| seat.free());
+            match emptiest.filter(|seat| seat.try_reserve()) {
+                Some(seat) => reserved.push(seat.clone()),
+                None => break,
+            }
+        }
+        reserved
+    }
 }
 
 /// Brings waiting runs to the workers of this node. Cheap to clone.
@@ -119,12 +130,13 @@ impl<S: Store> Dispatcher<S> {
         Self { inner: Arc::new(Inner { desk, node, tasks, pools: Mutex::default() }) }
     }
 
-    /// Seats a worker for `capacity` runs of one agent. Runs come through `assignments`, which must hold that many.
+    /// Seats a worker for `capacity` runs of one agent, of which it has `occupied` places already. Runs come through `assignments`, which must hold that many.
     pub fn seat(
         &self,
         pool: PoolKey,
         worker: WorkerId,
         capacity: u32,
+        occupied: u32,
         assignments: mpsc::Sender<Assignment>,
     ) -> Arc<Seat> {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,11 +145,12 @@ impl<S: Store> Dispatcher<S> {
             .entry(pool.clone())
             .or_insert_with(|| Pool { seats: Vec::new(), wake: Arc::new(Notify::new()) });
         let wake = entry.wake.clone();
+        let free = AtomicI64::new(i64::from(capacity) - i64::from(occupied));
         let seat = Arc::new(Seat {
             pool: pool.clone(),
             worker,
-            free: AtomicI64::from(i64::from(capacity)),
-            is_drained: AtomicBool::new(false),
+            free,
+            is_draining: AtomicBool::new(false),
             assignments,
             wake: wake.clone(),
         });
@@ -157,29 +170,38 @@ impl<S: Store> Dispatcher<S> {
         loop {
             // Elapsed or woken: the same.
             drop(tokio::time::timeout(POLL, wake.notified()).await);
-            let free = match self.free_seats(&pool) {
-                None => return,
-                Some(0) => continue,
-                Some(free) => free.min(TAKE_MAX),
-            };
-            match self.inner.desk.store().take(&pool, &self.inner.node, free).await {
+            let Some(seats) = self.reserve(&pool) else { return };
+            if seats.is_empty() {
+                continue;
+            }
+            match self.inner.desk.store().take(&pool, &self.inner.node, seats.len()).await {
                 Ok(taken) => {
-                    if taken.len() == free {
+                    if taken.len() == seats.len() {
                         wake.notify_one();
                     }
-                    for item in taken {
-                        let this = self.clone();
-                        let pool = pool.clone();
-                        self.inner.tasks.spawn_until_stopped(async move { this.place(pool, item).await });
+                    let mut items = taken.into_iter();
+                    for seat in seats {
+                        let Some(item) = items.next() else {
+                            seat.unreserve();
+                            continue;
+                        };
+                        let (this, pool) = (self.clone(), pool.clone());
+                        self.inner
+                            .tasks
+                            .spawn_until_stopped(async move { this.place(pool, seat, item).await });
                     }
                 }
-                Err(error) => tracing::warn!(%pool, %error, "cannot take work"),
+                Err(error) => {
+                    seats.iter().for_each(|seat| seat.unreserve());
+                    tracing::warn!(%pool, %error, "cannot take work");
+                }
             }
         }
     }
 
-    /// Free places of a pool on this node; `None`, and the pool is forgotten, if nobody sits there any more.
-    fn free_seats(&self, pool: &PoolKey) -> Option<usize> {
+    /// Places for as many runs as this node can take now, the emptiest worker first; `None`, and the pool is forgotten, if
+    /// nobody sits there any more. Reserved before anything is taken: an item without a place would be hidden for a while.
+    fn reserve(&self, pool: &PoolKey) -> Option<Vec<Arc<Seat>>> {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = pools.get_mut(pool)?;
         entry.seats.retain(|seat| seat.strong_count() > 0);
@@ -187,52 +209,48 @@ impl<S: Store> Dispatcher<S> {
             pools.remove(pool);
             return None;
         }
-        let free = |seat: &Weak<Seat>| seat.upgrade().map_or(0, |seat| seat.free());
-        Some(entry.seats.iter().map(free).sum::<u32>() as usize)
+        Some(entry.reserve(TAKE_MAX))
     }
 
-    fn reserve(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
+    fn reserve_one(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
         let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut seats: Vec<_> = pools.get(pool)?.seats.iter().filter_map(Weak::upgrade).collect();
-        seats.sort_by_key(|seat| std::cmp::Reverse(seat.free()));
-        seats.into_iter().find(|seat| seat.try_reserve())
+        pools.get(pool)?.reserve(1).pop()
     }
 
-    /// Claims one run for one seat. An item without a seat, or with a store that does not answer, stays pending and
-    /// comes again.
-    ///
-    /// Items are announced before the write that makes them true. So a run that cannot be claimed may be one whose
-    /// write is under way, and that is known for certain only when the write would be refused: until then the item is
-    /// tried again. The seat is free meanwhile.
-    async fn place(&self, pool: PoolKey, taken: Taken) {
-        for attempt in 0..ATTEMPTS_MAX {
-            if attempt > 0 {
-                tokio::time::sleep(PAUSE_MAX.min(Duration::from_millis(1 << attempt))).await;
-            }
-            let Some(seat) = self.reserve(&pool) else { if attempt > 0 { continue } else { return } };
+    /// Claims one run for one reserved seat. With a store that does not answer, the item stays pending and comes again.
+    async fn place(&self, pool: PoolKey, seat: Arc<Seat>, taken: Taken) {
+        let (mut seat, mut pause, begun) = (seat, LATER_PAUSE, tokio::time::Instant::now());
+        loop {
             match self.claim(&seat, &taken).await {
-                Claim::Won(assignment) => {
-                    self.finish(&pool, &taken).await;
-                    return self.hand_over(&seat, *assignment).await;
-                }
+                Claim::Won(assignment) => return self.hand_over(&pool, &seat, &taken, *assignment).await,
                 Claim::NotNeeded => {
                     seat.release();
                     return self.finish(&pool, &taken).await;
                 }
                 Claim::Unknown => return seat.release(),
-                Claim::NotYet => seat.release(),
+                // The place is for others meanwhile.
+                Claim::Later => seat.release(),
             }
+            drop(seat);
+            seat = loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LATER_PAUSE_MAX);
+                if begun.elapsed() > ITEM_VISIBILITY {
+                    return;
+                }
+                if let Some(seat) = self.reserve_one(&pool) {
+                    break seat;
+                }
+            };
         }
     }
 
-    async fn hand_over(&self, seat: &Seat, assignment: Assignment) {
-        let Err(lost) = seat.assignments.try_send(assignment) else { return };
-        // The connection is gone: its own clean-up does not know of this run, so it is given back here.
-        let assignment = lost.into_inner();
-        let request = Request::Decline { run: assignment.id, worker: seat.worker.clone() };
-        let decided = self.inner.desk.decide(&assignment.key, &system_author(), &request, Numbered::No).await;
-        if let Err(failure) = decided {
-            tracing::warn!(key = %assignment.key, %failure, "a claimed run waits for its lease to end");
+    async fn hand_over(&self, pool: &PoolKey, seat: &Seat, taken: &Taken, assignment: Assignment) {
+        self.finish(pool, taken).await;
+        if let Err(lost) = seat.assignments.try_send(assignment) {
+            // The connection is gone: its own clean-up does not know of this run, so it is given back here.
+            let Assignment { key, id, run, .. } = lost.into_inner();
+            self.inner.desk.give_back(&key, &id, &seat.worker, run.attempts).await;
         }
     }
 
@@ -245,37 +263,92 @@ impl<S: Store> Dispatcher<S> {
     async fn claim(&self, seat: &Seat, taken: &Taken) -> Claim {
         let key = SessionKey { tenant: taken.item.tenant.clone(), session: taken.item.session.clone() };
         let request = Request::Claim { run: taken.item.run.clone(), worker: seat.worker.clone() };
-        let decided = self.inner.desk.decide(&key, &system_author(), &request, Numbered::No).await;
-        match decided {
-            Ok(decided) => {
-                let (Some(decision), Some(fence)) = (decided.decision, decided.written.fence) else {
-                    return Claim::Unknown;
-                };
-                let Some(run) = decision.state.runs.get(&taken.item.run).cloned() else {
-                    return Claim::Unknown;
-                };
-                let (epoch, seq) = (decided.written.epoch, decided.written.to);
-                let id = taken.item.run.clone();
-                Claim::Won(Box::new(Assignment { key, id, run, fence, epoch, seq }))
-            }
-            Err(Failure::Refused(Refusal::Closed)) => Claim::NotNeeded,
-            // Unless a write that changes it is under way: the run was never requested, somebody else has it, or it
-            // waits behind one whose end puts it into the pool again.
-            Err(
-                Failure::Refused(Refusal::NoRun | Refusal::NotHeld | Refusal::Waits)
-                | Failure::Store(NO_SESSION),
-            ) => match self.inner.desk.load(&key).await {
-                Ok((_, state)) if state.runs.get(&taken.item.run).is_some_and(|run| !run.is_open()) => {
-                    Claim::NotNeeded
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let decided = self.inner.desk.decide(&key, &system_author(), &request, Numbered::No).await;
+            match decided {
+                Ok(decided) => {
+                    let (Some(decision), Some(fence)) = (decided.decision, decided.written.fence) else {
+                        return Claim::Unknown;
+                    };
+                    let Some(run) = decision.state.runs.get(&taken.item.run).cloned() else {
+                        return Claim::Unknown;
+                    };
+                    let (epoch, seq) = (decided.written.epoch, decided.written.to);
+                    let id = taken.item.run.clone();
+                    return Claim::Won(Box::new(Assignment { key, id, run, fence, epoch, seq }));
                 }
-                Ok((loaded, _)) if loaded.now <= taken.item.not_after.plus(LATE_MS) => Claim::NotYet,
-                Ok(_) | Err(Failure::Store(NO_SESSION)) => Claim::NotNeeded,
-                Err(_) => Claim::Unknown,
-            },
-            Err(failure) => {
-                tracing::warn!(%key, %failure, "cannot claim a run");
-                Claim::Unknown
+                // The write that requests the run is under way, or was never made.
+                Err(Failure::Refused(Refusal::NoRun) | Failure::Store(NO_SESSION)) => {
+                    match self.inner.desk.load(&key).await {
+                        Ok((loaded, _)) if loaded.now <= taken.item.not_after.plus(LATE_MS) => {}
+                        Ok(_) | Err(Failure::Store(NO_SESSION)) => return Claim::NotNeeded,
+                        Err(_) => return Claim::Unknown,
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(250));
+                }
+                Err(Failure::Refused(Refusal::NotHeld | Refusal::Waits)) => {
+                    return self.wait_or_drop(&key, taken).await;
+                }
+                Err(Failure::Refused(Refusal::Closed)) => return Claim::NotNeeded,
+                // It may have been made.
+                Err(Failure::Store(Error::Indeterminate(_))) => {
+                    if let Some(claim) = self.claimed(&key, seat, taken).await {
+                        return claim;
+                    }
+                }
+                Err(failure) => {
+                    tracing::warn!(%key, %failure, "cannot claim a run");
+                    return Claim::Unknown;
+                }
             }
+        }
+    }
+
+    /// The run is with somebody, or waits behind another. The item was put into the pool before the write that makes it
+    /// true: until that write is made or can be made no more, the item must stay.
+    async fn wait_or_drop(&self, key: &SessionKey, taken: &Taken) -> Claim {
+        match self.inner.desk.load(key).await {
+            Ok((loaded, state)) => {
+                let is_open = state.runs.get(&taken.item.run).is_some_and(Run::is_open);
+                let is_early = loaded.now <= taken.item.not_after.plus(LATE_MS);
+                if is_open && is_early { Claim::Later } else { Claim::NotNeeded }
+            }
+            Err(Failure::Store(NO_SESSION)) => Claim::NotNeeded,
+            Err(_) => Claim::Unknown,
+        }
+    }
+
+    /// What became of a claim whose answer was lost; `None` if it was not made. As long as the worker lives nobody else
+    /// would find a run that was claimed and not handed over, so this tries until the store answers.
+    async fn claimed(&self, key: &SessionKey, seat: &Seat, taken: &Taken) -> Option<Claim> {
+        let id = &taken.item.run;
+        loop {
+            match self.inner.desk.load(key).await {
+                Ok((loaded, state)) => {
+                    let run = state.runs.get(id).filter(|run| run.is_open())?.clone();
+                    if run.status == RunStatus::Requested {
+                        return None;
+                    }
+                    let fence = loaded.fences.iter().find(|(run, _)| run == id).map(|(_, fence)| *fence);
+                    let Some(fence) = fence.filter(|_| run.is_held_by(&seat.worker)) else {
+                        return Some(Claim::NotNeeded);
+                    };
+                    let (epoch, seq, id) = (loaded.version.epoch, loaded.head, id.clone());
+                    return Some(Claim::Won(Box::new(Assignment {
+                        key: key.clone(),
+                        id,
+                        run,
+                        fence,
+                        epoch,
+                        seq,
+                    })));
+                }
+                Err(Failure::Store(NO_SESSION)) => return Some(Claim::NotNeeded),
+                Err(failure) => tracing::debug!(%key, %failure, "a claim's outcome is not known yet"),
+            }
+            tokio::time::sleep(LATER_PAUSE_MAX).await;
         }
     }
 }
@@ -283,8 +356,8 @@ impl<S: Store> Dispatcher<S> {
 enum Claim {
     Won(Box<Assignment>),
     NotNeeded,
-    /// Not now, but perhaps in a moment.
-    NotYet,
+    /// Not yet: what makes the run free may be under way.
+    Later,
     Unknown,
 }
 

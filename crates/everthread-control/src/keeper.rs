@@ -31,8 +31,11 @@ impl<S: Store> Keeper<S> {
 
     /// Keeps deadlines for ever.
     pub async fn run(mut self) {
+        let mut is_more = false;
         loop {
-            tokio::time::sleep(LOOK).await;
+            if !std::mem::take(&mut is_more) {
+                tokio::time::sleep(LOOK).await;
+            }
             if !self.desk.store().is_ready() {
                 self.ready_since = None;
                 continue;
@@ -40,6 +43,7 @@ impl<S: Store> Keeper<S> {
             self.ready_since.get_or_insert_with(Instant::now);
             match self.desk.store().claim_due(CLAIM_MAX).await {
                 Ok(due) => {
+                    is_more = due.len() == CLAIM_MAX;
                     let this = &self;
                     stream::iter(due).for_each_concurrent(SIDE_BY_SIDE, |due| this.keep(due)).await;
                 }
@@ -101,7 +105,28 @@ fn has_written(loaded: &Loaded, state: &State, run: &RunId) -> bool {
     loaded.producers.iter().any(|(id, incarnation, batch)| id == run && *incarnation >= attempt && *batch > 0)
 }
 
+/// Longest pause between two tries to give a run back.
+const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_secs(2);
+
 impl<S: Store> Desk<S> {
+    /// Nobody works on an attempt that was claimed: the run goes back to its pool. False if it has written, so that
+    /// somebody does. Tries until the store has an answer: as long as the worker lives, nothing else would find the run.
+    pub async fn give_back(&self, key: &SessionKey, run: &RunId, worker: &WorkerId, attempt: u32) -> bool {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let request = Request::Decline { run: run.clone(), worker: worker.clone(), attempt };
+            match self.decide(key, &system_author(), &request, Numbered::No).await {
+                Ok(_)
+                | Err(Failure::Refused(_))
+                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return true,
+                Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) => return false,
+                Err(failure) => tracing::warn!(%key, %run, %failure, "a run is given back again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(GIVE_BACK_PAUSE_MAX);
+        }
+    }
+
     /// A worker is dead: its run goes back to the pool, or ends as lost if it has written.
     pub async fn worker_died(&self, key: &SessionKey, run: &RunId, worker: &WorkerId) -> Result<(), Failure> {
         let (loaded, state) = self.load(key).await?;

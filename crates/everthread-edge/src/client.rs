@@ -30,6 +30,8 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(5);
 /// Bytes of frames put into the outbox in one turn of an attachment.
 const TURN_BYTES: usize = 64 * 1024;
+/// Bytes that wait for the socket, beyond which no more requests are read: each of them is answered.
+const REPLIES_BYTES_MAX: usize = 1024 * 1024;
 /// A draining node's clients come back within this time, spread out.
 const RECONNECT_SPREAD_MS: u64 = 2_000;
 
@@ -84,7 +86,7 @@ struct Connection<S> {
     opened: Instant,
     heard: Instant,
     pinged: bool,
-    /// When it looks at its own health, however busy it is.
+    /// When the connection's health is looked at next.
     next_look: Instant,
 }
 
@@ -131,16 +133,15 @@ impl<S: Store> Connection<S> {
             self.fill();
         }
         self.outbox.flush().map_err(|_| End::Gone)?;
-        if self.outbox.is_empty() && self.has_work() {
-            // Let others have their turn, then fill again.
-            tokio::task::yield_now().await;
-            return Ok(());
-        }
-        let (reads, fetches) = (self.request.is_none(), self.fetch.is_some());
+        // While there is more to send at once, the loop only passes by the other futures; it never skips them.
+        let has_more = self.outbox.is_empty() && self.has_work();
+        // A client that takes no replies is not read either.
+        let reads = self.request.is_none() && self.outbox.bytes() < REPLIES_BYTES_MAX;
+        let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
         let waits = !self.outbox.is_empty();
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
-            reply = filled(&mut self.request), if !reads => {
+            reply = filled(&mut self.request), if replies => {
                 self.request = None;
                 self.on_reply(reply);
             }
@@ -151,13 +152,15 @@ impl<S: Store> Connection<S> {
             () = self.wake.woken() => self.on_wake(),
             writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
             () = tokio::time::sleep_until(self.next_look) => self.look()?,
+            () = tokio::task::yield_now(), if has_more => {}
             () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
         }
         Ok(())
     }
 
     fn has_work(&self) -> bool {
-        self.page.is_some() || (!self.ready.is_empty() && (self.fetch.is_none() || !self.all_ready_wait()))
+        let all_wait = self.fetch.is_some() && self.all_ready_wait();
+        self.page.is_some() || !(self.ready.is_empty() || all_wait)
     }
 
     /// Whether every ready attachment waits for the one read that is under way.

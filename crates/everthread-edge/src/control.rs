@@ -49,7 +49,7 @@ pub async fn settled<S: Store>(
     key: &SessionKey,
     id: &ControlId,
 ) -> Result<Receipt, Fault> {
-    let tail = edge.tails.open(key).await.map_err(|e| e.fault())?;
+    let (tail, _) = edge.tails.open(key).await.map_err(|e| e.fault())?;
     let wake = std::sync::Arc::new(crate::tail::Wake::default());
     let waiter = tail.wait(wake.clone(), 0);
     loop {

@@ -11,7 +11,7 @@ use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use everthread_control::Numbered;
-use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target};
+use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target, strict_parts};
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::Stage;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_ENTRIES_MAX, PAGE_SESSIONS_MAX};
@@ -276,6 +276,7 @@ async fn update<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, re
 struct Input {
     id: Option<RequestId>,
     text: Option<String>,
+    #[serde(default, deserialize_with = "strict_parts")]
     parts: Option<Vec<PutPart>>,
     agent: Option<AgentName>,
     params: Option<Object>,

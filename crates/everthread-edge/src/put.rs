@@ -1,14 +1,13 @@
 //! What a client may write, from WebSocket and HTTP alike.
 
 use everthread_control::{Desk, Numbered};
-use everthread_protocol::entry::{self, Entry, Object, PutPart, Role, Writer};
+use everthread_protocol::entry::{self, Entry, NewMessage, Object, PutPart, Role, Writer};
 use everthread_protocol::{
     AgentName, Author, Cursor, Fault, MessageId, Millis, RequestId, RunId, SessionKey, scan,
 };
 use everthread_session::Request;
 use everthread_session::decide::Put;
 use everthread_store::Store;
-use serde::Deserialize;
 use ulid::Ulid;
 
 /// A write that was carried out, now or before.
@@ -45,16 +44,6 @@ pub enum Intent {
     },
 }
 
-#[derive(Deserialize)]
-struct PutFields {
-    #[serde(default)]
-    message: Option<MessageId>,
-    role: Role,
-    parts: Vec<PutPart>,
-    #[serde(default)]
-    reply_to: Option<String>,
-}
-
 impl Intent {
     /// Reads and checks the entries of a `put`.
     pub fn read(entries: &str, agent: Option<AgentName>, params: Option<Object>) -> Result<Intent, Fault> {
@@ -64,14 +53,7 @@ impl Intent {
             return Err(Fault::bad_request("message.put and state.set come alone"));
         }
         if raw.items[0].kind == "message.put" {
-            let known = |key: &str| ["type", "message", "role", "parts", "reply_to"].contains(&key);
-            if let Some(key) = raw.keys(&raw.items[0]).iter().find(|key| !known(key)) {
-                let key: String = key.chars().take(64).collect();
-                return Err(Fault::bad_request(format!("entry 0: message.put has no field {key:?}")));
-            }
-            let fields: PutFields = serde_json::from_str(raw.items[0].text)
-                .map_err(|e| Fault::bad_request(format!("entry 0: message.put: {e}")))?;
-            let PutFields { message, role, parts, reply_to } = fields;
+            let NewMessage { message, role, parts, reply_to } = entry::check_message(&raw, 0)?;
             return Ok(Intent::message(message, role, parts, reply_to, agent, params));
         }
         if raw.items[0].kind == "state.set" {

@@ -4,12 +4,12 @@
 use crate::Edge;
 use crate::http::{Answer, Named, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
-use crate::tail::{Found, Tail, Wake, is_valid, since_of};
+use crate::tail::{Found, Tail, Wake, is_valid, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use bytes::Bytes;
 use everthread_protocol::{Cursor, Fault};
-use everthread_store::{Error, Store};
+use everthread_store::{Error, Follower as _, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -39,8 +39,8 @@ pub(crate) async fn follow<S: Store>(
     let asked: FollowQuery = query(&request)?;
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
-    let tail = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let cursor = after.unwrap_or_else(|| tail.start());
+    let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let cursor = after.unwrap_or_else(|| start_of(&page));
     let events = Events { cursor, edge, tail, told_live: false, queue: VecDeque::new() };
     Ok(stream_response(Body::from_stream(events.into_stream())))
 }
@@ -110,8 +110,7 @@ impl<S: Store> Events<S> {
                 self.queue.push_back(event("live", Some(head), &format!("{{\"seq\":{}}}", head.seq)));
                 Ok(Step::Events)
             }
-            Found::Behind(_) => self.read_log().await,
-            Found::Ahead => Ok(Step::Wait),
+            Found::Behind(_) | Found::Ahead => self.read_log().await,
             Found::Invalid => self.reset().await,
         }
     }
@@ -124,12 +123,16 @@ impl<S: Store> Events<S> {
         if !is_valid(&page.epochs, page.head.seq, self.cursor) {
             return self.reset().await;
         }
+        if page.records.is_empty() {
+            // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
+            self.tail.doubt();
+            return Ok(Step::Wait);
+        }
         for record in &page.records {
             self.cursor = Cursor { epoch: record.epoch, seq: record.to };
             let suffix = record.frame_suffix(since_of(&page.epochs, record));
             self.queue.push_back(entries_event(Some(self.cursor), &suffix));
         }
-        self.tail.expect(self.cursor);
         Ok(Step::Events)
     }
 
@@ -138,7 +141,6 @@ impl<S: Store> Events<S> {
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
-        self.tail.expect(self.cursor);
         let view = serde_json::to_string(&view).map_err(|e| Error::Corrupt(e.to_string()))?;
         self.queue.push_back(event("reset", Some(self.cursor), &view));
         Ok(Step::Events)

@@ -108,10 +108,12 @@ pub struct Tail {
     following: OnceLock<Following>,
 }
 
-#[derive(Default)]
+/// Brings a tail back in line with the log. One repair at a time; what is wanted meanwhile is done after it.
 struct Repair {
     wanted: AtomicBool,
-    notify: Notify,
+    is_running: AtomicBool,
+    start: Arc<dyn Fn(Arc<Tail>) + Send + Sync>,
+    tail: Weak<Tail>,
 }
 
 #[derive(Debug)]
@@ -147,7 +149,7 @@ pub enum Found {
     Nothing(Cursor),
     /// The cursor is off the ring, or too far behind: read the log. So many entries are missing.
     Behind(u64),
-    /// The cursor comes from a read of the log that the feed has not caught up with: it has everything.
+    /// The cursor is beyond what the feed has brought here so far, or of a log that is gone: the log tells which.
     Ahead,
     /// The cursor is not of this log.
     Invalid,
@@ -210,9 +212,9 @@ impl Ring {
     ///
     /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
-        let is_older =
-            page.head.seq < self.head.seq && is_valid(&self.epochs, self.head.seq, cursor_of(page));
-        if self.known && is_older {
+        let end = cursor_of(page);
+        if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
+            // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
             return;
         }
         let is_continued = self.known && is_valid(&page.epochs, page.head.seq, self.head);
@@ -229,7 +231,7 @@ impl Ring {
         if !is_continued || self.head.seq < page.head.seq {
             self.items.clear();
             self.bytes = 0;
-            self.head = cursor_of(page);
+            self.head = end;
         } else if self.head.seq == page.head.seq {
             self.head.epoch = page.head.epoch;
         }
@@ -239,14 +241,12 @@ impl Ring {
         self.known = true;
     }
 
-    /// Whether the ring has not heard yet of what a cursor points at.
-    fn is_before(&self, cursor: Cursor) -> bool {
-        cursor.epoch > self.head.epoch || (cursor.epoch == self.head.epoch && cursor.seq > self.head.seq)
-    }
-
     fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
+            return Found::Ahead;
+        }
         if !is_valid(&self.epochs, self.head.seq, cursor) {
-            return if self.is_before(cursor) { Found::Ahead } else { Found::Invalid };
+            return Found::Invalid;
         }
         if cursor.seq == self.head.seq {
             return Found::Nothing(self.head);
@@ -288,6 +288,12 @@ fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
         .map_or(Epoch(0), |(epoch, _)| *epoch)
 }
 
+/// The cursor before the first entry of a log.
+pub fn start_of(page: &Page) -> Cursor {
+    let epoch = page.epochs.first().map_or(page.head.epoch, |(epoch, _)| *epoch);
+    Cursor { epoch, seq: Seq::ZERO }
+}
+
 /// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one
 /// before it may go on.
 pub fn since_of(epochs: &[(Epoch, Seq)], record: &Record) -> Seq {
@@ -305,23 +311,6 @@ impl Tail {
         lock(&self.ring).after(cursor, bytes_max)
     }
 
-    /// Where the tail stands.
-    pub fn head(&self) -> Cursor {
-        lock(&self.ring).head
-    }
-
-    /// Whether a cursor is of this log.
-    pub fn knows(&self, cursor: Cursor) -> bool {
-        let ring = lock(&self.ring);
-        is_valid(&ring.epochs, ring.head.seq, cursor)
-    }
-
-    /// The cursor before the first entry.
-    pub fn start(&self) -> Cursor {
-        let epoch = lock(&self.ring).epochs.first().map_or(Epoch(0), |(epoch, _)| *epoch);
-        Cursor { epoch, seq: Seq::ZERO }
-    }
-
     /// Marks `attachment` at `wake` at every change from here on.
     pub fn wait(&self, wake: Arc<Wake>, attachment: u32) -> Waiter {
         let id = self.waiters.next.fetch_add(1, Ordering::Relaxed);
@@ -331,16 +320,13 @@ impl Tail {
         Waiter { list: self.waiters.clone(), id, marked }
     }
 
-    /// Somebody has read the log up to `cursor`: the tail should get there too, also if the feed has lost something.
-    pub fn expect(&self, cursor: Cursor) {
-        if lock(&self.ring).is_before(cursor) {
-            self.want_repair();
-        }
-    }
-
     fn want_repair(&self) {
-        self.repair.wanted.store(true, Ordering::Release);
-        self.repair.notify.notify_one();
+        self.repair.wanted.store(true, Ordering::SeqCst);
+        if !self.repair.is_running.swap(true, Ordering::SeqCst)
+            && let Some(tail) = self.repair.tail.upgrade()
+        {
+            (self.repair.start)(tail);
+        }
     }
 
     /// Whether it has been silent for so long that the log should be asked.
@@ -407,10 +393,9 @@ impl<S: Store> Tails<S> {
         self.len() == 0
     }
 
-    /// The tail of a session that exists, at least as new as this call.
-    pub async fn open(&self, key: &SessionKey) -> Result<Arc<Tail>, everthread_store::Error> {
+    /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), everthread_store::Error> {
         let tail = self.get(key);
-        // Ask for nothing but the head: what lies before is read when somebody wants it.
         let page = self.inner.reader.page(key, BEYOND, 1).await?;
         let (is_behind, has_moved) = {
             let mut ring = lock(&tail.ring);
@@ -422,12 +407,11 @@ impl<S: Store> Tails<S> {
             (is_behind, ring.head != before)
         };
         if is_behind {
-            // Whoever comes from another node may have more than this one has heard.
-            self.repair(&tail).await?;
+            tail.want_repair();
         } else if has_moved {
             tail.waiters.wake_all();
         }
-        Ok(tail)
+        Ok((tail, page))
     }
 
     fn get(&self, key: &SessionKey) -> Arc<Tail> {
@@ -435,11 +419,21 @@ impl<S: Store> Tails<S> {
         if let Some(tail) = tails.get(key).and_then(Weak::upgrade) {
             return tail;
         }
-        let tail = Arc::new(Tail {
+        let this = self.clone();
+        let start = Arc::new(move |tail: Arc<Tail>| {
+            let (this, tasks) = (this.clone(), this.inner.tasks.clone());
+            tasks.spawn_until_stopped(async move { this.repair_until_done(&tail).await });
+        });
+        let tail = Arc::new_cyclic(|weak: &Weak<Tail>| Tail {
             key: key.clone(),
             ring: Mutex::new(Ring::new()),
             waiters: Arc::default(),
-            repair: Repair::default(),
+            repair: Repair {
+                wanted: AtomicBool::new(false),
+                is_running: AtomicBool::new(false),
+                start,
+                tail: weak.clone(),
+            },
             following: OnceLock::new(),
         });
         tails.insert(key.clone(), Arc::downgrade(&tail));
@@ -448,25 +442,29 @@ impl<S: Store> Tails<S> {
         let relay = Arc::new(Relay(Arc::downgrade(&tail)));
         let following = self.inner.reader.store().follow(key, Interest::Log, relay);
         drop(tail.following.set(following));
-        let (this, weak) = (self.clone(), Arc::downgrade(&tail));
-        self.inner.tasks.spawn_until_stopped(async move { this.repair_for_ever(weak).await });
         tail
     }
 
-    /// Serves one tail's wish to be repaired, until the tail is gone.
-    async fn repair_for_ever(&self, tail: Weak<Tail>) {
+    /// Repairs for as long as somebody wants it and somebody follows.
+    async fn repair_until_done(&self, tail: &Arc<Tail>) {
         loop {
-            let Some(strong) = tail.upgrade() else { return };
-            if !strong.repair.wanted.swap(false, Ordering::AcqRel) {
-                // Between looks, hold nothing that keeps the tail alive.
-                let notified = tokio::time::timeout(SILENCE_ACTIVE, wait_for(&strong));
-                drop(notified.await);
-                continue;
+            while tail.repair.wanted.swap(false, Ordering::SeqCst) {
+                if let Err(error) = self.repair(tail).await {
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
+                    if Arc::strong_count(tail) == 1 {
+                        // Whoever takes it up at this very moment checks it, and wants it anew.
+                        tail.repair.is_running.store(false, Ordering::SeqCst);
+                        return;
+                    }
+                    tracing::debug!(key = %tail.key, %error, "a tail waits for the store");
+                    tokio::time::sleep(REPAIR_PAUSE).await;
+                }
             }
-            if let Err(error) = self.repair(&strong).await {
-                strong.repair.wanted.store(true, Ordering::Release);
-                tracing::debug!(key = %strong.key, %error, "a tail waits for the store");
-                tokio::time::sleep(REPAIR_PAUSE).await;
+            tail.repair.is_running.store(false, Ordering::SeqCst);
+            // Somebody may have wanted it after the last look and seen it still running.
+            let is_missed = tail.repair.wanted.load(Ordering::SeqCst);
+            if !is_missed || tail.repair.is_running.swap(true, Ordering::SeqCst) {
+                return;
             }
         }
     }
@@ -509,10 +507,6 @@ impl<S: Store> Tails<S> {
             }
         }
     }
-}
-
-async fn wait_for(tail: &Tail) {
-    tail.repair.notify.notified().await;
 }
 
 fn cursor_of(page: &Page) -> Cursor {

@@ -17,7 +17,9 @@ use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
 use everthread_protocol::worker_frame::{WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
-use everthread_protocol::{AgentName, Code, Fault, PoolKey, RequestId, RunId, TenantId, WorkerId};
+use everthread_protocol::{
+    AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
+};
 use everthread_store::Store;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -58,6 +60,9 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         queued_bytes: 0,
         wake: Arc::default(),
         jobs: FuturesUnordered::new(),
+        is_draining: false,
+        pings: 0,
+        pongs: 0,
         opened: Instant::now(),
         heard: Instant::now(),
     };
@@ -92,6 +97,11 @@ struct Connection<S> {
     /// Marked with the numbers of watched sessions whose state changed.
     wake: Arc<Wake>,
     jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    /// The worker wants no new runs.
+    is_draining: bool,
+    /// Pings sent and answered: an answer shows that everything before the ping has arrived.
+    pings: u64,
+    pongs: u64,
     opened: Instant,
     heard: Instant,
 }
@@ -174,7 +184,7 @@ impl<S: Store> Connection<S> {
             }
         };
         match frame {
-            WorkerFrame::Pong {} => {}
+            WorkerFrame::Pong {} => self.pongs += 1,
             WorkerFrame::Hello(hello) if self.me.is_none() => return self.on_hello(hello),
             WorkerFrame::Hello(hello) => {
                 self.error(Some(hello.id.to_string()), Fault::bad_request("hello comes once"));
@@ -183,7 +193,10 @@ impl<S: Store> Connection<S> {
                 self.error(crate::client::id_of(&bytes), Fault::bad_request("the first frame is hello"));
                 return Err(End::Close(close::PROTOCOL));
             }
-            WorkerFrame::Drain {} => self.seats.values().for_each(|seat| seat.drain()),
+            WorkerFrame::Drain {} => {
+                self.is_draining = true;
+                self.seats.values().for_each(|seat| seat.drain());
+            }
             WorkerFrame::Decline(decline) => self.on_decline(&decline),
             WorkerFrame::Append(append) => self.on_write(append.run.clone(), append.id.clone(), &bytes),
             WorkerFrame::End(end) => self.on_write(end.run, end.id, &bytes),
@@ -217,8 +230,13 @@ impl<S: Store> Connection<S> {
         let Some(me) = self.me.clone() else { return };
         for offer in &hello.agents {
             let pool = PoolKey { tenant: me.tenant.clone(), agent: offer.name.clone() };
-            let seat =
-                self.edge.dispatcher.seat(pool, me.worker.clone(), offer.capacity, self.assign.clone());
+            let occupied = kept.iter().filter(|kept| kept.agent == offer.name).count();
+            let occupied = u32::try_from(occupied).unwrap_or(u32::MAX);
+            let (worker, assign) = (me.worker.clone(), self.assign.clone());
+            let seat = self.edge.dispatcher.seat(pool, worker, offer.capacity, occupied, assign);
+            if self.is_draining {
+                seat.drain();
+            }
             self.seats.insert(offer.name.clone(), seat);
         }
         let leases = &self.edge.config.leases;
@@ -246,10 +264,13 @@ impl<S: Store> Connection<S> {
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
         }
+        self.pings += 1;
         self.outbox.text(WorkerServerFrame::Ping {}.encode());
+        // The lease runs from the worker's last sign of life, not from this node's last heartbeat.
+        let left = self.edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         let (edge, me, holder) = (self.edge.clone(), me.clone(), self.id.clone());
         let keys = self.watched.iter().map(|(number, watched)| (*number, watched.key.clone())).collect();
-        self.jobs.push(Box::pin(job::renew(edge, me, holder, keys)));
+        self.jobs.push(Box::pin(job::renew(edge, me, holder, left, keys)));
         Ok(())
     }
 
@@ -261,28 +282,61 @@ impl<S: Store> Connection<S> {
     /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
     fn leave(&mut self) {
         let Some(me) = self.me.take() else { return };
-        let mut runs: Vec<_> = self.runs.drain().map(|(run, hosted)| (hosted.key, run)).collect();
+        let pongs = self.pongs;
+        let mut runs: Vec<Left> = self
+            .runs
+            .drain()
+            .map(|(run, hosted)| {
+                let has_arrived = hosted.handed.is_some_and(|pings| pongs > pings);
+                Left {
+                    key: hosted.key,
+                    run,
+                    attempt: hosted.attempt,
+                    is_known: hosted.is_known || has_arrived,
+                }
+            })
+            .collect();
         // What was assigned and not looked at yet is this worker's too.
         self.assigned.close();
-        while let Ok(assignment) = self.assigned.try_recv() {
-            runs.push((assignment.key, assignment.id));
+        while let Ok(Assignment { key, id, run, .. }) = self.assigned.try_recv() {
+            runs.push(Left { key, run: id, attempt: run.attempts, is_known: false });
         }
         let (edge, holder) = (self.edge.clone(), self.id.clone());
+        let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace).await;
+            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => return forgotten(&edge, &me, runs).await,
                 Err(error) => {
                     tracing::warn!(worker = %me.worker, %error, "a dead worker's runs wait for their leases to end");
                     return;
                 }
             }
-            for (key, run) in runs {
+            for Left { key, run, .. } in runs {
                 if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await {
                     tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
                 }
             }
         });
+    }
+}
+
+/// A run of a connection that has ended.
+struct Left {
+    key: SessionKey,
+    run: RunId,
+    attempt: u32,
+    /// Whether the worker knows that it holds it.
+    is_known: bool,
+}
+
+/// The worker is back on another connection, where it has named the runs it knows of. Those whose `work` may never have
+/// reached it go back to the pool, unless they write: its new lease would keep them for ever.
+async fn forgotten<S: Store>(edge: &Edge<S>, me: &Me, runs: Vec<Left>) {
+    for Left { key, run, attempt, is_known } in runs {
+        if !is_known && !edge.desk.give_back(&key, &run, &me.worker, attempt).await {
+            tracing::debug!(%key, %run, "a run whose work frame was not confirmed is being worked on");
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! Entries: the elements of the log, typed.
 //!
-//! Writers are strict, readers tolerant: [`check`] refuses unknown types and fields before anything is stored, while
-//! [`Entry::read`] turns what it does not know into [`Entry::Other`], to be forwarded and folded untouched.
+//! Writers are strict, readers tolerant: [`check`] and the `strict_…` readers refuse unknown types and fields before
+//! anything is stored, while [`Entry::read`] skips fields it does not know and turns whole entries it does not know into
+//! [`Entry::Other`], to be forwarded and folded untouched.
 
 use crate::error::{Code, Fault};
 use crate::id::{AgentName, ControlId, MessageId, PartId, RunId, WorkerId};
 use crate::position::Millis;
 use crate::scan::{RawEntries, RawEntry};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// A JSON object.
@@ -300,7 +301,6 @@ pub enum Keep {
 
 /// One part of a whole message. Its id is its number, from 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PutPart {
     /// What it is.
     pub kind: PartKind,
@@ -313,12 +313,55 @@ pub struct PutPart {
 
 /// Why a run failed, for developers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RunError {
     /// A word programs can read.
     pub code: String,
     /// A sentence people can read.
     pub message: String,
+}
+
+/// A `message.put` as somebody wants it written.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct NewMessage {
+    /// Its id; the server makes one that is left out.
+    #[serde(default)]
+    pub message: Option<MessageId>,
+    /// Who speaks.
+    pub role: Role,
+    /// Its content.
+    #[serde(deserialize_with = "strict_parts")]
+    pub parts: Vec<PutPart>,
+    /// Which message it answers.
+    #[serde(default)]
+    pub reply_to: Option<String>,
+}
+
+/// Reads parts that somebody wants to write: an unknown field is refused.
+pub fn strict_parts<'de, D: Deserializer<'de>, T: From<Vec<PutPart>>>(d: D) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Strict {
+        kind: PartKind,
+        value: Value,
+        #[serde(default)]
+        attrs: Option<Object>,
+    }
+    let parts = Vec::<Strict>::deserialize(d)?.into_iter();
+    let parts: Vec<PutPart> =
+        parts.map(|Strict { kind, value, attrs }| PutPart { kind, value, attrs }).collect();
+    Ok(parts.into())
+}
+
+/// Reads an error that somebody wants to write: an unknown field is refused.
+pub fn strict_error<'de, D: Deserializer<'de>>(d: D) -> Result<Option<RunError>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Strict {
+        code: String,
+        message: String,
+    }
+    let error = Option::<Strict>::deserialize(d)?;
+    Ok(error.map(|Strict { code, message }| RunError { code, message }))
 }
 
 /// Whom a control is for.
@@ -390,11 +433,34 @@ pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool
     if !allowed(*writer) {
         return Err(not_allowed(index, &raw.kind));
     }
-    let known = |key: &str| key == "type" || fields.contains(&key);
-    if let Some(key) = entries.keys(raw).iter().find(|key| !known(key)) {
-        let key: String = key.chars().take(64).collect();
-        return Err(Fault::bad_request(format!("entry {index}: {} has no field {key:?}", raw.kind)));
+    check_fields(entries, index, fields)?;
+    if raw.kind == "message.put" {
+        // The one entry type with structure inside that the top-level check does not see.
+        drop(parse::<NewMessage>(raw, index)?);
     }
+    parse(raw, index)
+}
+
+/// Checks a `message.put` that somebody wants to write, and reads it.
+pub fn check_message(entries: &RawEntries<'_>, index: usize) -> Result<NewMessage, Fault> {
+    let raw = &entries.items[index];
+    let Some((.., fields)) = TYPES.iter().find(|(name, ..)| *name == raw.kind && raw.kind == "message.put")
+    else {
+        return Err(not_allowed(index, &raw.kind));
+    };
+    check_fields(entries, index, fields)?;
+    parse(raw, index)
+}
+
+fn check_fields(entries: &RawEntries<'_>, index: usize, fields: &[&str]) -> Result<(), Fault> {
+    let raw = &entries.items[index];
+    let known = |key: &str| key == "type" || fields.contains(&key);
+    let Some(key) = entries.keys(raw).iter().find(|key| !known(key)) else { return Ok(()) };
+    let key: String = key.chars().take(64).collect();
+    Err(Fault::bad_request(format!("entry {index}: {} has no field {key:?}", raw.kind)))
+}
+
+fn parse<'a, T: Deserialize<'a>>(raw: &RawEntry<'a>, index: usize) -> Result<T, Fault> {
     serde_json::from_str(raw.text)
         .map_err(|e| Fault::bad_request(format!("entry {index}: {}: {e}", raw.kind)))
 }
@@ -449,5 +515,23 @@ mod tests {
         assert_eq!(Entry::read(r#"{"type":"later.thing","a":1}"#), Entry::Other);
         let more = r#"{"type":"run.step","phase":"start","later":1}"#;
         assert_eq!(Entry::read(more), Entry::RunStep { phase: Phase::Start, name: None });
+        let put = r#"{"type":"message.put","message":"m","role":"user","parts":[{"kind":"text","value":"a","later":1}]}"#;
+        assert!(matches!(Entry::read(put), Entry::MessagePut { .. }));
+        let ended = r#"{"type":"run.ended","run":"r","outcome":"failed","error":{"code":"c","message":"m","later":1}}"#;
+        assert!(matches!(Entry::read(ended), Entry::RunEnded { error: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_field_inside_a_part_that_nobody_knows_is_refused_by_name() {
+        let put = r#"{"type":"message.put","role":"user","parts":[{"kind":"text","value":"a","color":1}]}"#;
+        let text = format!("[{put}]");
+        let fault = check_message(&scan::entries(text.as_bytes()).unwrap(), 0).unwrap_err();
+        assert_eq!(fault.code, Code::BadRequest);
+        assert!(fault.message.contains("`color`"), "{fault}");
+        let whole = put.replace("\"role\"", "\"message\":\"m\",\"role\"");
+        assert_eq!(check_one(&whole, |_| true).unwrap_err().code, Code::BadRequest);
+        let good = text.replace(",\"color\":1", "");
+        let message = check_message(&scan::entries(good.as_bytes()).unwrap(), 0).unwrap();
+        assert_eq!((message.message, message.parts.len()), (None, 1));
     }
 }

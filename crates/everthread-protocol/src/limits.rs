@@ -46,7 +46,8 @@ pub const VALUES_MAX: usize = 64;
 pub const VALUES_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of a session's `meta` object.
 pub const META_BYTES_MAX: usize = 8 * 1024;
-/// Bytes of the core state of one session.
+/// Bytes of the core state of one session. Beyond them nothing new begins; what brings work to its end goes on, and adds
+/// at most a few hundred bytes per open run.
 pub const STATE_BYTES_MAX: usize = 64 * 1024;
 /// Epochs a session remembers; a cursor of an older one gets a `reset`.
 pub const EPOCHS_MAX: usize = 32;

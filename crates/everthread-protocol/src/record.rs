@@ -174,6 +174,7 @@ impl<'de> Deserialize<'de> for StoredRaw<'de> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn stored(tail: &[u8]) -> Vec<u8> {
         [br#"["17",5,1700"#.as_slice(), tail].concat()
@@ -213,6 +214,24 @@ mod tests {
     fn bytes_that_are_no_record_are_an_error() {
         for bad in ["", "[]", "[1]", "{}", r#"["1",1]"#, r#"["1",1,2,{}]"#, r#"["x",1,2,{},null,[]]"#] {
             assert!(Record::from_stored(bad.as_bytes(), Seq(1)).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
+            drop(Record::from_stored(&bytes, Seq(1)));
+        }
+
+        #[test]
+        fn a_damaged_record_is_a_record_or_an_error(at: prop::sample::Index, byte: u8) {
+            let tail = stored_tail(r#"{"kind":"user","id":"ann"}"#, None, r#"[{"type":"x-a","v":[1,"é"]}]"#);
+            let mut bytes = stored(&tail);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(record) = Record::from_stored(&bytes, Seq(5)) {
+                drop(record.parse_blocks());
+            }
         }
     }
 

@@ -67,6 +67,8 @@ pub enum Request {
         run: RunId,
         /// Who had it.
         worker: WorkerId,
+        /// Which attempt: the same worker may have got the run again since.
+        attempt: u32,
     },
     /// A worker ends its run. The store checks the fence.
     End {
@@ -215,7 +217,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         return Err(Refusal::NewerSchema);
     }
     let mut draft = Draft::new(state, context);
-    if state.closed && is_refused_when_closed(request) {
+    if state.closed && is_refused_when_closed(state, request) {
         return Err(Refusal::Closed);
     }
     match request {
@@ -226,7 +228,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::SetValue { key, value } => draft.set_value(key, value)?,
         Request::Events => {}
         Request::Claim { run, worker } => draft.claim(run, worker)?,
-        Request::Decline { run, worker } => draft.decline(run, worker)?,
+        Request::Decline { run, worker, attempt } => draft.decline(run, worker, *attempt)?,
         Request::End { run, outcome, error, usage } => {
             draft.end_by_worker(run, *outcome, error.clone(), usage.clone())?;
         }
@@ -237,12 +239,14 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
         Request::Due => draft.due()?,
     }
-    draft.finish()
+    draft.finish(begins_something(request))
 }
 
 /// What ends or accounts for work goes on after `session.closed`; new work does not.
-fn is_refused_when_closed(request: &Request) -> bool {
+fn is_refused_when_closed(state: &State, request: &Request) -> bool {
     match request {
+        // Whoever asks again gets the outcome.
+        Request::Cancel { control, .. } if state.controls.contains_key(control) => false,
         Request::Update { .. }
         | Request::Close { .. }
         | Request::Put(_)
@@ -254,6 +258,25 @@ fn is_refused_when_closed(request: &Request) -> bool {
         Request::Open { .. }
         | Request::Decline { .. }
         | Request::End { .. }
+        | Request::WorkerDied { .. }
+        | Request::Due => false,
+    }
+}
+
+/// What a full session refuses. Whatever brings work to its end must fit: it adds little, and not without bound.
+fn begins_something(request: &Request) -> bool {
+    match request {
+        Request::Open { .. }
+        | Request::Update { .. }
+        | Request::Put(_)
+        | Request::SetValue { .. }
+        | Request::StartChild { .. } => true,
+        Request::Close { .. }
+        | Request::Events
+        | Request::Claim { .. }
+        | Request::Decline { .. }
+        | Request::End { .. }
+        | Request::Cancel { .. }
         | Request::WorkerDied { .. }
         | Request::Due => false,
     }
@@ -322,14 +345,22 @@ impl<'a> Draft<'a> {
         text.parse().map_err(|_| Refusal::Invalid("the context has no fresh id"))
     }
 
-    fn finish(mut self) -> Result<Decision, Refusal> {
+    fn finish(mut self, begins_something: bool) -> Result<Decision, Refusal> {
         let now = self.context.now;
         self.state().forget(now);
-        let bytes = serde_json::to_string(self.state()).map_or(usize::MAX, |text| text.len());
-        if bytes > STATE_BYTES_MAX {
-            return Err(Refusal::Limit("STATE_BYTES_MAX: the session has too much going on at once"));
+        while !self.fits() {
+            if !self.state().forget_older_half() {
+                if begins_something {
+                    return Err(Refusal::Limit("STATE_BYTES_MAX: the session has too much going on at once"));
+                }
+                break;
+            }
         }
         Ok(self.decision)
+    }
+
+    fn fits(&mut self) -> bool {
+        serde_json::to_string(self.state()).is_ok_and(|text| text.len() <= STATE_BYTES_MAX)
     }
 
     fn update(&mut self, patch: &Object) -> Result<(), Refusal> {

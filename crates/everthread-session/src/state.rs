@@ -193,24 +193,45 @@ impl State {
         let recent = |at: Millis| at.plus(SETTLED_MEMORY_MS) > now;
         self.runs.retain(|_, run| !matches!(run.status, RunStatus::Ended { at, .. } if !recent(at)));
         self.controls.retain(|_, c| !matches!(c.stage, ControlStage::Settled { at, .. } if !recent(at)));
-        forget_oldest(&mut self.runs, |run| match run.status {
-            RunStatus::Ended { at, .. } => Some(at),
-            RunStatus::Requested | RunStatus::Active { .. } => None,
-        });
-        forget_oldest(&mut self.controls, |control| match control.stage {
-            ControlStage::Settled { at, .. } => Some(at),
-            ControlStage::Pending { .. } => None,
-        });
+        forget_oldest(&mut self.runs, SETTLED_MAX, run_ended_at);
+        forget_oldest(&mut self.controls, SETTLED_MAX, control_settled_at);
+    }
+
+    /// Drops the older half of what is settled, for want of room. False if nothing is.
+    pub(crate) fn forget_older_half(&mut self) -> bool {
+        let runs = self.runs.values().filter_map(run_ended_at).count();
+        let controls = self.controls.values().filter_map(control_settled_at).count();
+        forget_oldest(&mut self.runs, runs / 2, run_ended_at);
+        forget_oldest(&mut self.controls, controls / 2, control_settled_at);
+        runs + controls > 0
     }
 }
 
-fn forget_oldest<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, settled_at: impl Fn(&V) -> Option<Millis>) {
+fn run_ended_at(run: &Run) -> Option<Millis> {
+    match run.status {
+        RunStatus::Ended { at, .. } => Some(at),
+        RunStatus::Requested | RunStatus::Active { .. } => None,
+    }
+}
+
+fn control_settled_at(control: &Control) -> Option<Millis> {
+    match control.stage {
+        ControlStage::Settled { at, .. } => Some(at),
+        ControlStage::Pending { .. } => None,
+    }
+}
+
+fn forget_oldest<K: Ord + Clone, V>(
+    map: &mut BTreeMap<K, V>,
+    keep: usize,
+    settled_at: impl Fn(&V) -> Option<Millis>,
+) {
     let mut settled: Vec<_> = map.iter().filter_map(|(k, v)| Some((settled_at(v)?, k.clone()))).collect();
-    if settled.len() <= SETTLED_MAX {
+    if settled.len() <= keep {
         return;
     }
     settled.sort();
-    for (_, key) in &settled[..settled.len() - SETTLED_MAX] {
+    for (_, key) in &settled[..settled.len() - keep] {
         map.remove(key);
     }
 }

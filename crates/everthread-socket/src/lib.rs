@@ -14,6 +14,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, header};
@@ -174,6 +175,24 @@ impl Sender {
             .await
             .map_err(|_| SocketError::Deadline(SEND_DEADLINE))?
             .map_err(Into::into)
+    }
+
+    /// Writes frames as they come, several at once if they are there, until the connection breaks or nobody makes any.
+    pub async fn write_all(mut self, mut frames: mpsc::Receiver<Utf8Bytes>) -> SocketError {
+        while let Some(frame) = frames.recv().await {
+            let mut next = Some(frame);
+            while let Some(frame) = next {
+                if let Err(error) = self.feed(frame).await {
+                    return error;
+                }
+                next = frames.try_recv().ok();
+            }
+            if let Err(error) = self.flush().await {
+                return error;
+            }
+        }
+        self.close().await;
+        SocketError::Broken("closed from this side".to_owned())
     }
 
     /// Says goodbye. Whether the other side hears it makes no difference.

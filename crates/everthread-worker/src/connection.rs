@@ -13,7 +13,7 @@ use everthread_protocol::worker_frame::{
     Ack, ChildEnded, Decline, Held, Work, WorkerControl, WorkerFrame, WorkerHello, WorkerWelcome,
 };
 use everthread_protocol::{Code, RequestId, RunId};
-use everthread_socket::{RawConnection, Receiver, Sender, SocketError, Utf8Bytes};
+use everthread_socket::{RawConnection, Receiver, SocketError, Utf8Bytes};
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ impl<'a> Connection<'a> {
         let (sender, receiver) = connection.split();
         let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES_MAX);
         let left = tokio::select! {
-            left = write_all(sender, frames) => left,
+            error = sender.write_all(frames) => error.into(),
             left = self.work(receiver, outbound) => left,
         };
         left
@@ -322,21 +322,4 @@ fn bye(frame: &str) -> Result<Left, Left> {
     }
     let reason = "the server says goodbye for good".to_owned();
     Ok(Left::Refused(SocketError::Closed { code, reason }.into()))
-}
-
-/// Writes frames as they come, several at once if they are there.
-async fn write_all(mut sender: Sender, mut frames: mpsc::Receiver<Utf8Bytes>) -> Left {
-    while let Some(frame) = frames.recv().await {
-        let mut next = Some(frame);
-        while let Some(frame) = next {
-            if let Err(error) = sender.feed(frame).await {
-                return error.into();
-            }
-            next = frames.try_recv().ok();
-        }
-        if let Err(error) = sender.flush().await {
-            return error.into();
-        }
-    }
-    SocketError::Broken("nobody reads".to_owned()).into()
 }

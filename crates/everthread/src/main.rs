@@ -8,6 +8,7 @@ mod console;
 mod demo;
 mod openai;
 mod serve;
+mod tail;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Command {
     /// A worker that serves an agent.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// Follows a session in the terminal.
+    Tail(tail::TailArgs),
     /// Reads the configuration, says what it means, and ends.
     CheckConfig(config::NodeArgs),
 }
@@ -64,6 +67,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
             config::start_log_with("info", config::LogFormat::Text)?;
             let token = config::client_token(args.token.clone())?;
             openai::run(args, token, serve::stop_on_signal()?).await
+        }
+        Command::Tail(args) => {
+            let token = config::client_token(args.token.clone())?;
+            tail::run(args, token, serve::stop_on_signal()?).await
         }
         Command::CheckConfig(args) => config::check(args),
     }

@@ -108,6 +108,8 @@ export class Session extends Emitter<SessionEvents> {
     if (this.#status !== "closed" && this.#status !== "failed") return this.#opening ?? Promise.resolve();
     this.#setStatus("offline");
     this.#opening = new Promise((resolve, reject) => (this.#opened = { resolve, reject }));
+    // Who does not wait for it hears of a failure by the `error` event; the promise must not end the program.
+    this.#opening.catch(() => undefined);
     void this.#begin();
     return this.#opening;
   }

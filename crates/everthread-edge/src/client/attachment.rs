@@ -7,7 +7,7 @@ use bytes::Bytes;
 use everthread_protocol::frame::{ResetReason, ServerFrame, Snapshot};
 use everthread_protocol::{Cursor, Seq, SessionKey};
 use everthread_session::view;
-use everthread_store::{Error, Page, Store};
+use everthread_store::{Error, Follower as _, Page, Store};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub(super) enum Brought {
 
 /// Frames of a page that the socket has not taken yet.
 pub(super) struct Pending {
-    attachment: u32,
+    pub attachment: u32,
     frames: VecDeque<(Bytes, Cursor)>,
 }
 
@@ -129,6 +129,7 @@ impl<S: Store> Connection<S> {
         if self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
+        attachment.wants_fetch = false;
         // Before the ring is read: what comes after the read must mark the attachment again.
         attachment.waiter.rearm();
         match attachment.tail.after(attachment.cursor, TURN_BYTES) {
@@ -155,8 +156,7 @@ impl<S: Store> Connection<S> {
                 }
                 self.start_fetch(id, Fetch::Page);
             }
-            // It has all that is known here, and more. The tail wakes it.
-            Found::Ahead => {}
+            Found::Ahead => self.start_fetch(id, Fetch::Page),
             Found::Invalid => self.start_fetch(id, Fetch::Reset),
         }
     }
@@ -170,8 +170,10 @@ impl<S: Store> Connection<S> {
                     self.start_fetch(id, Fetch::Reset);
                     return;
                 }
-                if let Some(last) = page.records.last() {
-                    attachment.tail.expect(Cursor { epoch: last.epoch, seq: last.to });
+                if page.records.is_empty() {
+                    // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
+                    attachment.tail.doubt();
+                    return;
                 }
                 let frames = page.records.iter().map(|record| {
                     let since = since_of(&page.epochs, record);
@@ -181,7 +183,6 @@ impl<S: Store> Connection<S> {
             }
             Ok(Brought::Reset(cursor, frame)) => {
                 self.edge.metrics.resets.inc();
-                attachment.tail.expect(cursor);
                 attachment.cursor = cursor;
                 attachment.mode = Mode::Joining;
                 let reset = ServerFrame::Reset { attachment: id, reason: ResetReason::Epoch };

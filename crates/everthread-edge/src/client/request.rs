@@ -4,7 +4,7 @@ use super::attachment::{self, Attachment, Mode};
 use super::{Connection, log_fault};
 use crate::auth::Identity;
 use crate::put::{self, Intent};
-use crate::tail::Tail;
+use crate::tail::{Tail, is_valid, start_of};
 use crate::{Edge, control};
 use everthread_protocol::frame::{
     Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Put, Receipt, ResetReason,
@@ -171,13 +171,13 @@ async fn open<S: Store>(
     attach: Attach,
     number: u32,
 ) -> Result<Reply, Fault> {
-    let tail = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
-    let head = tail.head();
+    let (tail, page) = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
+    let head = page.head;
     let mut frames = Vec::new();
     let (cursor, resumed) = match attach.from {
-        From::Cursor(cursor) if tail.knows(cursor) => (Some(cursor), true),
+        From::Cursor(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
         From::Cursor(_) => (None, false),
-        From::Start => (Some(tail.start()), true),
+        From::Start => (Some(start_of(&page)), true),
         From::Recent(_) => (None, true),
     };
     let attached = Attached {
@@ -201,7 +201,6 @@ async fn open<S: Store>(
                 .await
                 .map_err(|e| log_fault(&key, &e))?;
             frames.push(snapshot);
-            tail.expect(cursor);
             cursor
         }
     };

@@ -5,13 +5,13 @@ use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
 use crate::reader::fault_of;
 use bytes::Bytes;
-use everthread_control::{Assignment, Numbered, Seat, system_author};
+use everthread_control::{Assignment, Seat};
 use everthread_protocol::entry::{self, Outcome, Writer};
 use everthread_protocol::worker_frame::{
     Ack, Append, ChildEnded, Decline, Producer, WorkerControl, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, SessionKey, Version, scan,
+    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
 use everthread_session::state::RunStatus;
 use everthread_session::{Request, State};
@@ -24,6 +24,13 @@ pub(super) struct Hosted {
     pub key: SessionKey,
     pub agent: AgentName,
     pub fence: Fence,
+    pub attempt: u32,
+    /// From here on the session's state knows that this worker holds it.
+    pub since: Seq,
+    /// Whether the worker has shown that it knows of it.
+    pub is_known: bool,
+    /// Pings that were sent before its `work`; none while that is being made.
+    pub handed: Option<u64>,
     pub seat: Option<Arc<Seat>>,
     /// Its messages and parts; none while they are to be rebuilt.
     pub parts: Option<Parts>,
@@ -70,11 +77,19 @@ impl Follower for Changes {
 impl<S: Store> Connection<S> {
     /// A run was claimed for this worker.
     pub(super) fn on_assignment(&mut self, assignment: Assignment) {
-        let Some(seat) = self.seats.get(&assignment.run.agent).cloned() else { return };
+        let attempt = assignment.attempt();
+        let Some(seat) = self.seats.get(&assignment.run.agent).cloned() else {
+            return self.give_back(assignment.key, assignment.id, attempt);
+        };
+        let hosted = self.runs.get(&assignment.id);
+        if hosted.is_some_and(|hosted| hosted.key == assignment.key && hosted.fence == assignment.fence) {
+            // A claim whose answer was lost, and that was found again.
+            return seat.release();
+        }
         if self.runs.contains_key(&assignment.id) {
             // Two sessions use one run id, and frames name runs only: this worker cannot serve both at once.
             tracing::warn!(key = %assignment.key, run = %assignment.id, "a run id is in use on this connection");
-            self.give_back(assignment.key, assignment.id);
+            self.give_back(assignment.key, assignment.id, attempt);
             return seat.release();
         }
         let watch = self.watch(&assignment.key);
@@ -85,6 +100,10 @@ impl<S: Store> Connection<S> {
                 key: assignment.key.clone(),
                 agent: assignment.run.agent.clone(),
                 fence: assignment.fence,
+                attempt,
+                since: assignment.seq,
+                is_known: false,
+                handed: None,
                 seat: Some(seat),
                 parts: Some(Parts::default()),
                 next,
@@ -100,10 +119,8 @@ impl<S: Store> Connection<S> {
 
     /// A run that the worker held before its connection was lost.
     pub(super) fn host_kept(&mut self, kept: Kept) {
+        // It has its place there already.
         let seat = self.seats.get(&kept.agent).cloned();
-        if let Some(seat) = &seat {
-            seat.occupy();
-        }
         let watch = self.watch(&kept.key);
         self.runs.insert(
             kept.run,
@@ -111,6 +128,10 @@ impl<S: Store> Connection<S> {
                 key: kept.key,
                 agent: kept.agent,
                 fence: kept.fence,
+                attempt: kept.attempt,
+                since: Seq::ZERO,
+                is_known: true,
+                handed: None,
                 seat,
                 parts: None,
                 next: kept.next,
@@ -157,15 +178,16 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    fn give_back(&self, key: SessionKey, run: RunId) {
+    fn give_back(&self, key: SessionKey, run: RunId, attempt: u32) {
         let Some(me) = self.me.clone() else { return };
         let edge = self.edge.clone();
         self.edge.tasks.spawn_until_stopped(async move {
             // Not at once: the only worker there is might be this one again.
             tokio::time::sleep(edge.config.leases.heartbeat).await;
-            let request = Request::Decline { run, worker: me.worker };
-            if let Err(failure) = edge.desk.decide(&key, &system_author(), &request, Numbered::No).await {
-                tracing::debug!(%key, %failure, "a declined run waits for its lease to end");
+            if !edge.desk.give_back(&key, &run, &me.worker, attempt).await
+                && let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await
+            {
+                tracing::warn!(%key, %run, %failure, "a run that was declined after it began has no outcome");
             }
         });
     }
@@ -174,9 +196,9 @@ impl<S: Store> Connection<S> {
         let Some(hosted) = self.runs.get(&decline.run).filter(|hosted| hosted.fence == decline.fence) else {
             return;
         };
-        let key = hosted.key.clone();
+        let (key, attempt) = (hosted.key.clone(), hosted.attempt);
         self.drop_run(&decline.run);
-        self.give_back(key, decline.run.clone());
+        self.give_back(key, decline.run.clone(), attempt);
     }
 
     /// `append`, `end` or `start_child`: written when all earlier ones of the run are.
@@ -184,6 +206,7 @@ impl<S: Store> Connection<S> {
         let Some(hosted) = self.runs.get_mut(&run) else {
             return self.error(Some(id.to_string()), not_held());
         };
+        hosted.is_known = true;
         hosted.queue.push_back(bytes.clone());
         self.queued_bytes += bytes.len();
         self.pump(&run);
@@ -355,8 +378,8 @@ impl<S: Store> Connection<S> {
                 self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());
             }
         }
-        // A write under way may be the very end of it: its answer tells.
-        if !is_held && !hosted.is_busy {
+        // A state from before the claim cannot know of it; a write under way may be the very end of it: its answer tells.
+        if !is_held && !hosted.is_busy && loaded.head >= hosted.since {
             self.fenced(run);
         }
     }
@@ -369,15 +392,19 @@ impl<S: Store> Connection<S> {
                 return Err(super::End::Close(everthread_protocol::error::close::INTERNAL));
             }
             Job::Work(run, Ok(frame)) => {
-                if self.runs.contains_key(&run) {
+                if let Some(hosted) = self.runs.get_mut(&run) {
+                    hosted.handed = Some(self.pings);
                     self.outbox.text(frame);
                 }
             }
             Job::Work(run, Err((key, error))) => {
                 let fault = fault_of(&key, &error);
                 tracing::warn!(%key, %run, %fault, "a claimed run could not be handed out");
+                let attempt = self.runs.get(&run).map(|hosted| hosted.attempt);
                 self.drop_run(&run);
-                self.give_back(key, run);
+                if let Some(attempt) = attempt {
+                    self.give_back(key, run, attempt);
+                }
             }
             Job::Written(done) => self.on_written(done),
             Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),

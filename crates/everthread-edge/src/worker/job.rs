@@ -12,6 +12,7 @@ use everthread_protocol::{
 };
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Store, Written};
+use std::time::Duration;
 
 /// Messages that come with `work`.
 const WORK_MESSAGES: usize = 100;
@@ -38,6 +39,7 @@ pub(super) struct Kept {
     pub run: RunId,
     pub agent: AgentName,
     pub fence: Fence,
+    pub attempt: u32,
     pub next: Producer,
 }
 
@@ -114,6 +116,7 @@ async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<K
         run: held.run.clone(),
         agent: run.agent.clone(),
         fence: held.fence,
+        attempt: run.attempts,
         next: next_of(&loaded, &held.run, run.attempts),
         key,
     }))
@@ -240,9 +243,10 @@ pub(super) async fn renew<S: Store>(
     edge: Edge<S>,
     me: Me,
     holder: String,
+    left: Duration,
     watched: Vec<(u32, SessionKey)>,
 ) -> Job {
-    let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
+    let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
     if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
         tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
     }

@@ -12,12 +12,15 @@ impl Draft<'_> {
         if self.state().controls.contains_key(id) {
             return Err(Refusal::Known);
         }
-        if self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
+        let run = self.state().run_of(target).cloned();
+        let status = run.as_ref().and_then(|run| self.state().runs.get(run)).map(|run| &run.status);
+        // Any other target settles it at once.
+        let waits = matches!(status, None | Some(RunStatus::Active { .. }));
+        if waits && self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
             return Err(Refusal::Limit(
                 "PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome",
             ));
         }
-        let run = self.state().run_of(target).cloned();
         let Some(run) = run else {
             let Target::Input(_) = target else { return Err(Refusal::NoRun) };
             self.ask(id, target, self.context.now.plus(CANCEL_INPUT_WAIT_MS));

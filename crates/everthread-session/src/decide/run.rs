@@ -10,6 +10,8 @@ use everthread_protocol::{AgentName, ControlId, MessageId, RunId, WorkerId};
 
 /// Workers that may die under one run before it is given up.
 const ATTEMPTS_MAX: u32 = 5;
+/// Workers that may give one run back before it is given up: a worker that declines everything would fill the log.
+const DECLINES_MAX: u32 = 32;
 
 /// How a run ends, besides its outcome.
 #[derive(Default)]
@@ -147,9 +149,20 @@ impl Draft<'_> {
         Ok(())
     }
 
-    pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId) -> Result<(), Refusal> {
-        self.held(id, worker)?;
-        self.return_to_pool(id);
+    pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId, attempt: u32) -> Result<(), Refusal> {
+        let attempts = self.held(id, worker)?.attempts;
+        if attempts != attempt {
+            return Err(Refusal::NotHeld);
+        }
+        if self.state().controls_of(id).next().is_some() {
+            self.end_run(id, Outcome::Cancelled, Ending::because("cancel"));
+        } else if attempts >= DECLINES_MAX {
+            let message = "every worker that got the run gave it back".to_owned();
+            let error = Some(RunError { code: "declined".to_owned(), message });
+            self.end_run(id, Outcome::Failed, Ending { error, ..Ending::because("declined") });
+        } else {
+            self.return_to_pool(id);
+        }
         Ok(())
     }
 

@@ -1,10 +1,13 @@
-//! Tests of the session crate: the law of the fold, and the golden vectors that the SDKs share.
+//! Tests of the session crate: decisions, the law of the fold, and the golden vectors that the SDKs share.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod decide_table;
+mod decide_walk;
 mod law;
 mod log;
 mod paging;
 mod vectors;
 mod vectors_data;
 mod vectors_frames;
+mod world;

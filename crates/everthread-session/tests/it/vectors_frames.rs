@@ -43,9 +43,12 @@ pub fn client_frames() -> Vec<Value> {
     let input = json!({"type": "message.put", "message": "i1", "role": "user", "parts": [{"kind": "text", "value": "Hi"}]});
     let mut odd_part = input.clone();
     odd_part["parts"][0]["color"] = json!("red");
+    let mut unnamed = input.clone();
+    unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend([
         accepted("put: a message", put(json!([input]))),
+        accepted("put: a message whose id the server makes", put(json!([unnamed]))),
         accepted("put: a value", put(json!([{"type": "state.set", "key": "k", "value": null}]))),
         accepted(
             "put: events and extensions",
@@ -205,6 +208,10 @@ pub fn worker_frames() -> Vec<Value> {
     number_fence["fence"] = json!(9);
     let child = json!({"t": "start_child", "id": "1", "run": "r1", "fence": "9", "producer": {"incarnation": 1, "batch": 4},
         "agent": "searcher", "child": "r2", "parts": [{"kind": "text", "value": "Look"}], "params": {"depth": 1}});
+    let mut odd_error = failed.clone();
+    odd_error["error"]["color"] = json!("red");
+    let mut odd_child = child.clone();
+    odd_child["parts"][0]["color"] = json!("red");
     let mut childless = child.clone();
     childless.as_object_mut().unwrap().remove("child");
     let mut cases = vec![
@@ -221,9 +228,11 @@ pub fn worker_frames() -> Vec<Value> {
         refused("hello: without worker", "bad_request", json!({"t": "hello", "id": "1", "agents": [guide]})),
         accepted("end", end("completed")),
         accepted("end: failed", failed),
+        refused("end: an error with a field that nobody knows", "bad_request", odd_error),
         refused("end: an outcome that nobody knows", "bad_request", end("fine")),
         accepted("start_child", child),
         refused("start_child: without child", "bad_request", childless),
+        refused("start_child: a part with a field that nobody knows", "bad_request", odd_child),
         accepted("decline", json!({"t": "decline", "run": "r1", "fence": "9"})),
         accepted("drain", json!({"t": "drain"})),
         accepted("pong", json!({"t": "pong"})),

@@ -77,6 +77,19 @@ impl Node {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// Resident memory of the process.
+    pub fn resident_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Posts, whatever the answer.
+    pub async fn try_post(&self, path: &str, body: Value) -> Value {
+        let request = http().post(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        request.body(body.to_string()).send().await.unwrap().json().await.unwrap()
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> Value {
         let request = http().post(format!("{}{path}", self.url)).bearer_auth(TOKEN);
         let answer = request.body(body.to_string()).send().await.unwrap();

@@ -15,6 +15,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // What the two libraries share: one WebSocket to a node.
     ("everthread-socket", &["everthread-protocol"]),
+    // Speaks the wire itself: it measures the libraries' server, not the libraries.
+    ("everthread-loadtest", &["everthread-protocol"]),
     ("everthread-worker", &["everthread-protocol", "everthread-socket"]),
     ("everthread-client", &["everthread-protocol", "everthread-session", "everthread-socket"]),
     (

@@ -1,0 +1,226 @@
+//! The handle: one connection, many sessions.
+
+use crate::connection::{Body, Command, Connection, Reply};
+use crate::error::Error;
+use crate::follow::{Follow, Parts};
+use everthread_protocol::entry::{ControlKind, Role, Target};
+use everthread_protocol::frame::{Done, From, Receipt};
+use everthread_protocol::{ControlId, DeviceId, RequestId, Seq, SessionId, SubjectId};
+use everthread_socket::Backoff;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// Commands that wait for the connection's task. When full, the caller waits.
+const COMMANDS_MAX: usize = 64;
+/// Frames that wait for a follower. When full, the session is detached and attached again from where the follower stands.
+pub(crate) const FOLLOW_FRAMES_MAX: usize = 1024;
+/// For a request with all its repeats. Far below the ten minutes for which the server remembers an id.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// For one answer, before the request is repeated.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(25);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(3);
+
+/// Who connects, and where.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    pub(crate) url: String,
+    pub(crate) token: String,
+    pub(crate) subject: Option<SubjectId>,
+    pub(crate) device: Option<DeviceId>,
+    pub(crate) name: Option<String>,
+}
+
+impl Builder {
+    /// Who is speaking; only the development token lets a client say so.
+    pub fn subject(mut self, subject: SubjectId) -> Self {
+        self.subject = Some(subject);
+        self
+    }
+
+    /// Stable identity of the device.
+    pub fn device(mut self, device: DeviceId) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Name and version of the software, for the server's logs.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Begins to connect, and goes on for ever until the last handle is gone. Must be called within a runtime.
+    pub fn connect(self) -> Client {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (tasks, stop, clock) =
+            (TaskTracker::new(), CancellationToken::new(), Arc::new(AtomicI64::new(0)));
+        tasks.spawn(Connection::new(self, receiver, clock.clone()).run(stop.clone()));
+        tasks.close();
+        let guard = stop.drop_guard();
+        Client { inner: Arc::new(Inner { commands, tasks, clock, next_key: AtomicU64::new(1), stop: guard }) }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    commands: mpsc::Sender<Command>,
+    tasks: TaskTracker,
+    /// Milliseconds by which the server's clock is ahead.
+    clock: Arc<AtomicI64>,
+    next_key: AtomicU64,
+    stop: DropGuard,
+}
+
+/// A connection to Everthread, kept through whatever happens to its socket. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+/// A session as this client uses it: writes, controls, history. Needs its [`Follow`] to be alive.
+#[derive(Debug, Clone)]
+pub struct Session {
+    client: Client,
+    key: u64,
+}
+
+/// A page of older messages, as JSON in View form.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Oldest first.
+    pub messages: Vec<Value>,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
+impl Client {
+    /// A client of the node at `url` (`ws:`, `wss:`, `http:` or `https:`).
+    pub fn builder(url: impl Into<String>, token: impl Into<String>) -> Builder {
+        Builder { url: url.into(), token: token.into(), subject: None, device: None, name: None }
+    }
+
+    /// Follows a session and keeps its view, unless it begins at a cursor, where there is no view to add to.
+    pub async fn follow(&self, session: SessionId, from: From) -> Result<Follow, Error> {
+        self.attach(session, from, !matches!(from, From::Cursor(_))).await
+    }
+
+    /// Follows a session without keeping its view.
+    pub async fn follow_raw(&self, session: SessionId, from: From) -> Result<Follow, Error> {
+        self.attach(session, from, false).await
+    }
+
+    async fn attach(&self, session: SessionId, from: From, keeps_view: bool) -> Result<Follow, Error> {
+        let key = self.inner.next_key.fetch_add(1, Ordering::Relaxed);
+        let (queue, events) = mpsc::channel(FOLLOW_FRAMES_MAX);
+        let (reply, attached) = oneshot::channel();
+        let handle = Session { client: self.clone(), key };
+        // Made before the wait: dropping it detaches, also if the caller gives up.
+        let overflowed = Arc::<AtomicBool>::default();
+        let (commands, mark) = (self.inner.commands.clone(), overflowed.clone());
+        let parts = Parts { session: handle, commands, key, queue: events, overflowed };
+        let follow = Follow::new(parts, from, keeps_view);
+        self.command(Command::Attach { key, session, from, queue, overflowed: mark, reply }).await?;
+        attached.await.map_err(|_| Error::Closed)??;
+        Ok(follow)
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Error> {
+        self.inner.commands.send(command).await.map_err(|_| Error::Closed)
+    }
+
+    /// A new ULID by the server's clock, so that a wrong clock here does not make ids that are refused as old.
+    pub fn fresh_id(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        let ahead = self.inner.clock.load(Ordering::Relaxed);
+        let now = u64::try_from(now.saturating_add(ahead)).unwrap_or(0);
+        ulid::Ulid::from_datetime(UNIX_EPOCH + Duration::from_millis(now)).to_string()
+    }
+
+    /// Closes the connection and waits until its task has ended.
+    pub async fn close(self) {
+        let tasks = self.inner.tasks.clone();
+        match Arc::try_unwrap(self.inner) {
+            Ok(inner) => drop(inner.stop),
+            // Somebody else still uses it: it ends with the last handle.
+            Err(_) => return,
+        }
+        tasks.wait().await;
+    }
+}
+
+impl Session {
+    /// Puts a user's text; `agent` is asked to work, or the session's own.
+    pub async fn input(&self, text: &str, agent: Option<&str>) -> Result<Done, Error> {
+        let entry = json!([{
+            "type": "message.put", "message": self.client.fresh_id(), "role": Role::User,
+            "parts": [{ "kind": "text", "value": text }],
+        }]);
+        self.put(&self.client.fresh_id(), to_raw_value(&entry)?, agent).await
+    }
+
+    /// Writes entries under `id`; a repeat with the same id is answered with what the first one got.
+    pub async fn put(&self, id: &str, entries: Box<RawValue>, agent: Option<&str>) -> Result<Done, Error> {
+        let id: RequestId = id.parse()?;
+        let agent = agent.map(str::parse).transpose()?;
+        match self.request(Body::Put { id, agent, entries: entries.into() }).await? {
+            Reply::Done(done) => Ok(done),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// Asks for the end of a run, or of the run that a message asked for.
+    pub async fn cancel(&self, target: Target) -> Result<Receipt, Error> {
+        let id: ControlId = self.client.fresh_id().parse()?;
+        self.control(id, target).await
+    }
+
+    /// [`Session::cancel`] under an id of the caller's.
+    pub async fn control(&self, id: ControlId, target: Target) -> Result<Receipt, Error> {
+        match self.request(Body::Control { id, kind: ControlKind::Cancel, target }).await? {
+            Reply::Receipt(receipt) => Ok(receipt),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// Messages that began before `before`, or the newest.
+    pub async fn history(&self, before: Option<Seq>, limit: usize) -> Result<Page, Error> {
+        let id: RequestId = self.client.fresh_id().parse()?;
+        match self.request(Body::History { id, before, limit }).await? {
+            Reply::History { messages, more } => {
+                Ok(Page { messages: serde_json::from_str(messages.get())?, more })
+            }
+            other => Err(other.unexpected()),
+        }
+    }
+
+    /// Sends a request, and again under the same id while that may help.
+    async fn request(&self, body: Body) -> Result<Reply, Error> {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        let trying = async {
+            loop {
+                let (reply, answer) = oneshot::channel();
+                let command = Command::Request { key: self.key, body: body.clone(), reply };
+                self.client.command(command).await?;
+                let error = match timeout(ANSWER_DEADLINE, answer).await {
+                    Ok(Ok(Err(error))) if error.is_retryable() => error,
+                    Ok(Ok(result)) => return result,
+                    Ok(Err(_)) => return Err(Error::Closed),
+                    Err(_) => Error::Indeterminate,
+                };
+                tracing::debug!(%error, "will ask again");
+                sleep(backoff.step()).await;
+            }
+        };
+        // Some try may have arrived: without an answer nobody can say that nothing happened.
+        timeout(REQUEST_DEADLINE, trying).await.unwrap_or(Err(Error::Indeterminate))
+    }
+}

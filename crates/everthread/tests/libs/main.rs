@@ -1,0 +1,207 @@
+//! The worker and the client library against a real node: a process that is killed, and one that is asked.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod node;
+
+use everthread_client::{Client, Event, Follow, From};
+use everthread_protocol::entry::{Outcome, PartKind, PutPart, Target};
+use everthread_session::view::{Run as RunView, RunStatus, View};
+use everthread_worker::{CancellationToken, Cause, Error, Role, Run, Worker};
+use node::{Node, TOKEN};
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+/// For anything that should happen; a test that reaches it has failed.
+const DEADLINE: Duration = Duration::from_secs(40);
+/// Pieces of the long answer.
+const PIECES: usize = 300;
+
+fn piece(n: usize) -> String {
+    format!("{n}, wört\n")
+}
+
+/// Writes a long answer, slowly enough that there is a middle.
+async fn long(run: Run) -> Result<(), Error> {
+    let mut message = run.message(Role::Assistant).await?;
+    let mut text = message.text().await?;
+    for n in 0..PIECES {
+        text.append(&piece(n)).await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    message.complete().await
+}
+
+/// Goes on until somebody stops it, and says a last word.
+async fn endless(run: Run) -> Result<(), Error> {
+    let mut message = run.message(Role::Assistant).await?;
+    let mut text = message.text().await?;
+    text.append("working").await?;
+    assert_eq!(run.cancelled().await, Cause::Cancel);
+    text.append(", stopped").await
+}
+
+/// Panics on purpose.
+async fn broken(_run: Run) -> Result<(), Error> {
+    panic!("on purpose")
+}
+
+/// Has another agent work.
+async fn parent(run: Run) -> Result<(), Error> {
+    let parts = vec![PutPart { kind: PartKind::Text, value: "go".into(), attrs: None }];
+    let mut child = run.start_child("long", parts).await?;
+    let outcome = child.ended().await?;
+    let mut message = run.message(Role::Assistant).await?;
+    message.text().await?.append(&format!("child: {outcome:?}")).await
+}
+
+/// A worker in this process, and a client that follows a fresh session.
+struct Stage {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    client: Client,
+}
+
+impl Stage {
+    fn new(node: &Node) -> Stage {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let worker = Worker::builder(node.url(), TOKEN)
+            .agent("long", 4, long)
+            .agent("endless", 4, endless)
+            .agent("broken", 4, broken)
+            .agent("parent", 4, parent)
+            .drain_deadline(Duration::from_millis(100))
+            .connect()
+            .unwrap();
+        tasks.spawn(worker.run(stop.clone()));
+        Stage { tasks, stop, client: Client::builder(node.url(), TOKEN).connect() }
+    }
+
+    async fn close(self) {
+        self.client.close().await;
+        self.stop.cancel();
+        self.tasks.close();
+        timeout(DEADLINE, self.tasks.wait()).await.unwrap();
+    }
+}
+
+/// Follows until the view is as wanted.
+async fn until<T>(follow: &mut Follow, mut wanted: impl FnMut(&View) -> Option<T>) -> T {
+    let following = async {
+        loop {
+            let event = follow.next().await.unwrap();
+            assert!(!matches!(event, Event::Gone(_) | Event::Reset(_)), "{event:?}");
+            if let Some(found) = wanted(follow.view().unwrap()) {
+                return found;
+            }
+        }
+    };
+    match timeout(DEADLINE, following).await {
+        Ok(found) => found,
+        Err(_) => panic!("not in time; the view is {:#?}", follow.view()),
+    }
+}
+
+fn ended(view: &View, agent: &str) -> Option<RunView> {
+    view.runs().iter().find(|run| run.agent.as_str() == agent && run.status == RunStatus::Ended).cloned()
+}
+
+fn answer(view: &View, agent: &str) -> String {
+    let of = |run: &everthread_protocol::RunId| view.run(run).is_some_and(|run| run.agent.as_str() == agent);
+    let message = view.messages().iter().find(|message| message.run.as_ref().is_some_and(of));
+    message.map_or_else(String::new, |m| m.parts[0].value.as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_killed_twice_costs_no_text_and_doubles_none() {
+    let mut node = Node::start().await;
+    let session = node.session("killed").await;
+    let stage = Stage::new(&node);
+    let mut follow = stage.client.follow(session, From::Start).await.unwrap();
+    follow.session().input("go", Some("long")).await.unwrap();
+    for pieces in [40, 150] {
+        let so_far: usize = (0..pieces).map(|n| piece(n).len()).sum();
+        until(&mut follow, |view| (answer(view, "long").len() >= so_far).then_some(())).await;
+        node.kill9();
+        node.restart().await;
+    }
+    let run = until(&mut follow, |view| ended(view, "long")).await;
+    assert_eq!(run.outcome, Some(Outcome::Completed), "{run:?}");
+    assert_eq!(run.attempt, Some(1), "the same worker went on");
+    let expected: String = (0..PIECES).map(piece).collect();
+    assert_eq!(answer(follow.view().unwrap(), "long"), expected);
+
+    let mut fresh = stage.client.follow("killed".parse().unwrap(), From::Recent(50)).await.unwrap();
+    until(&mut fresh, |view| ended(view, "long")).await;
+    assert_eq!(fresh.view().unwrap().messages(), follow.view().unwrap().messages());
+    drop((follow, fresh));
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_ends_the_run_and_keeps_its_last_word() {
+    let node = Node::start().await;
+    let session = node.session("cancel").await;
+    let stage = Stage::new(&node);
+    let mut follow = stage.client.follow(session, From::Start).await.unwrap();
+    let done = follow.session().input("go", Some("endless")).await.unwrap();
+    until(&mut follow, |view| (answer(view, "endless") == "working").then_some(())).await;
+    let run = done.run.unwrap();
+    follow.session().cancel(Target::Run(run)).await.unwrap();
+    let run = until(&mut follow, |view| ended(view, "endless")).await;
+    assert_eq!((run.outcome, run.forced), (Some(Outcome::Cancelled), false));
+    assert_eq!(answer(follow.view().unwrap(), "endless"), "working, stopped");
+    drop(follow);
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_the_run_as_failed_and_the_worker_goes_on() {
+    let node = Node::start().await;
+    let session = node.session("panic").await;
+    let stage = Stage::new(&node);
+    let mut follow = stage.client.follow(session, From::Start).await.unwrap();
+    follow.session().input("go", Some("broken")).await.unwrap();
+    let run = until(&mut follow, |view| ended(view, "broken")).await;
+    let error = run.error.unwrap();
+    assert_eq!((error.code.as_str(), error.message.as_str()), ("panic", "on purpose"));
+
+    follow.session().input("go", Some("parent")).await.unwrap();
+    until(&mut follow, |view| ended(view, "parent")).await;
+    assert_eq!(answer(follow.view().unwrap(), "parent"), "child: Completed");
+    drop(follow);
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_is_repeated_under_its_id_is_written_once() {
+    let node = Node::start().await;
+    let session = node.session("twice").await;
+    let stage = Stage::new(&node);
+    let mut follow = stage.client.follow(session, From::Start).await.unwrap();
+    let id = stage.client.fresh_id();
+    let entries =
+        || serde_json::value::to_raw_value(&serde_json::json!([{"type": "x-mark", "n": 1}])).unwrap();
+    let first = follow.session().put(&id, entries(), None).await.unwrap();
+    let second = follow.session().put(&id, entries(), None).await.unwrap();
+    assert_eq!((first.duplicate, second.duplicate), (false, true));
+    assert_eq!(first.cursor, second.cursor);
+    until(&mut follow, |view| (Some(view.seq()) == first.cursor.map(|c| c.seq)).then_some(())).await;
+    drop(follow);
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_and_a_session_that_is_not_there_are_said_and_not_tried_for_ever() {
+    let node = Node::start().await;
+    let worker = Worker::builder(node.url(), "wrong").agent("long", 1, long).connect().unwrap();
+    let ended = timeout(DEADLINE, worker.run(CancellationToken::new())).await.unwrap();
+    assert!(ended.is_err(), "{ended:?}");
+    let client = Client::builder(node.url(), "wrong").connect();
+    let refused = timeout(DEADLINE, client.follow("s".parse().unwrap(), From::Start)).await.unwrap();
+    assert!(refused.is_err());
+    let client = Client::builder(node.url(), TOKEN).connect();
+    let missing = timeout(DEADLINE, client.follow("nowhere".parse().unwrap(), From::Start)).await.unwrap();
+    assert_eq!(missing.unwrap_err().to_string().split(':').next(), Some("no_session"));
+}
