@@ -53,6 +53,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         ready: VecDeque::new(),
         request: None,
         fetch: None,
+        fetching: None,
         page: None,
         opened: Instant::now(),
         heard: Instant::now(),
@@ -81,6 +82,8 @@ struct Connection<S> {
     request: Option<BoxFuture<'static, Reply>>,
     /// The read of the log under way, for one attachment.
     fetch: Option<BoxFuture<'static, Fetched>>,
+    /// Whom it is for: until it is done, that attachment's cursor stays where the read began.
+    fetching: Option<u32>,
     /// What a read brought and the socket has not taken yet.
     page: Option<attachment::Pending>,
     opened: Instant,
@@ -147,6 +150,7 @@ impl<S: Store> Connection<S> {
             }
             fetched = filled(&mut self.fetch), if fetches => {
                 self.fetch = None;
+                self.fetching = None;
                 self.on_fetched(fetched);
             }
             () = self.wake.woken() => self.on_wake(),
@@ -293,6 +297,7 @@ impl<S: Store> Connection<S> {
         let (reader, key, cursor) =
             (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
         self.edge.metrics.replays.inc();
+        self.fetching = Some(id);
         self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
     }
 

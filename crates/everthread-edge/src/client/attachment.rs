@@ -126,7 +126,8 @@ impl<S: Store> Connection<S> {
     /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
     pub(super) fn serve_attachment(&mut self, id: u32) {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
-        if self.page.as_ref().is_some_and(|page| page.is_for(id)) {
+        // What the log brings goes on from the cursor: nothing else may move it meanwhile.
+        if self.fetching == Some(id) || self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
         attachment.wants_fetch = false;
@@ -172,6 +173,7 @@ impl<S: Store> Connection<S> {
                 }
                 if page.records.is_empty() {
                     // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
+                    attachment.waiter.rearm();
                     attachment.tail.doubt();
                     return;
                 }
