@@ -59,23 +59,14 @@ struct Used {
 }
 
 impl Used {
-    fn between(before: Process, after: Process, spent: Duration, deliveries: u64) -> Used {
+    fn of(before: Process, after: Process, spent: Duration, delivered: u64) -> Used {
         let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
         Used {
             cpu_cores: cpu / spent.as_secs_f64(),
-            cpu_us_per_delivery: cpu * 1e6 / per(deliveries),
+            cpu_us_per_delivery: cpu * 1e6 / per(delivered),
             resident_mib: per(after.resident) / 1_048_576.0,
         }
     }
-}
-
-fn check(sessions: u32, followers: u32, workers: u32, load: Load) -> anyhow::Result<()> {
-    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
-    ensure!(
-        load.rate > 0.0 && load.seconds > load.warmup,
-        "--seconds is longer than --warmup, and --rate more than 0"
-    );
-    Ok(())
 }
 
 /// `sessions` sessions with `followers` each, written by `workers` connections.
@@ -87,7 +78,11 @@ pub async fn stream(
     workers: u32,
     load: Load,
 ) -> anyhow::Result<()> {
-    check(sessions, followers, workers, load)?;
+    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
+    ensure!(
+        load.rate > 0.0 && load.seconds > load.warmup,
+        "--seconds is longer than --warmup, and --rate more than 0"
+    );
     let target = Target::resolve(&node.url, &node.token).await?;
     let stamp = stamp();
     let agent: AgentName = format!("lt-{stamp}").parse()?;
@@ -100,11 +95,11 @@ pub async fn stream(
 
     let measure = Arc::new(Measure::new(Duration::from_secs_f64(load.warmup))?);
     let start = Arc::new(Start::new());
-    let (taken, mut is_taken) = watch::channel(0);
-    let (begin, begun) = watch::channel(None);
+    let ((taken, mut is_taken), (begin, begun)) = (watch::channel(0), watch::channel(None));
+    let (scripts_shared, taken) = (Arc::new(all.clone()), Arc::new(taken));
     let shared = Shared {
-        scripts: Arc::new(all.clone()),
-        taken: Arc::new(taken),
+        scripts: scripts_shared,
+        taken,
         begin: begun,
         start: start.clone(),
         measure: measure.clone(),
@@ -139,16 +134,17 @@ pub async fn stream(
         look(node)
     };
     let patience = tokio::time::Instant::from(due) + Duration::from_secs_f64(load.patience);
-    let wait = tokio::time::timeout_at(patience, wait_for(&mut tasks, &mut works));
-    let (after, counts) = tokio::join!(at_due, wait);
-    let (after, counts) = (after?, counts.context("not everything arrived in time")??);
+    let all_arrived = async {
+        let arrived = tokio::time::timeout_at(patience, wait_for(&mut tasks, &mut works)).await;
+        arrived.context("not everything arrived in time")?
+    };
+    let (after, counts) = tokio::try_join!(at_due, all_arrived)?;
     let drain = Instant::now().saturating_duration_since(due);
 
     let [delivery, delivery_from_socket, ack] = measure.latencies();
     let blocks_sent: u64 = scripts.iter().map(|(_, script)| script.blocks() as u64).sum();
     let blocks_delivered = blocks_sent * u64::from(followers);
     let spent = due.saturating_duration_since(from) + LEAD;
-    let used = |before, after| Used::between(before, after, spent, blocks_delivered);
     report(
         node,
         &Streamed {
@@ -168,8 +164,11 @@ pub async fn stream(
             delivery_from_socket,
             ack,
             drain_ms: drain.as_secs_f64() * 1e3,
-            node: before.0.zip(after.0).map(|(before, after)| used(before, after)),
-            loadtest: used(before.1, after.1),
+            node: before
+                .0
+                .zip(after.0)
+                .map(|(before, after)| Used::of(before, after, spent, blocks_delivered)),
+            loadtest: Used::of(before.1, after.1, spent, blocks_delivered),
         },
     )
 }
