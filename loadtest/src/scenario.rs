@@ -69,6 +69,15 @@ impl Used {
     }
 }
 
+fn check(sessions: u32, followers: u32, workers: u32, load: Load) -> anyhow::Result<()> {
+    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
+    ensure!(
+        load.rate > 0.0 && load.seconds > load.warmup,
+        "--seconds is longer than --warmup, and --rate more than 0"
+    );
+    Ok(())
+}
+
 /// `sessions` sessions with `followers` each, written by `workers` connections.
 pub async fn stream(
     node: &NodeArgs,
@@ -78,11 +87,7 @@ pub async fn stream(
     workers: u32,
     load: Load,
 ) -> anyhow::Result<()> {
-    ensure!(sessions > 0 && followers > 0 && workers > 0, "nothing to do");
-    ensure!(
-        load.rate > 0.0 && load.seconds > load.warmup,
-        "--seconds is longer than --warmup, and --rate more than 0"
-    );
+    check(sessions, followers, workers, load)?;
     let target = Target::resolve(&node.url, &node.token).await?;
     let stamp = stamp();
     let agent: AgentName = format!("lt-{stamp}").parse()?;
