@@ -6,11 +6,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+/// What the kernel may hold of what the upstream sent.
+const RECEIVE_BYTES: u32 = 32 * 1024;
 /// How long the upstream may take to accept.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Most bytes that are passed on in one step.
@@ -86,9 +88,17 @@ async fn accept(listener: TcpListener, upstream: String, weather: watch::Receive
     }
 }
 
+/// A slow network holds little on its way: the kernel's own buffer would take megabytes before anybody felt it.
+async fn connect(upstream: &str) -> std::io::Result<TcpStream> {
+    let address: SocketAddr = upstream.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_recv_buffer_size(RECEIVE_BYTES)?;
+    socket.connect(address).await
+}
+
 /// One connection, until either side closes it or the network is cut.
 async fn serve(client: TcpStream, upstream: String, mut weather: watch::Receiver<Weather>) {
-    let Ok(Ok(server)) = timeout(CONNECT_MAX, TcpStream::connect(&upstream)).await else { return };
+    let Ok(Ok(server)) = timeout(CONNECT_MAX, connect(&upstream)).await else { return };
     // A proxy that adds Nagle's delay would measure itself.
     drop(client.set_nodelay(true));
     drop(server.set_nodelay(true));

@@ -204,6 +204,10 @@ impl<S: Store> Connection<S> {
         let id = pending.attachment;
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         while let Some((suffix, cursor)) = pending.frames.pop_front() {
+            // While the log was read the feed may have caught up, and the ring has served this already.
+            if cursor.seq <= attachment.cursor.seq {
+                continue;
+            }
             self.edge.metrics.frames_sent.inc();
             self.outbox.entries(&attachment.prefix, suffix);
             attachment.cursor = cursor;

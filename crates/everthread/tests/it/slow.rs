@@ -25,6 +25,8 @@ async fn follow(url: String, live: Arc<AtomicUsize>) -> (View, usize, bool) {
         match follow.next().await.expect("the client gave up") {
             Event::Entries(frame) => bytes += frame.text.len(),
             Event::Lag(_) => lagged = true,
+            // When what was in the buffers comes all at once, the library lets go and comes back for the folded rest.
+            Event::Attached { resumed, .. } if bytes > 0 => lagged = resumed,
             Event::Live(_) if bytes > 0 && !std::mem::replace(&mut is_live, true) => {
                 live.fetch_add(1, Ordering::Relaxed);
             }
@@ -75,7 +77,7 @@ async fn slow_clients_cost_nobody_anything_and_end_with_the_same_state() {
     {
         let (view, bytes, lagged) = ended.unwrap();
         assert_eq!(serde_json::to_value(&view).unwrap(), node.get("/v1/sessions/s/state").await);
-        assert!(lagged, "it was told");
+        assert!(lagged, "it was told, or came back for the rest");
         assert!(bytes < raw_bytes, "{bytes} of {raw_bytes}: it got the log folded");
     }
 }
