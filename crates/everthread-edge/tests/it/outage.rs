@@ -46,11 +46,8 @@ async fn a_node_that_is_cut_off_from_redis_comes_back_by_itself() {
     proxy.heal();
     worker.say(&mut job, "after").await;
     client.until("what was written meanwhile", |history| history.answer(&run).ends_with("after")).await;
-    assert_eq!(
-        client.told,
-        ["attached", "live"],
-        "on the same connection, without a reset, perhaps after a lag"
-    );
+    // On the same connection; after a long outage perhaps folded.
+    assert!(!client.told.iter().any(|told| told == "reset"), "{:?}", client.told);
     let done = until("the put is taken", async || {
         let answer = Request::post("/v1/sessions/s/input", &put).send(cut.address).await;
         (answer.status == 202).then_some(answer)
