@@ -22,7 +22,8 @@ const PORT_ATTEMPTS_MAX: u32 = 5;
 /// What a test may want of its server.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
-    /// Keep an append-only file, so that a restart finds the data again.
+    /// Keep an append-only file, written and synced before each answer, so that a restart finds all that was answered.
+    /// With `everysec` Redis postpones its writes while a sync is slow, and a kill loses what was answered meanwhile.
     pub append_only: bool,
     /// Listen on a TCP port of 127.0.0.1 too, for a [`crate::Proxy`].
     pub tcp: bool,
@@ -98,6 +99,7 @@ impl RedisServer {
             .arg(self.socket())
             .args(["--port", &self.port.unwrap_or(0).to_string()])
             .args(["--appendonly", if self.options.append_only { "yes" } else { "no" }])
+            .args(["--appendfsync", "always"])
             .args(&self.options.args)
             // A pipe would fill, and would keep the test waiting for a server that outlived it.
             .stdin(Stdio::null())
