@@ -1,7 +1,7 @@
 //! The writer: one thread that owns every session, pool and deadline as plain Rust.
 //!
-//! Life of a group: take what is queued → apply it in memory → one transaction → publish to readers → answer → wake
-//! followers. Invariant: nobody is answered, woken or shown anything before it is committed. After a failed commit memory
+//! Life of a group: take what is queued → apply it in memory → one transaction → publish to readers → wake followers →
+//! answer. Invariant: nobody is answered, woken or shown anything before it is committed. After a failed commit memory
 //! and file may differ, so the writer refuses everything from then on; a new start reads what the file holds.
 
 use super::Shared;
@@ -164,29 +164,23 @@ impl Writer {
         Ok(written)
     }
 
-    /// Commits a group, shows it, answers, and tells of it.
+    /// Commits a group, shows it, tells of it, and answers.
     fn finish(&mut self, mut group: Group) {
         // A whole second: the clock is then stored anew once a second, not with every group.
         self.numbers.clock = self.shared.clock.now().0 / 1000 * 1000;
         let result =
             if group.is_empty() { Ok(()) } else { group.commit(&self.shared, &self.sessions, self.numbers) };
         match &result {
-            Ok(()) => self.publish(&group),
+            Ok(()) => self.publish(&mut group),
             Err(e) => self.shared.fail(e),
         }
-        for answer in std::mem::take(&mut group.answers) {
+        for answer in group.answers {
             answer(result.clone());
-        }
-        // After the answers: a worker whose ack stands behind a thousand woken followers waits for all of them before it
-        // may write its next block.
-        if result.is_ok() {
-            self.wake(&mut group);
         }
         self.evict();
     }
 
-    /// Shows a committed group to readers.
-    fn publish(&mut self, group: &Group) {
+    fn publish(&mut self, group: &mut Group) {
         let sessions = &mut self.sessions;
         let recent = |views: &super::views::Views| -> usize {
             group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
@@ -201,10 +195,6 @@ impl Writer {
         let written = group.sessions.keys().filter_map(|key| Some((key, sessions.get(key)?)));
         self.shared.views.publish(written, group.feed.iter().cloned());
         self.cached_bytes = self.cached_bytes + recent(&self.shared.views) - before;
-    }
-
-    /// Wakes whoever waits for what a group wrote.
-    fn wake(&self, group: &mut Group) {
         for (key, record) in group.feed.drain(..) {
             for (interest, follower) in self.shared.followers.of(&key) {
                 if interest == Interest::Log {
