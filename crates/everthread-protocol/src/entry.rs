@@ -4,9 +4,11 @@
 //! anything is stored, while [`Entry::read`] skips fields it does not know and turns whole entries it does not know into
 //! [`Entry::Other`], to be forwarded and folded untouched.
 
+use crate::control::{Mode, Verdict, WhoMay};
 use crate::error::{Code, Fault};
-use crate::id::{AgentName, ControlId, MessageId, PartId, RunId, WorkerId};
+use crate::id::{AgentName, ApprovalId, ControlId, MessageId, PartId, RunId, WorkerId};
 use crate::position::Millis;
+use crate::record::Author;
 use crate::scan::{RawEntries, RawEntry};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -77,6 +79,44 @@ pub enum Entry {
         worker: WorkerId,
         /// From 1; one more for each worker that got the run.
         attempt: u32,
+    },
+    /// The run went back to its pool: its worker died or did not want it.
+    #[serde(rename = "run.returned")]
+    RunReturned {
+        /// The run.
+        run: RunId,
+        /// Why, as a word: `worker_lost`, `declined`.
+        reason: String,
+    },
+    /// The run waits for people; no worker holds it meanwhile.
+    #[serde(rename = "run.suspended")]
+    RunSuspended {
+        /// The run.
+        run: RunId,
+        /// What it waits for; all of them.
+        approvals: Vec<Approval>,
+    },
+    /// An approval has its one outcome.
+    #[serde(rename = "approval.settled")]
+    ApprovalSettled {
+        /// The run that asked.
+        run: RunId,
+        /// The approval.
+        approval: ApprovalId,
+        /// Its outcome.
+        verdict: Verdict,
+        /// Who answered; nobody did if it expired.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered_by: Option<Author>,
+        /// The answer itself, if it is more than yes or no.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<Value>,
+    },
+    /// Every approval has its outcome: the run waits for a worker, any one.
+    #[serde(rename = "run.resumed")]
+    RunResumed {
+        /// The run.
+        run: RunId,
     },
     /// The run's own progress.
     #[serde(rename = "run.step")]
@@ -185,6 +225,15 @@ pub enum Entry {
         target: Target,
         /// When it must have an outcome.
         expires: Millis,
+        /// With `steer`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<Mode>,
+        /// With `steer` and `interrupt`: the message that carries the text, put in the same block.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<MessageId>,
+        /// With `answer`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        approval: Option<ApprovalId>,
     },
     /// A control has its one outcome.
     #[serde(rename = "control.settled")]
@@ -196,9 +245,26 @@ pub enum Entry {
         /// With `refused`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<RefusalReason>,
-        /// The run it applied to.
+        /// The run it applied to. Of a `steer` that was not consumed, the new run that has its message as input.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<RunId>,
+        /// With `already_answered`: who was first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered_by: Option<Author>,
+    },
+    /// A person has taken over: no agent writes until `session.released`.
+    #[serde(rename = "session.held")]
+    SessionHeld {
+        /// For people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// The session is handed back to its agents.
+    #[serde(rename = "session.released")]
+    SessionReleased {
+        /// For people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// A shared value changes; `null` removes it.
     #[serde(rename = "state.set")]
@@ -275,7 +341,12 @@ PartStatus { /// As meant.
     Denied });
 words!(/// What is asked of a run.
 ControlKind { /// End it.
-    Cancel });
+    Cancel, /// Give it a further message.
+    Steer, /// End it and begin anew with a further message.
+    Interrupt, /// Stand still.
+    Pause, /// Go on after a pause.
+    Resume, /// Answer an approval.
+    Answer });
 words!(/// The one outcome of a control.
 ControlOutcome { /// Done.
     Applied, /// Not done, for a reason.
@@ -285,8 +356,16 @@ words!(/// Why a control was refused.
 RefusalReason { /// The target has no run that is open.
     NoActiveRun, /// It ended before.
     RunEnded, /// Not offered.
-    NotSupported, /// The target never came.
-    Timeout });
+    NotSupported, /// Not by this person.
+    NotAllowed, /// The run waits for no such approval.
+    NoApproval, /// Somebody was first.
+    AlreadyAnswered, /// The answer is about other arguments than those that are asked about.
+    WrongDigest, /// Another control has made it pointless.
+    Superseded, /// A person has taken the session over.
+    Held, /// The target never came, or no answer did.
+    Timeout, /// A reason that this release does not know.
+    #[serde(other)]
+    Unknown });
 
 /// What a fold keeps of events of one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -299,6 +378,29 @@ pub enum Keep {
     Latest,
 }
 
+/// Something that a run waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Its id, unique in the run and used once.
+    pub approval: ApprovalId,
+    /// What is asked, for people.
+    pub reason: String,
+    /// JSON Schema of the answer's `value`, for whoever shows a form. The worker checks the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Digest of what is asked about: an answer that approves names the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// When it counts as not given.
+    pub expires: Millis,
+    /// Who may answer; anybody with the right to control if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<WhoMay>,
+    /// Tool name, arguments and the like, to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Object>,
+}
+
 /// One part of a whole message. Its id is its number, from 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PutPart {
@@ -309,6 +411,13 @@ pub struct PutPart {
     /// Tool name, call id, media type and the like.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attrs: Option<Object>,
+}
+
+impl PutPart {
+    /// A part of plain text.
+    pub fn text(text: impl Into<String>) -> PutPart {
+        PutPart { kind: PartKind::Text, value: Value::String(text.into()), attrs: None }
+    }
 }
 
 /// Why a run failed, for developers.
@@ -372,6 +481,10 @@ pub enum Target {
     Run(RunId),
     /// The run that a message asked for, whether or not that message has arrived.
     Input(MessageId),
+    /// Of `cancel`: every open run of the agent. Of other kinds: the one it works on, or the one it would work on next.
+    Agent(AgentName),
+    /// Every open run. Only of `cancel`; always `true`.
+    All(bool),
 }
 
 /// Who writes an entry type, and how.
@@ -394,6 +507,10 @@ pub const TYPES: &[(&str, Writer, &[&str])] = &[
     ("run.requested", Writer::Decided, &["run", "agent", "input", "parent_run", "params"]),
     ("run.started", Writer::Decided, &["run", "worker", "attempt"]),
     ("run.step", Writer::Worker, &["phase", "name"]),
+    ("run.returned", Writer::Decided, &["run", "reason"]),
+    ("run.suspended", Writer::Decided, &["run", "approvals"]),
+    ("approval.settled", Writer::Decided, &["run", "approval", "verdict", "answered_by", "value"]),
+    ("run.resumed", Writer::Decided, &["run"]),
     ("run.ended", Writer::Decided, &["run", "outcome", "reason", "forced", "error", "usage"]),
     ("message.start", Writer::Worker, &["message", "role"]),
     ("message.end", Writer::Worker, &["message", "status", "usage"]),
@@ -401,8 +518,14 @@ pub const TYPES: &[(&str, Writer, &[&str])] = &[
     ("part.append", Writer::Worker, &["message", "part", "offset", "text"]),
     ("part.set", Writer::Worker, &["message", "part", "value"]),
     ("part.end", Writer::Worker, &["message", "part", "status", "value"]),
-    ("control.requested", Writer::Decided, &["control", "kind", "target", "expires"]),
-    ("control.settled", Writer::Decided, &["control", "outcome", "reason", "run"]),
+    (
+        "control.requested",
+        Writer::Decided,
+        &["control", "kind", "target", "expires", "mode", "message", "approval"],
+    ),
+    ("control.settled", Writer::Decided, &["control", "outcome", "reason", "run", "answered_by"]),
+    ("session.held", Writer::Decided, &["reason"]),
+    ("session.released", Writer::Decided, &["reason"]),
     ("state.set", Writer::Decided, &["key", "value"]),
     ("event", Writer::Anyone, &["name", "data", "keep"]),
 ];

@@ -56,6 +56,10 @@ codes! {
     TooOld = "too_old",
     /// A limit of the session is reached; the message names it.
     LimitReached = "limit_reached",
+    /// The agent is at work and the policy is `reject`.
+    Busy = "busy",
+    /// A person has taken the session over.
+    Held = "held",
     /// The session changed while the request was decided, too often.
     Conflict = "conflict",
     /// The write came too late to be safe and was not made.
@@ -96,7 +100,13 @@ impl Code {
             Code::Forbidden | Code::EntryNotAllowed => 403,
             Code::NoSession | Code::NoRun | Code::NotFound => 404,
             Code::NotSupported => 405,
-            Code::IdConflict | Code::Fenced | Code::Gap | Code::SessionClosed | Code::Conflict => 409,
+            Code::IdConflict
+            | Code::Fenced
+            | Code::Gap
+            | Code::SessionClosed
+            | Code::Conflict
+            | Code::Busy
+            | Code::Held => 409,
             Code::TooOld => 410,
             Code::TooLarge => 413,
             Code::LimitReached => 429,
@@ -111,6 +121,8 @@ impl Code {
         match self {
             Code::LimitReached
             | Code::Conflict
+            | Code::Busy
+            | Code::Held
             | Code::ExpiredWrite
             | Code::Overloaded
             | Code::Unavailable

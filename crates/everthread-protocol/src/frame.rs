@@ -1,11 +1,14 @@
 //! Frames between clients and the edge: `GET /v1/connect`, subprotocol `everthread.v1`.
 
+use crate::control::{Mode, WhenBusy};
 use crate::entry::{ControlKind, ControlOutcome, RefusalReason, Target};
 use crate::error::{ErrorBody, Fault};
-use crate::id::{AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId};
+use crate::id::{
+    AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
+};
 use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX, RECENT_MESSAGES_MAX};
 use crate::position::{Cursor, Epoch, Seq};
-use crate::record::Block;
+use crate::record::{Author, AuthorKind, Block};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -28,8 +31,10 @@ pub enum ClientFrame<'a> {
     Attach(Attach),
     /// Stop following it.
     Detach(Detach),
-    /// Ask something of a run.
-    Control(Control),
+    /// Take the session over from its agents.
+    Hold(Hold),
+    /// Hand it back.
+    Release(Release),
     /// Read older messages.
     History(History),
     /// Answer to `ping`.
@@ -37,6 +42,9 @@ pub enum ClientFrame<'a> {
     /// Write input or events. It carries its own `t`: a tagged enum would copy the entries.
     #[serde(skip)]
     Put(Put<'a>),
+    /// Ask something of a run. It carries its own `t`, too.
+    #[serde(skip)]
+    Control(Control<'a>),
 }
 
 /// First frame of a client.
@@ -57,6 +65,9 @@ pub struct Hello {
     /// Who is speaking. Only the development token lets the client say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<SubjectId>,
+    /// In which role: `user` if absent. Only the development token lets the client say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AuthorKind>,
 }
 
 /// Where an attachment begins.
@@ -155,16 +166,31 @@ pub struct Put<'a> {
     /// `message.put` with role `user` asks this agent, or the session's own, to work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentName>,
+    /// What happens if that agent is at work; else what the session's `meta.when_busy` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_busy: Option<WhenBusy>,
     /// Either one `message.put`, or one `state.set`, or events and `x-` types.
     #[serde(borrow)]
     pub entries: &'a RawValue,
 }
 
+/// The `t` of a `control`.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlTag {
+    /// The only one.
+    #[default]
+    Control,
+}
+
 /// Ask something of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Control {
-    /// Id of the control and correlation of its `receipt`. The same id again gets the first outcome.
+pub struct Control<'a> {
+    /// Always `control`.
+    #[serde(default)]
+    pub t: ControlTag,
+    /// Id of the control and correlation of its `receipt`s. The same id again gets the first outcome.
     pub id: ControlId,
     /// In which session.
     pub attachment: AttachmentId,
@@ -172,6 +198,56 @@ pub struct Control {
     pub kind: ControlKind,
     /// Of whom.
     pub target: Target,
+    /// With `steer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// With `steer`, `interrupt` and `answer`: see [`crate::control::What::read`].
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<&'a RawValue>,
+    /// How long to wait for the outcome; each kind has a default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+/// Take the session over from its agents.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Which session.
+    pub attachment: AttachmentId,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Hand the session back to its agents.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Which session.
+    pub attachment: AttachmentId,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who goes on; else the session's own agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentName>,
+    /// `false`: nobody does, until there is new input.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub run: bool,
+}
+
+pub(crate) fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// Read older messages.
@@ -222,8 +298,10 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault>
 impl<'a> ClientFrame<'a> {
     /// Reads a frame.
     pub fn decode(bytes: &'a [u8]) -> Result<ClientFrame<'a>, Fault> {
-        if frame_type(bytes)? == "put" {
-            return parse(bytes).map(ClientFrame::Put);
+        match &*frame_type(bytes)? {
+            "put" => return parse(bytes).map(ClientFrame::Put),
+            "control" => return parse(bytes).map(ClientFrame::Control),
+            _ => {}
         }
         let frame = parse(bytes)?;
         if let ClientFrame::History(History { limit, .. }) = &frame
@@ -238,6 +316,7 @@ impl<'a> ClientFrame<'a> {
     pub fn encode(&self) -> String {
         match self {
             ClientFrame::Put(put) => encode(put),
+            ClientFrame::Control(control) => encode(control),
             other => encode(other),
         }
     }
@@ -408,6 +487,9 @@ pub struct Done {
     /// The run that was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// The control that `when_busy` made of the input: its outcome is in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlId>,
     /// The same id was written before; this is what it got then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
@@ -442,6 +524,11 @@ pub struct Receipt {
 pub enum Stage {
     /// It is in the log and will have an outcome.
     Accepted,
+    /// A worker has it.
+    Delivered {
+        /// Which.
+        worker: WorkerId,
+    },
     /// It has its outcome.
     Settled {
         /// Which.
@@ -449,6 +536,12 @@ pub enum Stage {
         /// With `refused`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<RefusalReason>,
+        /// The run it applied to. Of a `steer` that was not consumed, the run that has its message as input.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunId>,
+        /// With `already_answered`: who was first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered_by: Option<Author>,
     },
 }
 

@@ -85,6 +85,8 @@ id!(/// A worker process.
     WorkerId);
 id!(/// A control request, chosen by its requester.
     ControlId);
+id!(/// Something that a run waits for, unique within the run.
+    ApprovalId);
 id!(/// An edge node.
     NodeId);
 id!(/// A subject: user, operator, backend; for workers the agent's name.

@@ -7,6 +7,7 @@
 //!
 //! This crate does no I/O, knows no clock and no runtime.
 
+pub mod control;
 pub mod entry;
 pub mod error;
 pub mod frame;

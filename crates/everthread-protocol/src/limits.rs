@@ -53,3 +53,21 @@ pub const STATE_BYTES_MAX: usize = 64 * 1024;
 pub const EPOCHS_MAX: usize = 32;
 /// Open parts of one run; bounds what the edge that hosts the run keeps.
 pub const OPEN_PARTS_MAX: usize = 256;
+/// Approvals of one session without an outcome.
+pub const OPEN_APPROVALS_MAX: usize = 32;
+/// Approvals of one run, in all.
+pub const RUN_APPROVALS_MAX: usize = 64;
+/// Bytes of an answer to an approval.
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024;
+/// How long an approval waits for an answer unless it says how long.
+pub const APPROVAL_WAIT_MS: u64 = 24 * 60 * 60 * 1000;
+/// How long an approval may wait for an answer.
+pub const APPROVAL_WAIT_MAX_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// How long `steer` waits for the worker to take the message, unless the request says how long.
+pub const STEER_WAIT_MS: u64 = 2 * 60 * 1000;
+/// How long `pause` and `resume` wait for the worker, unless the request says how long.
+pub const PAUSE_WAIT_MS: u64 = 30 * 1000;
+/// How long a control may wait for its outcome.
+pub const CONTROL_WAIT_MAX_MS: u64 = 60 * 60 * 1000;
+/// Messages that become the input of one run: further ones stay in the session and are not named.
+pub const RUN_INPUT_MAX: usize = 64;

@@ -1,15 +1,21 @@
 //! Frames between workers and the edge: `GET /v1/worker`, subprotocol `everthread.v1`.
 //!
-//! `append`, `end` and `start_child` share one numbering per run (`producer`): a batch that is sent again is answered with
+//! `append`, `end`, `suspend`, `settle` and `start_child` share one numbering per run (`producer`): a batch that is sent again is answered with
 //! what it got the first time, and a missing one is refused with the number that is expected.
 
-use crate::entry::{ControlKind, Object, Outcome, PutPart, RunError, strict_error, strict_parts};
+use crate::control::{Mode, Verdict, WhoMay};
+use crate::entry::{
+    ControlKind, ControlOutcome, Object, Outcome, PutPart, RefusalReason, RunError, strict_error,
+    strict_parts,
+};
 use crate::error::Fault;
 use crate::frame::{Bye, ErrorFrame, encode, frame_type, kind, parse};
-use crate::id::{AgentName, ControlId, RequestId, RunId, SessionId, WorkerId};
+use crate::id::{AgentName, ApprovalId, ControlId, RequestId, RunId, SessionId, WorkerId};
 use crate::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
 use crate::position::{Epoch, Fence, Seq, Version};
+use crate::record::Author;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A frame from a worker.
@@ -24,6 +30,10 @@ pub enum WorkerFrame<'a> {
     End(End),
     /// Another agent is to work for this run.
     StartChild(StartChild),
+    /// The run waits for people.
+    Suspend(Suspend),
+    /// A control other than `cancel` has its outcome.
+    Settle(Settle),
     /// No new runs for this connection.
     Drain {},
     /// Answer to `ping`.
@@ -40,8 +50,9 @@ impl<'a> WorkerFrame<'a> {
             return parse(bytes).map(WorkerFrame::Append);
         }
         let frame = parse(bytes)?;
-        if let WorkerFrame::Hello(WorkerHello { agents, .. }) = &frame {
-            if agents.is_empty() || agents.len() > WORKER_AGENTS_MAX {
+        if let WorkerFrame::Hello(WorkerHello { agents, runs, .. }) = &frame {
+            // With the token of a run a worker offers nothing and names that run.
+            if (agents.is_empty() && runs.is_empty()) || agents.len() > WORKER_AGENTS_MAX {
                 return Err(Fault::bad_request(format!("a worker offers 1 to {WORKER_AGENTS_MAX} agents")));
             }
             if agents.iter().any(|a| a.capacity == 0 || a.capacity > WORKER_CAPACITY_MAX) {
@@ -86,6 +97,27 @@ pub struct Offer {
     pub name: AgentName,
     /// Runs of it at once.
     pub capacity: u32,
+    /// What becomes of a run that has written when its worker dies.
+    #[serde(default, skip_serializing_if = "OnLost::is_default")]
+    pub on_lost: OnLost,
+}
+
+/// What becomes of a run that has written when its worker dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLost {
+    /// It ends as `lost`.
+    #[default]
+    End,
+    /// Another worker gets it as a new attempt, and sees what was written.
+    Retry,
+}
+
+impl OnLost {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+    fn is_default(&self) -> bool {
+        *self == Self::End
+    }
 }
 
 /// A run that a worker holds.
@@ -182,6 +214,68 @@ pub struct StartChild {
     /// Passed to the child's worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<Object>,
+}
+
+/// The run waits for people. Once this is confirmed the run is not this worker's any more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suspend {
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// What it waits for, at least one.
+    pub approvals: Vec<NewApproval>,
+}
+
+/// Something that a run waits for, as its worker asks for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewApproval {
+    /// Its id, unique in the run and used once.
+    pub approval: ApprovalId,
+    /// What is asked, for people.
+    pub reason: String,
+    /// JSON Schema of the answer's `value`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Digest of what is asked about: an answer that approves must name the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// How long it waits for an answer; a day if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// Who may answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<WhoMay>,
+    /// Tool name, arguments and the like, to show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Object>,
+}
+
+/// A control other than `cancel` has its outcome.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settle {
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// Which control.
+    pub control: ControlId,
+    /// `applied` or `refused`.
+    pub outcome: ControlOutcome,
+    /// With `refused`: `not_supported` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<RefusalReason>,
 }
 
 /// The worker does not want the run.
@@ -281,8 +375,13 @@ pub struct Work<'a> {
     /// As requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<Object>,
-    /// Ids of the input messages.
+    /// Ids of the input messages, with those of steers that earlier attempts took in.
     pub input: Vec<String>,
+    /// Answers to what earlier attempts asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answered>,
+    /// A token that can write this run and nothing else.
+    pub token: String,
     /// The last messages of the session, whole, the input among them.
     #[serde(borrow)]
     pub messages: &'a RawValue,
@@ -305,17 +404,41 @@ pub struct Ack {
     pub safe: u64,
 }
 
+/// The outcome of an approval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Which approval.
+    pub approval: ApprovalId,
+    /// Its outcome.
+    pub verdict: Verdict,
+    /// Who answered; nobody did if it expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Author>,
+    /// The answer itself, if it is more than yes or no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
+    /// Digest of what was asked about, as the approval had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
 /// Somebody asks something of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerControl {
     /// The run.
     pub run: RunId,
     /// The request.
     pub control: ControlId,
-    /// What is asked. A `cancel` is answered by ending the run.
+    /// What is asked: `cancel`, `steer`, `pause` or `resume`. A `cancel` is answered by ending the run, the others by `settle`.
     pub kind: ControlKind,
     /// How long the worker has.
     pub grace_ms: u64,
+    /// With `steer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// With `steer`: the message, in View form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<Value>,
 }
 
 /// A child run is over.
@@ -340,6 +463,8 @@ mod tests {
             r#"{"t":"hello","id":"1","worker":"w","agents":[{"name":"a","capacity":2}],"runs":[{"session":"s","run":"r","fence":"9"}]}"#,
             r#"{"t":"append","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":3},"entries":[{"type":"x-a","n" : 1}]}"#,
             r#"{"t":"end","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":3},"outcome":"completed"}"#,
+            r#"{"t":"suspend","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":4},"approvals":[{"approval":"a","reason":"pay?","digest":"d","expires_ms":1000,"who":{"kinds":["operator"]}}]}"#,
+            r#"{"t":"settle","id":"1","run":"r","fence":"9","producer":{"incarnation":1,"batch":5},"control":"c","outcome":"refused","reason":"not_supported"}"#,
             r#"{"t":"drain"}"#,
             r#"{"t":"decline","run":"r","fence":"9"}"#,
         ] {
@@ -349,7 +474,12 @@ mod tests {
 
     #[test]
     fn a_worker_that_offers_nothing_or_too_much_is_told() {
-        for agents in ["[]", r#"[{"name":"a","capacity":0}]"#, r#"[{"name":"a","capacity":99999}]"#] {
+        for agents in [
+            "[]",
+            r#"[{"name":"a","capacity":1,"on_lost":"shrug"}]"#,
+            r#"[{"name":"a","capacity":0}]"#,
+            r#"[{"name":"a","capacity":99999}]"#,
+        ] {
             let text = format!(r#"{{"t":"hello","id":"1","worker":"w","agents":{agents}}}"#);
             assert!(WorkerFrame::decode(text.as_bytes()).is_err(), "{agents}");
         }
