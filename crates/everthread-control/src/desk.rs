@@ -42,7 +42,8 @@ pub enum Numbered<'a> {
     Request {
         /// `put:<subject>:<id>`.
         key: &'a str,
-        /// A repeat is answered with this, a space, and the run that was requested, if any.
+        /// A repeat is answered with this, the run that was requested and the control that it became, if any, each after a
+        /// space.
         answer: &'a str,
         /// When the id was made, if it tells.
         made_at: Option<Millis>,
@@ -224,7 +225,7 @@ impl<S: Store> Desk<S> {
             };
             self.store.enqueue(&pool, &item).await?;
         }
-        let next_due = loaded.and_then(|l| self.next_due(&decision.state, l.now));
+        let next_due = loaded.and_then(|l| self.next_due(&decision.state, l));
         if let Some(due) = next_due {
             self.store.arm(key, due).await?;
         }
@@ -234,7 +235,8 @@ impl<S: Store> Desk<S> {
             Numbered::No => (None, None),
             Numbered::Request { key, answer, .. } => {
                 let run = decision.requested.as_ref().map_or("", |run| run.as_str());
-                whole_answer = format!("{answer} {run}");
+                let control = decision.control.as_ref().map_or("", |control| control.as_str());
+                whole_answer = format!("{answer} {run} {control}");
                 (Some(Producer { key, incarnation: 1, batch: 1, answer: &whole_answer }), None)
             }
             Numbered::Run { run, fence, producer } => {
@@ -259,6 +261,7 @@ impl<S: Store> Desk<S> {
             grant: decision.grant.as_ref(),
             revoke: &decision.revoke,
             unwritten,
+            lease_ms: millis(self.leases.lease),
         };
         let write = Write { by, run: None, entries, count, producer, fence, change: Some(change), not_after };
         self.store.write(key, write).await
@@ -292,6 +295,7 @@ impl<S: Store> Desk<S> {
             grant: None,
             revoke: &[],
             unwritten: None,
+            lease_ms: 0,
         };
         let write = Write {
             by,
@@ -312,12 +316,17 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// When somebody must look at the session again: a control's deadline, or a lease's.
-    pub(crate) fn next_due(&self, state: &State, now: Millis) -> Option<Millis> {
-        // Twice per lease: a look that comes just before a lease ends must not let a whole further one pass.
-        let lease = state.active_runs().next().map(|_| now.plus(millis(self.leases.lease) / 2));
-        state.next_due().into_iter().chain(lease).min()
+    /// When somebody must look at the session again: at a deadline of its own, or when a lease ends.
+    pub(crate) fn next_due(&self, state: &State, loaded: &Loaded) -> Option<Millis> {
+        let full_term = loaded.now.plus(millis(self.leases.lease));
+        let leases = state.active_runs().map(|(run, _)| lease_of(loaded, run).unwrap_or(full_term));
+        state.next_due().into_iter().chain(leases).min()
     }
+}
+
+/// When the lease of a run ends, if the store knows.
+pub(crate) fn lease_of(loaded: &Loaded, run: &RunId) -> Option<Millis> {
+    loaded.leases.iter().find(|(id, _)| id == run).map(|(_, ends)| *ends)
 }
 
 /// The producer key of a run.

@@ -7,6 +7,7 @@
 use crate::TaskGroup;
 use crate::desk::Failure;
 use crate::desk::{Desk, Numbered, system_author};
+use everthread_protocol::worker_frame::{Offer, OnLost};
 use everthread_protocol::{Epoch, Fence, NodeId, PoolKey, RunId, Seq, SessionKey, WorkerId};
 use everthread_session::state::{Run, RunStatus};
 use everthread_session::{Refusal, Request};
@@ -51,6 +52,8 @@ pub struct Assignment {
 pub struct Seat {
     pool: PoolKey,
     worker: WorkerId,
+    /// If the worker dies, another goes on with its runs.
+    retries: bool,
     /// Below 0 where the worker holds more from before than it offers to take.
     free: AtomicI64,
     is_draining: AtomicBool,
@@ -130,12 +133,13 @@ impl<S: Store> Dispatcher<S> {
         Self { inner: Arc::new(Inner { desk, node, tasks, pools: Mutex::default() }) }
     }
 
-    /// Seats a worker for `capacity` runs of one agent, of which it has `occupied` places already. Runs come through `assignments`, which must hold that many.
+    /// Seats a worker for runs of one agent, of which it has `occupied` places already. Runs come through `assignments`,
+    /// which must hold as many as are offered.
     pub fn seat(
         &self,
         pool: PoolKey,
         worker: WorkerId,
-        capacity: u32,
+        offer: &Offer,
         occupied: u32,
         assignments: mpsc::Sender<Assignment>,
     ) -> Arc<Seat> {
@@ -145,10 +149,11 @@ impl<S: Store> Dispatcher<S> {
             .entry(pool.clone())
             .or_insert_with(|| Pool { seats: Vec::new(), wake: Arc::new(Notify::new()) });
         let wake = entry.wake.clone();
-        let free = AtomicI64::new(i64::from(capacity) - i64::from(occupied));
+        let free = AtomicI64::new(i64::from(offer.capacity) - i64::from(occupied));
         let seat = Arc::new(Seat {
             pool: pool.clone(),
             worker,
+            retries: offer.on_lost == OnLost::Retry,
             free,
             is_draining: AtomicBool::new(false),
             assignments,
@@ -262,7 +267,8 @@ impl<S: Store> Dispatcher<S> {
 
     async fn claim(&self, seat: &Seat, taken: &Taken) -> Claim {
         let key = SessionKey { tenant: taken.item.tenant.clone(), session: taken.item.session.clone() };
-        let request = Request::Claim { run: taken.item.run.clone(), worker: seat.worker.clone() };
+        let (run, worker) = (taken.item.run.clone(), seat.worker.clone());
+        let request = Request::Claim { run, worker, retries: seat.retries };
         let mut pause = Duration::from_millis(2);
         loop {
             let decided = self.inner.desk.decide(&key, &system_author(), &request, Numbered::No).await;

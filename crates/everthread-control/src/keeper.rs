@@ -2,7 +2,7 @@
 //! node that dies with one in hand loses nothing; handlers read the session anew and let the core decide, so early or double
 //! firing is harmless.
 
-use crate::desk::{Desk, Failure, Numbered, system_author};
+use crate::desk::{Desk, Failure, Numbered, lease_of, system_author};
 use everthread_protocol::{Millis, RunId, SessionKey, WorkerId};
 use everthread_session::{Refusal, Request, State};
 use everthread_store::{Due, Error, Loaded, Refusal as WriteRefusal, Store};
@@ -71,8 +71,13 @@ impl<S: Store> Keeper<S> {
 
     /// Does what is due in a session and says when to look again.
     async fn handle(&self, key: &SessionKey) -> Result<Option<Millis>, Failure> {
-        let (_, state) = self.desk.load(key).await?;
-        for (run, worker) in self.dead(key, &state).await? {
+        let (loaded, state) = self.desk.load(key).await?;
+        let dead = self.dead(&loaded, &state);
+        let is_due = state.next_due().is_some_and(|due| due <= loaded.now);
+        if dead.is_empty() && !is_due {
+            return Ok(self.later(&state, &loaded));
+        }
+        for (run, worker) in dead {
             self.desk.worker_died(key, &run, &worker).await?;
         }
         match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {
@@ -80,22 +85,25 @@ impl<S: Store> Keeper<S> {
             Err(failure) => return Err(failure),
         }
         let (loaded, state) = self.desk.load(key).await?;
-        Ok(self.desk.next_due(&state, loaded.now))
+        Ok(self.later(&state, &loaded))
     }
 
-    async fn dead(&self, key: &SessionKey, state: &State) -> Result<Vec<(RunId, WorkerId)>, Failure> {
+    /// When to look again. What is due and was left, because the store has not been there for long enough, is looked at
+    /// again soon.
+    fn later(&self, state: &State, loaded: &Loaded) -> Option<Millis> {
+        let soon = loaded.now.plus(crate::millis(LOOK));
+        self.desk.next_due(state, loaded).map(|due| due.max(soon))
+    }
+
+    /// Runs whose lease is over: nobody has renewed it, for a full term of a store that was there.
+    fn dead(&self, loaded: &Loaded, state: &State) -> Vec<(RunId, WorkerId)> {
         let term = self.desk.leases().lease;
         if self.ready_since.is_none_or(|since| since.elapsed() < term) {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        let mut dead = Vec::new();
-        for (run, worker) in state.active_runs() {
-            let holder = self.desk.store().holder(&key.tenant, worker).await?;
-            if holder.is_none() {
-                dead.push((run.clone(), worker.clone()));
-            }
-        }
-        Ok(dead)
+        let is_over = |run: &RunId| lease_of(loaded, run).is_none_or(|ends| ends <= loaded.now);
+        let over = state.active_runs().filter(|(run, _)| is_over(run));
+        over.map(|(run, worker)| (run.clone(), worker.clone())).collect()
     }
 }
 

@@ -1,10 +1,13 @@
 //! Who is speaking. One static token so far: it opens the tenant `default` and lets the bearer name its subject.
 
+use crate::run_token::{self, RunRight};
 use everthread_protocol::{Author, AuthorKind, Code, DeviceId, Fault, SubjectId, TenantId};
 use http::{HeaderMap, header};
 
 /// Header that names the subject under the development token.
 pub const SUBJECT_HEADER: &str = "everthread-subject";
+/// Header that names the subject's role under the development token.
+pub const KIND_HEADER: &str = "everthread-kind";
 
 /// Checks tokens.
 #[derive(Clone)]
@@ -43,6 +46,7 @@ impl Auth {
         token: Option<&str>,
         subject: Option<SubjectId>,
         device: Option<DeviceId>,
+        kind: Option<AuthorKind>,
     ) -> Result<Identity, Fault> {
         let Some(token) = token else {
             return Err(Fault::new(Code::Unauthorized, "a token is needed: Authorization: Bearer …"));
@@ -54,7 +58,11 @@ impl Auth {
             Some(subject) => subject,
             None => "dev".parse().map_err(|_| Fault::new(Code::Internal, "no default subject"))?,
         };
-        Ok(Identity { tenant: self.tenant.clone(), author: Author { kind: AuthorKind::User, id, device } })
+        let kind = kind.unwrap_or(AuthorKind::User);
+        if kind == AuthorKind::Agent {
+            return Err(Fault::new(Code::Forbidden, "agents are workers: they connect to /v1/worker"));
+        }
+        Ok(Identity { tenant: self.tenant.clone(), author: Author { kind, id, device } })
     }
 
     /// Checks the headers of an HTTP request.
@@ -66,7 +74,26 @@ impl Auth {
                 Some(text.parse().map_err(|e| Fault::bad_request(format!("{SUBJECT_HEADER}: {e}")))?)
             }
         };
-        self.check(bearer(headers), subject, None)
+        let kind = match headers.get(KIND_HEADER).map(|value| value.to_str().unwrap_or_default()) {
+            None => None,
+            Some("user") => Some(AuthorKind::User),
+            Some("operator") => Some(AuthorKind::Operator),
+            Some("system") => Some(AuthorKind::System),
+            Some(_) => {
+                return Err(Fault::bad_request(format!("{KIND_HEADER} is user, operator or system")));
+            }
+        };
+        self.check(bearer(headers), subject, None, kind)
+    }
+
+    /// A token that can write one attempt of one run, for as long as it holds `fence`.
+    pub fn run_token(&self, right: &RunRight) -> String {
+        run_token::make(self.token.as_bytes(), right)
+    }
+
+    /// What a run's token allows; none if it is a token of another kind.
+    pub fn check_run_token(&self, token: &str) -> Option<Result<RunRight, Fault>> {
+        run_token::check(self.token.as_bytes(), token)
     }
 
     /// Whether a request may come in at all: its `Host` is one of ours, and so is the page it comes from.
@@ -124,9 +151,9 @@ mod tests {
 
     #[test]
     fn only_the_token_opens() {
-        assert!(auth().check(Some("secret"), None, None).is_ok());
+        assert!(auth().check(Some("secret"), None, None, None).is_ok());
         for bad in [None, Some(""), Some("secre"), Some("secretx")] {
-            assert_eq!(auth().check(bad, None, None).unwrap_err().code, Code::Unauthorized);
+            assert_eq!(auth().check(bad, None, None, None).unwrap_err().code, Code::Unauthorized);
         }
     }
 

@@ -13,12 +13,14 @@ use crate::tail::Wake;
 use crate::{Edge, reader::fault_of};
 use attachment::{Attachment, Fetch, Fetched};
 use everthread_protocol::error::{ErrorBody, close};
-use everthread_protocol::frame::{Bye, ClientFrame, ErrorFrame, ServerFrame, Welcome};
+use everthread_protocol::frame::{Bye, ClientFrame, ErrorFrame, Hello, ServerFrame, Welcome};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, FRAME_BYTES_MAX};
 use everthread_protocol::{Code, Fault};
 use everthread_store::Store;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use request::Reply;
+use futures_util::stream::FuturesUnordered;
+use request::{Reply, Tracked};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +54,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         attachments_made: 0,
         ready: VecDeque::new(),
         request: None,
+        tracked: FuturesUnordered::new(),
         fetch: None,
         fetching: None,
         page: None,
@@ -80,6 +83,8 @@ struct Connection<S> {
     ready: VecDeque<u32>,
     /// The request under way.
     request: Option<BoxFuture<'static, Reply>>,
+    /// Controls of this connection whose outcome is not known yet.
+    tracked: FuturesUnordered<BoxFuture<'static, Tracked<S>>>,
     /// The read of the log under way, for one attachment.
     fetch: Option<BoxFuture<'static, Fetched>>,
     /// Whom it is for: until it is done, that attachment's cursor stays where the read began.
@@ -142,12 +147,14 @@ impl<S: Store> Connection<S> {
         let reads = self.request.is_none() && self.outbox.bytes() < REPLIES_BYTES_MAX;
         let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
         let waits = !self.outbox.is_empty();
+        let tracks = !self.tracked.is_empty() && reads_receipts(&self.outbox);
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
             reply = filled(&mut self.request), if replies => {
                 self.request = None;
                 self.on_reply(reply);
             }
+            tracked = self.tracked.next(), if tracks => if let Some(tracked) = tracked { self.on_tracked(tracked); },
             fetched = filled(&mut self.fetch), if fetches => {
                 self.fetch = None;
                 self.fetching = None;
@@ -238,10 +245,11 @@ impl<S: Store> Connection<S> {
             (ClientFrame::Pong {}, _) => Ok(()),
             (ClientFrame::Hello(hello), None) => {
                 let token = hello.token.or(self.token.take());
-                match self.edge.config.auth.check(token.as_deref(), hello.subject, hello.device) {
+                let Hello { subject, device, kind, .. } = hello;
+                match self.edge.config.auth.check(token.as_deref(), subject, device, kind) {
                     Ok(identity) => {
                         self.identity = Some(identity);
-                        self.request = Some(request::welcome(self.edge.clone(), hello.id, self.id.clone()));
+                        self.request = Some(request::welcome(hello.id));
                         Ok(())
                     }
                     Err(fault) => {
@@ -328,6 +336,11 @@ pub(crate) fn id_of(bytes: &[u8]) -> Option<String> {
 fn spread(id: &str) -> u64 {
     let hash = id.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
     hash % RECONNECT_SPREAD_MS
+}
+
+/// A client that takes no replies gets no receipts either: they wait in the store.
+fn reads_receipts(outbox: &Outbox) -> bool {
+    outbox.bytes() < REPLIES_BYTES_MAX
 }
 
 /// The future of a branch that is only raced while its slot is full.

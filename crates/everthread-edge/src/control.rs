@@ -1,31 +1,49 @@
-//! Controls of clients, from WebSocket and HTTP alike.
+//! Controls of clients, from WebSocket and HTTP alike, and how their askers learn what became of them.
 
+use crate::Edge;
 use everthread_control::{Desk, Failure, Numbered};
-use everthread_protocol::entry::Target;
+use everthread_protocol::control::{What, check_wait};
+use everthread_protocol::entry::{ControlKind, Target};
 use everthread_protocol::frame::{Receipt, Stage};
-use everthread_protocol::{Author, Code, ControlId, Fault, SessionKey};
-use everthread_session::state::ControlStage;
+use everthread_protocol::{AgentName, Author, Code, ControlId, Cursor, Fault, RequestId, RunId, SessionKey};
+use everthread_session::decide::Ask;
+use everthread_session::state::{ControlStage, RunStatus};
 use everthread_session::{Refusal, Request, State};
-use everthread_store::Store;
+use everthread_store::{Follower, Following, Interest, Store, Written};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
 
-/// Asks that a run be ended. The same id again gets the first outcome.
-pub async fn cancel<S: Store>(
-    desk: &Desk<S>,
-    key: &SessionKey,
-    by: &Author,
-    id: &ControlId,
-    target: &Target,
-) -> Result<Receipt, Fault> {
-    let request = Request::Cancel { control: id.clone(), target: target.clone() };
-    match desk.decide(key, by, &request, Numbered::No).await {
+/// How often a control is looked at whose wake-ups may have been lost.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Asks something of runs. The same id again gets the first outcome.
+pub async fn ask<S: Store>(desk: &Desk<S>, key: &SessionKey, ask: Ask) -> Result<Receipt, Fault> {
+    check_wait(ask.expires_ms)?;
+    let id = ask.control.clone();
+    match desk.decide(key, &ask.by.clone(), &Request::Control(Box::new(ask)), Numbered::No).await {
         Ok(decided) => {
             let state = decided.decision.map(|decision| decision.state);
-            let stage = state.and_then(|state| stage_of(&state, id)).unwrap_or(Stage::Accepted);
-            Ok(Receipt { control: id.clone(), stage, seq: decided.written.to })
+            let stage = state.and_then(|state| stage_of(&state, &id)).unwrap_or(Stage::Accepted);
+            Ok(Receipt { control: id, stage, seq: decided.written.to })
         }
-        Err(Failure::Refused(Refusal::Known)) => receipt(desk, key, id).await,
+        Err(Failure::Refused(Refusal::Known)) => receipt(desk, key, &id).await,
         Err(failure) => Err(failure.fault()),
     }
+}
+
+/// A control from the fields of a request.
+pub fn read(
+    control: ControlId,
+    by: Author,
+    target: Target,
+    kind: ControlKind,
+    mode: Option<everthread_protocol::control::Mode>,
+    payload: Option<&serde_json::value::RawValue>,
+    expires_ms: Option<u64>,
+) -> Result<Ask, Fault> {
+    let what = What::read(kind, mode, payload)?;
+    Ok(Ask { control, by, target, what, expires_ms })
 }
 
 /// How far a control is.
@@ -37,28 +55,153 @@ pub async fn receipt<S: Store>(desk: &Desk<S>, key: &SessionKey, id: &ControlId)
 }
 
 fn stage_of(state: &State, id: &ControlId) -> Option<Stage> {
-    Some(match state.controls.get(id)?.stage {
+    Some(match state.controls.get(id)?.stage.clone() {
         ControlStage::Pending { .. } => Stage::Accepted,
-        ControlStage::Settled { outcome, reason, .. } => Stage::Settled { outcome, reason },
+        ControlStage::Settled { outcome, reason, run, answered_by, .. } => {
+            Stage::Settled { outcome, reason, run, answered_by }
+        }
     })
 }
 
-/// Ready when the control has its outcome. Follows the log, where the outcome is an entry.
-pub async fn settled<S: Store>(
-    edge: &crate::Edge<S>,
-    key: &SessionKey,
-    id: &ControlId,
-) -> Result<Receipt, Fault> {
-    let (tail, _) = edge.tails.open(key).await.map_err(|e| e.fault())?;
-    let wake = std::sync::Arc::new(crate::tail::Wake::default());
-    let waiter = tail.wait(wake.clone(), 0);
-    loop {
-        waiter.rearm();
-        wake.take(&mut Vec::new());
-        let receipt = receipt(&edge.desk, key, id).await?;
-        if receipt.stage != Stage::Accepted {
-            return Ok(receipt);
+/// Follows one control to its outcome.
+pub struct Track<S> {
+    edge: Edge<S>,
+    key: SessionKey,
+    id: ControlId,
+    is_delivered: bool,
+    woken: Arc<Notify>,
+    _following: Following,
+}
+
+struct Woken(Arc<Notify>);
+
+impl Follower for Woken {
+    fn record(&self, _record: everthread_protocol::Record) {}
+
+    fn changed(&self) {
+        self.0.notify_one();
+    }
+
+    fn doubt(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl<S: Store> Track<S> {
+    /// Follows a control that is accepted.
+    pub fn new(edge: &Edge<S>, key: &SessionKey, id: &ControlId) -> Track<S> {
+        let woken = Arc::new(Notify::new());
+        let following = edge.desk.store().follow(key, Interest::Control, Arc::new(Woken(woken.clone())));
+        let (edge, key, id) = (edge.clone(), key.clone(), id.clone());
+        Track { edge, key, id, is_delivered: false, woken, _following: following }
+    }
+
+    /// The next stage after `accepted`; the last one is `settled`.
+    pub async fn next(&mut self) -> Result<Receipt, Fault> {
+        loop {
+            let mut receipt = receipt(&self.edge.desk, &self.key, &self.id).await?;
+            if receipt.stage != Stage::Accepted {
+                return Ok(receipt);
+            }
+            if !self.is_delivered {
+                let asked = std::slice::from_ref(&self.id);
+                let found = self.edge.desk.store().delivered(&self.key, asked).await;
+                if let Some(worker) = found.map_err(|e| e.fault())?.pop().flatten() {
+                    self.is_delivered = true;
+                    receipt.stage = Stage::Delivered { worker };
+                    return Ok(receipt);
+                }
+            }
+            // Woken or not: the same.
+            drop(tokio::time::timeout(LOOK, self.woken.notified()).await);
         }
-        wake.woken().await;
+    }
+}
+
+/// The receipt of a control after up to `wait`: settled if it has its outcome by then, else as far as it got.
+pub async fn wait_for<S: Store>(
+    edge: &Edge<S>,
+    key: &SessionKey,
+    mut receipt: Receipt,
+    wait: Duration,
+) -> Receipt {
+    if is_settled(&receipt) || wait.is_zero() {
+        return receipt;
+    }
+    let mut track = Track::new(edge, key, &receipt.control);
+    let waited = async {
+        // A failure to wait is not one of the request: it is accepted.
+        while let Ok(next) = track.next().await {
+            let is_last = is_settled(&next);
+            receipt = next;
+            if is_last {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(wait, waited).await);
+    receipt
+}
+
+/// Whether nothing comes after it.
+pub fn is_settled(receipt: &Receipt) -> bool {
+    matches!(receipt.stage, Stage::Settled { .. })
+}
+
+/// A person takes a session over. A repeat of `id` changes nothing.
+pub async fn hold<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    by: &Author,
+    id: &RequestId,
+    reason: Option<String>,
+) -> Result<Cursor, Fault> {
+    let request = Request::Hold { by: by.clone(), reason };
+    let (written, _) = once(desk, key, by, &format!("hold:{}:{id}", by.id), id, &request).await?;
+    Ok(Cursor { epoch: written.epoch, seq: written.to })
+}
+
+/// A person hands a session back; the run that goes on with it, if any. A repeat of `id` changes nothing.
+pub async fn release<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    by: &Author,
+    id: &RequestId,
+    reason: Option<String>,
+    agent: Option<AgentName>,
+    run: bool,
+) -> Result<(Cursor, Option<RunId>), Fault> {
+    let request = Request::Release { reason, agent, run };
+    let (written, run) = once(desk, key, by, &format!("release:{}:{id}", by.id), id, &request).await?;
+    Ok((Cursor { epoch: written.epoch, seq: written.to }, run))
+}
+
+async fn once<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    by: &Author,
+    producer: &str,
+    id: &RequestId,
+    request: &Request,
+) -> Result<(Written, Option<RunId>), Fault> {
+    let numbered = Numbered::Request { key: producer, answer: "", made_at: crate::put::made_at(id.as_str()) };
+    let decided = desk.decide(key, by, request, numbered).await.map_err(|failure| failure.fault())?;
+    let run = match decided.decision {
+        Some(decision) => decision.requested,
+        None => {
+            let answer = decided.written.duplicate.as_ref().map_or("", |first| &first.answer);
+            crate::put::Answered::read(answer).run
+        }
+    };
+    Ok((decided.written, run))
+}
+
+/// Where a run stands, as a word.
+pub fn status_word(status: &RunStatus) -> &'static str {
+    match status {
+        RunStatus::Requested => "requested",
+        RunStatus::Active { .. } => "active",
+        RunStatus::Suspended => "suspended",
+        RunStatus::Ended { .. } => "ended",
     }
 }

@@ -1,34 +1,32 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod control;
+
 use crate::auth::Identity;
 use crate::put::{self, Intent, PutDone};
 use crate::reader::{PAGE_BYTES, fault_of};
 use crate::tail::{is_valid, since_of};
-use crate::{Edge, client, control, socket, sse, worker};
+use crate::{Edge, client, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use everthread_control::Numbered;
-use everthread_protocol::entry::{Object, PartKind, PutPart, Role, Target, strict_parts};
+use everthread_protocol::control::WhenBusy;
+use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
-use everthread_protocol::frame::Stage;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_ENTRIES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
-    AgentName, Code, ControlId, Cursor, Fault, MessageId, Millis, RequestId, Seq, SessionId, SessionKey, scan,
+    AgentName, Code, Cursor, Fault, MessageId, Millis, RequestId, Seq, SessionId, SessionKey, scan,
 };
-use everthread_session::decide::meta_with;
-use everthread_session::{Request as Ask, state::RunStatus};
+use everthread_session::Request as Ask;
+use everthread_session::decide::{Put, meta_with};
 use everthread_store::Store;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::time::Duration;
-
-/// How long `?wait_ms=` may make a request wait.
-const WAIT_MAX_MS: u64 = 30_000;
 
 /// A fault as a response.
 pub(crate) struct Failed(pub Fault);
@@ -61,7 +59,10 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions", get(list::<S>).post(create::<S>))
         .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>))
         .route("/v1/sessions/{session}/input", post(input::<S>))
-        .route("/v1/sessions/{session}/control", post(ask::<S>))
+        .route("/v1/sessions/{session}/control", post(control::ask::<S>))
+        .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
+        .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
+        .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/entries", get(entries::<S>).post(write_entries::<S>))
         .route("/v1/sessions/{session}/state", get(state::<S>))
         .route("/v1/sessions/{session}/follow", get(sse::follow::<S>))
@@ -244,7 +245,7 @@ async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, head
     let runs: Vec<Value> = state
         .open_runs()
         .map(|(id, run)| {
-            let status = if run.status == RunStatus::Requested { "requested" } else { "active" };
+            let status = crate::control::status_word(&run.status);
             json!({ "run": id, "agent": run.agent, "status": status })
         })
         .collect();
@@ -282,17 +283,21 @@ struct Input {
     params: Option<Object>,
     reply_to: Option<String>,
     message: Option<MessageId>,
+    when_busy: Option<WhenBusy>,
 }
 
 async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let input: Input = body(request).await?;
     let parts = match (input.text, input.parts) {
-        (Some(text), None) => vec![PutPart { kind: PartKind::Text, value: text.into(), attrs: None }],
+        (Some(text), None) => vec![PutPart::text(text)],
         (None, Some(parts)) => parts,
         _ => return Err(Fault::bad_request("send either \"text\" or \"parts\"").into()),
     };
-    let intent = Intent::message(input.message, Role::User, parts, input.reply_to, input.agent, input.params);
+    let Input { reply_to, agent, params, when_busy, .. } = input;
+    let message = input.message.unwrap_or_else(put::fresh_id);
+    let intent =
+        Intent::Message(Put { message, role: Role::User, parts, reply_to, agent, params, when_busy });
     let id = input.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
@@ -306,6 +311,9 @@ fn put_body(done: &PutDone) -> Value {
     if let Some(run) = &done.run {
         body["run"] = json!(run);
     }
+    if let Some(control) = &done.control {
+        body["control"] = json!(control);
+    }
     if done.duplicate {
         body["duplicate"] = true.into();
     }
@@ -317,6 +325,7 @@ fn put_body(done: &PutDone) -> Value {
 struct WriteEntries {
     id: Option<RequestId>,
     agent: Option<AgentName>,
+    when_busy: Option<WhenBusy>,
     entries: Vec<Value>,
 }
 
@@ -329,43 +338,10 @@ async fn write_entries<S: Store>(
     let write: WriteEntries = body(request).await?;
     let entries = serde_json::to_string(&write.entries)
         .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
-    let intent = Intent::read(&entries, write.agent, None)?;
+    let intent = Intent::read(&entries, write.agent, write.when_busy)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    id: Option<ControlId>,
-    #[serde(rename = "kind")]
-    _kind: everthread_protocol::entry::ControlKind,
-    target: Target,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WaitQuery {
-    wait_ms: Option<u64>,
-}
-
-async fn ask<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
-    let (identity, key) = enter(&edge, request.headers(), &session)?;
-    let WaitQuery { wait_ms } = query(&request)?;
-    let asked: Asked = body(request).await?;
-    let id = asked.id.unwrap_or_else(put::fresh_id);
-    let mut receipt = control::cancel(&edge.desk, &key, &identity.author, &id, &asked.target).await?;
-    let wait = Duration::from_millis(wait_ms.unwrap_or(0).min(WAIT_MAX_MS));
-    if receipt.stage == Stage::Accepted && !wait.is_zero() {
-        let settled = control::settled(&edge, &key, &id);
-        // A failure to wait is not one of the request: it is accepted.
-        if let Ok(Ok(settled)) = tokio::time::timeout(wait, settled).await {
-            receipt = settled;
-        }
-    }
-    let status = if receipt.stage == Stage::Accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok(json_response(status, &receipt))
 }
 
 #[derive(Deserialize)]

@@ -14,6 +14,7 @@ pub mod http;
 pub mod metrics;
 pub mod put;
 pub mod reader;
+mod run_token;
 pub mod socket;
 mod sse;
 pub mod tail;

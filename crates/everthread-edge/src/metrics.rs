@@ -22,6 +22,8 @@ pub struct Metrics {
     pub lags: IntCounter,
     /// Times that what a client held was not of the log.
     pub resets: IntCounter,
+    /// Controls that a worker has confirmed to have got.
+    pub controls_delivered: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -58,6 +60,10 @@ impl Metrics {
             ),
             lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
             resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
+            controls_delivered: counter(
+                "everthread_controls_delivered_total",
+                "Controls that a worker has confirmed to have got.",
+            ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,
         }

@@ -1,9 +1,10 @@
 //! What a client may write, from WebSocket and HTTP alike.
 
 use everthread_control::{Desk, Numbered};
-use everthread_protocol::entry::{self, Entry, NewMessage, Object, PutPart, Role, Writer};
+use everthread_protocol::control::WhenBusy;
+use everthread_protocol::entry::{self, Entry, NewMessage, Writer};
 use everthread_protocol::{
-    AgentName, Author, Cursor, Fault, MessageId, Millis, RequestId, RunId, SessionKey, scan,
+    AgentName, Author, ControlId, Cursor, Fault, MessageId, Millis, RequestId, RunId, SessionKey, scan,
 };
 use everthread_session::Request;
 use everthread_session::decide::Put;
@@ -17,8 +18,10 @@ pub struct PutDone {
     pub cursor: Cursor,
     /// The message that was put.
     pub message: Option<MessageId>,
-    /// The run that was requested.
+    /// The run that was requested, or that it steers.
     pub run: Option<RunId>,
+    /// The control that `when_busy` made of it.
+    pub control: Option<ControlId>,
     /// It is the repeat of an earlier write.
     pub duplicate: bool,
 }
@@ -46,7 +49,11 @@ pub enum Intent {
 
 impl Intent {
     /// Reads and checks the entries of a `put`.
-    pub fn read(entries: &str, agent: Option<AgentName>, params: Option<Object>) -> Result<Intent, Fault> {
+    pub fn read(
+        entries: &str,
+        agent: Option<AgentName>,
+        when_busy: Option<WhenBusy>,
+    ) -> Result<Intent, Fault> {
         let raw = scan::entries(entries.as_bytes()).map_err(|e| fault_of_scan(&e))?;
         let is_decided = |kind: &str| kind == "message.put" || kind == "state.set";
         if raw.items.len() > 1 && raw.items.iter().any(|item| is_decided(&item.kind)) {
@@ -54,7 +61,9 @@ impl Intent {
         }
         if raw.items[0].kind == "message.put" {
             let NewMessage { message, role, parts, reply_to } = entry::check_message(&raw, 0)?;
-            return Ok(Intent::message(message, role, parts, reply_to, agent, params));
+            let message = message.unwrap_or_else(fresh_id);
+            let put = Put { message, role, parts, reply_to, agent, params: None, when_busy };
+            return Ok(Intent::Message(put));
         }
         if raw.items[0].kind == "state.set" {
             return match entry::check(&raw, 0, |_| true)? {
@@ -68,18 +77,21 @@ impl Intent {
         let count = u32::try_from(raw.items.len()).unwrap_or(u32::MAX);
         Ok(Intent::Events { entries: entries.to_owned(), count })
     }
+}
 
-    /// A message; its id is made here if there is none.
-    pub fn message(
-        message: Option<MessageId>,
-        role: Role,
-        parts: Vec<PutPart>,
-        reply_to: Option<String>,
-        agent: Option<AgentName>,
-        params: Option<Object>,
-    ) -> Intent {
-        let message = message.unwrap_or_else(fresh_id);
-        Intent::Message(Put { message, role, parts, reply_to, agent, params })
+/// What a request with a number was answered first: ids after each other, empty where there is none.
+pub(crate) struct Answered {
+    pub message: Option<MessageId>,
+    pub run: Option<RunId>,
+    pub control: Option<ControlId>,
+}
+
+impl Answered {
+    pub fn read(answer: &str) -> Answered {
+        let mut ids = answer.split(' ');
+        let mut next = || ids.next().unwrap_or_default();
+        let (message, run, control) = (next(), next(), next());
+        Answered { message: message.parse().ok(), run: run.parse().ok(), control: control.parse().ok() }
     }
 }
 
@@ -132,12 +144,13 @@ pub async fn carry_out<S: Store>(
             if let Err(error) = desk.store().index(key, written.at).await {
                 tracing::debug!(%key, %error, "the list of sessions is behind");
             }
-            Ok(PutDone { cursor, message, run: decision.requested, duplicate: false })
+            let (run, control) = (decision.requested, decision.control);
+            Ok(PutDone { cursor, message, run, control, duplicate: false })
         }
         (None, first) => {
             let answer = first.map(|first| first.answer).unwrap_or_default();
-            let (message, run) = answer.split_once(' ').unwrap_or((&answer, ""));
-            Ok(PutDone { cursor, message: message.parse().ok(), run: run.parse().ok(), duplicate: true })
+            let Answered { message, run, control } = Answered::read(&answer);
+            Ok(PutDone { cursor, message, run, control, duplicate: true })
         }
     }
 }

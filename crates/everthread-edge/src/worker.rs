@@ -5,20 +5,23 @@
 //!
 //! **Invariant:** a run is hosted here only under the fence that it was claimed or kept with.
 
+mod controls;
 mod hosted;
 mod job;
 mod parts;
 
 use crate::Edge;
+use crate::run_token::RunRight;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
 use crate::tail::Wake;
+use controls::Delivery;
 use everthread_control::{Assignment, Seat};
 use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
-use everthread_protocol::worker_frame::{WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
+use everthread_protocol::worker_frame::{Held, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
 use everthread_protocol::{
-    AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
+    AgentName, Code, Fault, Fence, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
 };
 use everthread_store::Store;
 use futures_util::StreamExt as _;
@@ -26,7 +29,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use hosted::{Hosted, Watched};
 use job::Job;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -63,6 +66,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         is_draining: false,
         pings: 0,
         pongs: 0,
+        deliveries: VecDeque::new(),
         opened: Instant::now(),
         heard: Instant::now(),
     };
@@ -75,6 +79,8 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
 struct Me {
     tenant: TenantId,
     worker: WorkerId,
+    /// With the token of a run: that run, and nothing else.
+    right: Option<RunRight>,
 }
 
 struct Connection<S> {
@@ -102,6 +108,8 @@ struct Connection<S> {
     /// Pings sent and answered: an answer shows that everything before the ping has arrived.
     pings: u64,
     pongs: u64,
+    /// Controls that were sent and not confirmed yet, oldest first.
+    deliveries: VecDeque<Delivery>,
     opened: Instant,
     heard: Instant,
 }
@@ -184,7 +192,7 @@ impl<S: Store> Connection<S> {
             }
         };
         match frame {
-            WorkerFrame::Pong {} => self.pongs += 1,
+            WorkerFrame::Pong {} => self.on_pong(),
             WorkerFrame::Hello(hello) if self.me.is_none() => return self.on_hello(hello),
             WorkerFrame::Hello(hello) => {
                 self.error(Some(hello.id.to_string()), Fault::bad_request("hello comes once"));
@@ -200,6 +208,8 @@ impl<S: Store> Connection<S> {
             WorkerFrame::Decline(decline) => self.on_decline(&decline),
             WorkerFrame::Append(append) => self.on_write(append.run.clone(), append.id.clone(), &bytes),
             WorkerFrame::End(end) => self.on_write(end.run, end.id, &bytes),
+            WorkerFrame::Suspend(suspend) => self.on_write(suspend.run, suspend.id, &bytes),
+            WorkerFrame::Settle(settle) => self.on_write(settle.run, settle.id, &bytes),
             WorkerFrame::StartChild(child) => self.on_write(child.run, child.id, &bytes),
         }
         Ok(())
@@ -207,21 +217,39 @@ impl<S: Store> Connection<S> {
 
     fn on_hello(&mut self, hello: WorkerHello) -> Result<(), End> {
         let token = hello.token.clone().or(self.token.take());
-        let identity = match self.edge.config.auth.check(token.as_deref(), None, None) {
-            Ok(identity) => identity,
+        let me = match self.identify(token.as_deref(), &hello) {
+            Ok(me) => me,
             Err(fault) => {
+                let close = if fault.code == Code::Forbidden { close::NOT_ALLOWED } else { close::TOKEN };
                 self.error(Some(hello.id.to_string()), fault);
-                return Err(End::Close(close::TOKEN));
+                return Err(End::Close(close));
             }
         };
         let capacity: u32 = hello.agents.iter().map(|agent| agent.capacity).sum();
-        let (assign, assigned) = mpsc::channel(capacity as usize);
+        let (assign, assigned) = mpsc::channel(capacity.max(1) as usize);
         (self.assign, self.assigned) = (assign, assigned);
-        let me = Me { tenant: identity.tenant, worker: hello.worker.clone() };
         self.me = Some(me.clone());
         let work = job::greet(self.edge.clone(), self.id.clone(), me, hello);
         self.jobs.push(Box::pin(work));
         Ok(())
+    }
+
+    fn identify(&self, token: Option<&str>, hello: &WorkerHello) -> Result<Me, Fault> {
+        let auth = &self.edge.config.auth;
+        let worker = hello.worker.clone();
+        if let Some(right) = token.and_then(|token| auth.check_run_token(token)) {
+            let right = right?;
+            let is_it = |held: &Held| {
+                held.session == right.session && held.run == right.run && held.fence == right.fence
+            };
+            if !hello.agents.is_empty() || !hello.runs.iter().all(is_it) {
+                let message = "the token of a run is for that run alone: offer no agents, name only that run";
+                return Err(Fault::new(Code::Forbidden, message));
+            }
+            return Ok(Me { tenant: right.tenant.clone(), worker, right: Some(right) });
+        }
+        let identity = auth.check(token, None, None, None)?;
+        Ok(Me { tenant: identity.tenant, worker, right: None })
     }
 
     /// `hello` is done: the worker counts as alive, and what it still holds is known.
@@ -233,7 +261,7 @@ impl<S: Store> Connection<S> {
             let occupied = kept.iter().filter(|kept| kept.agent == offer.name).count();
             let occupied = u32::try_from(occupied).unwrap_or(u32::MAX);
             let (worker, assign) = (me.worker.clone(), self.assign.clone());
-            let seat = self.edge.dispatcher.seat(pool, worker, offer.capacity, occupied, assign);
+            let seat = self.edge.dispatcher.seat(pool, worker, offer, occupied, assign);
             if self.is_draining {
                 seat.drain();
             }
@@ -264,14 +292,26 @@ impl<S: Store> Connection<S> {
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
         }
-        self.pings += 1;
-        self.outbox.text(WorkerServerFrame::Ping {}.encode());
+        let me = me.clone();
+        self.ping();
         // The lease runs from the worker's last sign of life, not from this node's last heartbeat.
         let left = self.edge.config.leases.lease.saturating_sub(self.heard.elapsed());
-        let (edge, me, holder) = (self.edge.clone(), me.clone(), self.id.clone());
-        let keys = self.watched.iter().map(|(number, watched)| (*number, watched.key.clone())).collect();
-        self.jobs.push(Box::pin(job::renew(edge, me, holder, left, keys)));
+        let (edge, holder) = (self.edge.clone(), self.id.clone());
+        let mut hosted: HashMap<u32, (SessionKey, Vec<(RunId, Fence)>)> =
+            self.watched.iter().map(|(number, w)| (*number, (w.key.clone(), Vec::new()))).collect();
+        for (run, held) in &self.runs {
+            if let Some((_, runs)) = hosted.get_mut(&held.watch) {
+                runs.push((run.clone(), held.fence));
+            }
+        }
+        let hosted = hosted.into_iter().map(|(number, (key, runs))| (number, key, runs)).collect();
+        self.jobs.push(Box::pin(job::renew(edge, me, holder, left, hosted)));
         Ok(())
+    }
+
+    fn ping(&mut self) {
+        self.pings += 1;
+        self.outbox.text(WorkerServerFrame::Ping {}.encode());
     }
 
     fn error(&mut self, id: Option<String>, fault: Fault) {
@@ -282,6 +322,10 @@ impl<S: Store> Connection<S> {
     /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
     fn leave(&mut self) {
         let Some(me) = self.me.take() else { return };
+        if me.right.is_some() {
+            // The run is its worker's still, or its lease ends.
+            return;
+        }
         let pongs = self.pongs;
         let mut runs: Vec<Left> = self
             .runs

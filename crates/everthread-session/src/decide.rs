@@ -1,17 +1,27 @@
 //! `decide(state, request, context) → entries and a new state, or a refusal`. Pure: time and fresh ids come in with the context.
 //!
-//! Invariants, whatever the order of requests: a run ends exactly once; a control gets exactly one outcome; a cancel
-//! settles only in the block that holds its run's `run.ended`; a run that ends takes its children with it.
+//! Invariants, whatever the order of requests: a run ends exactly once; a control and an approval get exactly one
+//! outcome; a cancel settles only in the block that holds its run's `run.ended`, and concerns no run but those it meant
+//! when it was asked; a message that somebody put for an agent is the input of a run, or of one to come; a run that ends
+//! takes its children with it; no run is claimed while a person holds the session.
 
+mod approval;
 mod control;
 mod run;
+mod steer;
+mod takeover;
 
 use crate::state::{SCHEMA, State};
-use everthread_protocol::entry::{Object, Outcome, PutPart, Role, RunError, Target};
-use everthread_protocol::limits::{META_BYTES_MAX, STATE_BYTES_MAX, VALUES_BYTES_MAX, VALUES_MAX};
-use everthread_protocol::{
-    AgentName, Code, ControlId, Entry, Fault, MessageId, Millis, RunId, SessionId, WorkerId,
+use everthread_protocol::control::{What, WhenBusy};
+use everthread_protocol::entry::{
+    ControlOutcome, Object, Outcome, PutPart, RefusalReason, Role, RunError, Target,
 };
+use everthread_protocol::limits::{META_BYTES_MAX, STATE_BYTES_MAX, VALUES_BYTES_MAX, VALUES_MAX};
+use everthread_protocol::worker_frame::NewApproval;
+use everthread_protocol::{
+    AgentName, Author, Code, ControlId, Entry, Fault, MessageId, Millis, RunId, SessionId, WorkerId,
+};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 /// What a decision may depend on besides the state.
@@ -60,6 +70,8 @@ pub enum Request {
         run: RunId,
         /// For whom.
         worker: WorkerId,
+        /// If the worker dies, another goes on with the run, whatever was written.
+        retries: bool,
     },
     /// A worker gives back a run it was just given.
     Decline {
@@ -94,12 +106,41 @@ pub enum Request {
         /// Passed to its worker.
         params: Option<Object>,
     },
-    /// A cancel.
-    Cancel {
-        /// Its id.
+    /// A run waits for people. The store checks the fence.
+    Suspend {
+        /// Which run.
+        run: RunId,
+        /// What for.
+        approvals: Vec<NewApproval>,
+    },
+    /// A worker has done, or not, what a control other than a cancel asks. The store checks the fence.
+    Settle {
+        /// Which run.
+        run: RunId,
+        /// Which control.
         control: ControlId,
-        /// Of what.
-        target: Target,
+        /// `applied` or `refused`.
+        outcome: ControlOutcome,
+        /// With `refused`.
+        reason: Option<RefusalReason>,
+    },
+    /// Somebody asks something of runs.
+    Control(Box<Ask>),
+    /// A person takes the session over.
+    Hold {
+        /// Who.
+        by: Author,
+        /// For people.
+        reason: Option<String>,
+    },
+    /// A person hands the session back.
+    Release {
+        /// For people.
+        reason: Option<String>,
+        /// Who goes on; else whoever was cut off, else the session's own agent.
+        agent: Option<AgentName>,
+        /// Whether anybody does.
+        run: bool,
     },
     /// A worker is dead.
     WorkerDied {
@@ -112,6 +153,21 @@ pub enum Request {
     },
     /// Time has passed.
     Due,
+}
+
+/// A control as somebody asks it.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Its id.
+    pub control: ControlId,
+    /// Who asks.
+    pub by: Author,
+    /// Of whom.
+    pub target: Target,
+    /// What.
+    pub what: What,
+    /// How long the asker waits for the outcome; each kind has a default.
+    pub expires_ms: Option<u64>,
 }
 
 /// Input, an operator's message or a tool's result.
@@ -129,6 +185,8 @@ pub struct Put {
     pub agent: Option<AgentName>,
     /// Passed to the worker.
     pub params: Option<Object>,
+    /// What happens if the agent is at work; else what the session's meta says.
+    pub when_busy: Option<WhenBusy>,
 }
 
 /// What follows from a request.
@@ -146,8 +204,25 @@ pub struct Decision {
     pub enqueue: Vec<(RunId, AgentName)>,
     /// Only if this run has not written.
     pub unwritten: Option<RunId>,
-    /// The run that a `Put` requested.
+    /// The run that a `Put` or a `Release` requested, or that a `Put` steers.
     pub requested: Option<RunId>,
+    /// The control that a `Put` became.
+    pub control: Option<ControlId>,
+}
+
+impl Decision {
+    fn new(state: State) -> Decision {
+        Decision {
+            entries: Vec::new(),
+            state,
+            grant: None,
+            revoke: Vec::new(),
+            enqueue: Vec::new(),
+            unwritten: None,
+            requested: None,
+            control: None,
+        }
+    }
 }
 
 /// Why nothing follows from a request.
@@ -186,6 +261,12 @@ pub enum Refusal {
     /// Nothing is due.
     #[error("nothing is due")]
     NotDue,
+    /// The agent is at work and the policy is to refuse.
+    #[error("the agent is at work and when_busy is reject: try again when its run has ended")]
+    Busy,
+    /// A person holds the session.
+    #[error("{} holds the session", .0.id)]
+    Held(Box<Author>),
 }
 
 impl Refusal {
@@ -200,6 +281,8 @@ impl Refusal {
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
+            Refusal::Busy => Code::Busy,
+            Refusal::Held(_) => Code::Held,
         };
         Fault::new(code, self.to_string())
     }
@@ -227,7 +310,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Put(put) => draft.put(put)?,
         Request::SetValue { key, value } => draft.set_value(key, value)?,
         Request::Events => {}
-        Request::Claim { run, worker } => draft.claim(run, worker)?,
+        Request::Claim { run, worker, retries } => draft.claim(run, worker, *retries)?,
         Request::Decline { run, worker, attempt } => draft.decline(run, worker, *attempt)?,
         Request::End { run, outcome, error, usage } => {
             draft.end_by_worker(run, *outcome, error.clone(), usage.clone())?;
@@ -235,7 +318,13 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::StartChild { run, child, agent, parts, params } => {
             draft.start_child(run, child, agent, parts, params.as_ref())?;
         }
-        Request::Cancel { control, target } => draft.cancel(control, target)?,
+        Request::Suspend { run, approvals } => draft.suspend(run, approvals)?,
+        Request::Settle { run, control, outcome, reason } => {
+            draft.settle_by_worker(run, control, *outcome, *reason)?;
+        }
+        Request::Control(ask) => draft.control(ask)?,
+        Request::Hold { by, reason } => draft.hold(by, reason.clone())?,
+        Request::Release { reason, agent, run } => draft.release(reason.clone(), agent.as_ref(), *run)?,
         Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
         Request::Due => draft.due()?,
     }
@@ -246,7 +335,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
 fn is_refused_when_closed(state: &State, request: &Request) -> bool {
     match request {
         // Whoever asks again gets the outcome.
-        Request::Cancel { control, .. } if state.controls.contains_key(control) => false,
+        Request::Control(ask) if state.controls.contains_key(&ask.control) => false,
         Request::Update { .. }
         | Request::Close { .. }
         | Request::Put(_)
@@ -254,9 +343,13 @@ fn is_refused_when_closed(state: &State, request: &Request) -> bool {
         | Request::Events
         | Request::Claim { .. }
         | Request::StartChild { .. }
-        | Request::Cancel { .. } => true,
+        | Request::Suspend { .. }
+        | Request::Hold { .. }
+        | Request::Release { .. }
+        | Request::Control(_) => true,
         Request::Open { .. }
         | Request::Decline { .. }
+        | Request::Settle { .. }
         | Request::End { .. }
         | Request::WorkerDied { .. }
         | Request::Due => false,
@@ -270,13 +363,21 @@ fn begins_something(request: &Request) -> bool {
         | Request::Update { .. }
         | Request::Put(_)
         | Request::SetValue { .. }
+        | Request::Suspend { .. }
         | Request::StartChild { .. } => true,
+        Request::Control(ask) => match &ask.what {
+            What::Steer { .. } | What::Interrupt { .. } => true,
+            What::Answer { value, .. } => value.is_some(),
+            What::Cancel | What::Pause | What::Resume => false,
+        },
         Request::Close { .. }
         | Request::Events
         | Request::Claim { .. }
         | Request::Decline { .. }
         | Request::End { .. }
-        | Request::Cancel { .. }
+        | Request::Settle { .. }
+        | Request::Hold { .. }
+        | Request::Release { .. }
         | Request::WorkerDied { .. }
         | Request::Due => false,
     }
@@ -284,15 +385,9 @@ fn begins_something(request: &Request) -> bool {
 
 fn open(meta: &Object) -> Result<Decision, Refusal> {
     check_meta(meta)?;
-    Ok(Decision {
-        entries: vec![Entry::SessionOpened { meta: meta.clone() }],
-        state: State::new(meta.clone()),
-        grant: None,
-        revoke: Vec::new(),
-        enqueue: Vec::new(),
-        unwritten: None,
-        requested: None,
-    })
+    let mut decision = Decision::new(State::new(meta.clone()));
+    decision.entries.push(Entry::SessionOpened { meta: meta.clone() });
+    Ok(decision)
 }
 
 fn check_meta(meta: &Object) -> Result<(), Refusal> {
@@ -300,9 +395,15 @@ fn check_meta(meta: &Object) -> Result<(), Refusal> {
         return Err(Refusal::Limit("META_BYTES_MAX: meta has at most 8 KiB"));
     }
     match meta.get("agent") {
-        None => Ok(()),
-        Some(Value::String(agent)) if agent.parse::<AgentName>().is_ok() => Ok(()),
-        Some(_) => Err(Refusal::Invalid("meta.agent is the name of an agent: A-Z a-z 0-9 _ . -")),
+        None => {}
+        Some(Value::String(agent)) if agent.parse::<AgentName>().is_ok() => {}
+        Some(_) => return Err(Refusal::Invalid("meta.agent is the name of an agent: A-Z a-z 0-9 _ . -")),
+    }
+    match meta.get("when_busy") {
+        Some(_) if when_busy_of(meta).is_none() => {
+            Err(Refusal::Invalid("meta.when_busy is enqueue, steer, interrupt or reject"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -315,15 +416,7 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn new(state: &State, context: &'a Context) -> Self {
-        let decision = Decision {
-            entries: Vec::new(),
-            state: state.clone(),
-            grant: None,
-            revoke: Vec::new(),
-            enqueue: Vec::new(),
-            unwritten: None,
-            requested: None,
-        };
+        let decision = Decision::new(state.clone());
         Draft { decision, context, ids_made: 0 }
     }
 
@@ -379,11 +472,12 @@ impl<'a> Draft<'a> {
 
     /// Open runs end with the session; their workers are fenced out.
     fn close(&mut self, reason: Option<String>) {
+        // First, so that nothing that ends here becomes the input of something new.
+        self.state().closed = true;
         let open: Vec<RunId> = self.state().open_runs().map(|(id, _)| id.clone()).collect();
         for run in open {
             self.end_run(&run, Outcome::Cancelled, run::Ending::forced("session_closed"));
         }
-        self.state().closed = true;
         self.push(Entry::SessionClosed { reason });
     }
 
@@ -408,6 +502,11 @@ impl<'a> Draft<'a> {
 /// The agent that a session's meta names.
 pub fn agent_of(meta: &Object) -> Option<AgentName> {
     meta.get("agent")?.as_str()?.parse().ok()
+}
+
+/// What a session's meta says of input for an agent at work.
+pub fn when_busy_of(meta: &Object) -> Option<WhenBusy> {
+    WhenBusy::deserialize(meta.get("when_busy")?).ok()
 }
 
 /// Meta of a new session from the fields of the request.

@@ -2,14 +2,16 @@
 //!
 //! Stored as one JSON text with every decision; bounded by [`STATE_BYTES_MAX`](everthread_protocol::limits::STATE_BYTES_MAX).
 
+use everthread_protocol::control::{Mode, Verdict, WhoMay};
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Object, Outcome, RefusalReason, Target};
 use everthread_protocol::limits::{SETTLED_MAX, SETTLED_MEMORY_MS};
-use everthread_protocol::{AgentName, ControlId, MessageId, Millis, RunId, WorkerId};
+use everthread_protocol::worker_frame::Answered;
+use everthread_protocol::{AgentName, ApprovalId, Author, ControlId, MessageId, Millis, RunId, WorkerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The schema this release writes. A state with a higher one is read, but not decided upon.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What decisions depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,9 @@ pub struct State {
     /// From here on it only reads.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// A person has taken it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Hold>,
     /// Open runs, and ended ones for a while.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub runs: BTreeMap<RunId, Run>,
@@ -30,6 +35,19 @@ pub struct State {
     /// Latest value per key of `state.set`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// A session in the hands of a person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Whose.
+    pub by: Author,
+    /// Whose work was cut off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentName>,
+    /// What was said since: input of the run that the release asks for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub input: Vec<String>,
 }
 
 /// One piece of agent work.
@@ -46,12 +64,30 @@ pub struct Run {
     /// Passed to the worker; dropped at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<Object>,
-    /// How many workers have had it.
+    /// How many times a worker has got it.
     #[serde(default)]
     pub attempts: u32,
+    /// How many workers have died under it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub deaths: u32,
+    /// How many workers have given it back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub declines: u32,
     /// Its place among the runs of the session: later ones have higher numbers.
     #[serde(default)]
     pub number: u64,
+    /// It goes before others that wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub goes_first: bool,
+    /// It stands still: no worker gets it, or its worker waits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// If its worker dies, another goes on with it, whatever was written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retries: bool,
+    /// What it waits for or has waited for; dropped at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// Where it stands.
     pub status: RunStatus,
 }
@@ -67,6 +103,8 @@ pub enum RunStatus {
         /// Which.
         worker: WorkerId,
     },
+    /// It waits for people.
+    Suspended,
     /// It is over.
     Ended {
         /// How.
@@ -76,6 +114,30 @@ pub enum RunStatus {
     },
 }
 
+/// Something that a run waits for, or has waited for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Its id.
+    pub approval: ApprovalId,
+    /// Digest of what is asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// When it counts as not given.
+    pub expires: Millis,
+    /// Who may answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<WhoMay>,
+    /// Its outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Who answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Author>,
+    /// The answer, if it is more than yes or no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<serde_json::Value>,
+}
+
 /// A control request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Control {
@@ -83,6 +145,18 @@ pub struct Control {
     pub kind: ControlKind,
     /// Of whom.
     pub target: Target,
+    /// The runs that this meant when it was asked; none while a cancel waits for its input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<RunId>,
+    /// With `steer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// With `steer` and `interrupt`: the message that carries the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageId>,
+    /// Its place among the controls of the session: later ones have higher numbers.
+    #[serde(default)]
+    pub number: u64,
     /// Whether it has its outcome.
     pub stage: ControlStage,
 }
@@ -103,12 +177,56 @@ pub enum ControlStage {
         /// With `refused` and `expired`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<RefusalReason>,
+        /// The run it applied to, or that its message became the input of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunId>,
+        /// Who was first.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered_by: Option<Author>,
         /// When.
         at: Millis,
     },
 }
 
 impl Run {
+    /// A run that waits for a worker.
+    pub fn requested(agent: AgentName, input: Vec<String>) -> Run {
+        Run {
+            agent,
+            input,
+            parent: None,
+            params: None,
+            attempts: 0,
+            deaths: 0,
+            declines: 0,
+            number: 0,
+            goes_first: false,
+            paused: false,
+            retries: false,
+            approvals: Vec::new(),
+            status: RunStatus::Requested,
+        }
+    }
+
+    /// Where it stands among those that wait: the least comes first.
+    pub(crate) fn place(&self) -> (bool, u64) {
+        (!self.goes_first, self.number)
+    }
+
+    /// Outcomes of what it asked for.
+    pub fn answers(&self) -> Vec<Answered> {
+        let answered = |a: &Approval| {
+            Some(Answered {
+                approval: a.approval.clone(),
+                verdict: a.verdict?,
+                answered_by: a.answered_by.clone(),
+                value: a.value.clone(),
+                digest: a.digest.clone(),
+            })
+        };
+        self.approvals.iter().filter_map(answered).collect()
+    }
+
     /// Whether it still needs an outcome.
     pub fn is_open(&self) -> bool {
         !matches!(self.status, RunStatus::Ended { .. })
@@ -117,6 +235,13 @@ impl Run {
     /// Whether `worker` holds it.
     pub fn is_held_by(&self, worker: &WorkerId) -> bool {
         matches!(&self.status, RunStatus::Active { worker: w } if w == worker)
+    }
+}
+
+impl Approval {
+    /// Whether it still needs an outcome.
+    pub fn is_open(&self) -> bool {
+        self.verdict.is_none()
     }
 }
 
@@ -134,6 +259,7 @@ impl State {
             schema: SCHEMA,
             meta,
             closed: false,
+            held: None,
             runs: BTreeMap::new(),
             controls: BTreeMap::new(),
             values: BTreeMap::new(),
@@ -149,7 +275,7 @@ impl State {
     pub fn active_runs(&self) -> impl Iterator<Item = (&RunId, &WorkerId)> {
         self.runs.iter().filter_map(|(id, run)| match &run.status {
             RunStatus::Active { worker } => Some((id, worker)),
-            RunStatus::Requested | RunStatus::Ended { .. } => None,
+            RunStatus::Requested | RunStatus::Suspended | RunStatus::Ended { .. } => None,
         })
     }
 
@@ -161,20 +287,22 @@ impl State {
         })
     }
 
-    /// Pending controls that ask something of `run`.
-    pub fn controls_of(&self, run: &RunId) -> impl Iterator<Item = (&ControlId, &Control, Millis)> {
-        self.pending_controls().filter(move |(_, control, _)| self.run_of(&control.target) == Some(run))
+    /// Pending controls that ask something of `run`, in the order they were asked.
+    pub fn controls_of(&self, run: &RunId) -> Vec<(&ControlId, &Control, Millis)> {
+        let mut controls: Vec<_> =
+            self.pending_controls().filter(|(_, control, _)| control.runs.contains(run)).collect();
+        controls.sort_by_key(|(_, control, _)| control.number);
+        controls
     }
 
-    /// The run that a target means, if it has arrived. Of several runs for one message, the one that is open.
-    pub fn run_of<'a>(&'a self, target: &'a Target) -> Option<&'a RunId> {
-        match target {
-            Target::Run(run) => self.runs.contains_key(run).then_some(run),
-            Target::Input(message) => self.run_for_input(message),
-        }
+    /// Approvals without an outcome of runs that wait for them.
+    pub fn open_approvals(&self) -> impl Iterator<Item = (&RunId, &Approval)> {
+        let suspended = self.runs.iter().filter(|(_, run)| run.status == RunStatus::Suspended);
+        suspended.flat_map(|(id, run)| run.approvals.iter().filter(|a| a.is_open()).map(move |a| (id, a)))
     }
 
-    fn run_for_input(&self, message: &MessageId) -> Option<&RunId> {
+    /// The run that a message asked for. Of several, the one that is open.
+    pub fn run_for_input(&self, message: &MessageId) -> Option<&RunId> {
         let asked = |run: &Run| run.input.iter().any(|id| id == message.as_str());
         let mut runs = self.runs.iter().filter(|(_, run)| asked(run));
         let first = runs.next()?;
@@ -185,7 +313,8 @@ impl State {
 
     /// When something must happen by itself.
     pub fn next_due(&self) -> Option<Millis> {
-        self.pending_controls().map(|(_, _, expires)| expires).min()
+        let controls = self.pending_controls().map(|(_, _, expires)| expires);
+        controls.chain(self.open_approvals().map(|(_, approval)| approval.expires)).min()
     }
 
     /// Drops what is settled for long, oldest first where there is too much of it.
@@ -210,7 +339,7 @@ impl State {
 fn run_ended_at(run: &Run) -> Option<Millis> {
     match run.status {
         RunStatus::Ended { at, .. } => Some(at),
-        RunStatus::Requested | RunStatus::Active { .. } => None,
+        RunStatus::Requested | RunStatus::Active { .. } | RunStatus::Suspended => None,
     }
 }
 
@@ -234,4 +363,9 @@ fn forget_oldest<K: Ord + Clone, V>(
     for (_, key) in &settled[..settled.len() - keep] {
         map.remove(key);
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

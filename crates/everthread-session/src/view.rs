@@ -12,14 +12,15 @@ mod snapshot;
 
 pub use snapshot::Snapshot;
 
+use everthread_protocol::control::{Mode, Verdict};
 use everthread_protocol::entry::{
-    ControlKind, ControlOutcome, MessageStatus, Object, Outcome, PartKind, PartStatus, RefusalReason, Role,
-    RunError, Target,
+    Approval as Asked, ControlKind, ControlOutcome, MessageStatus, Object, Outcome, PartKind, PartStatus,
+    RefusalReason, Role, RunError, Target,
 };
 use everthread_protocol::frame::Entries;
 use everthread_protocol::record::InvalidRecord;
 use everthread_protocol::{
-    AgentName, ControlId, Epoch, MessageId, Millis, PartId, Record, RunId, Seq, WorkerId,
+    AgentName, ApprovalId, ControlId, Epoch, MessageId, Millis, PartId, Record, RunId, Seq, WorkerId,
 };
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
@@ -59,6 +60,21 @@ pub struct Session {
     /// Why it was closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_reason: Option<String>,
+    /// A person has taken it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+/// Who has taken a session over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// Who: `{kind, id, device?}`.
+    pub by: Value,
+    /// When.
+    pub at: Millis,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// How far a run is.
@@ -69,6 +85,8 @@ pub enum RunStatus {
     Requested,
     /// A worker holds it.
     Active,
+    /// It waits for people.
+    Suspended,
     /// It is over.
     Ended,
 }
@@ -96,6 +114,12 @@ pub struct Run {
     /// How many workers got it so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// It stands still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// What it waits for or has waited for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -119,6 +143,23 @@ pub struct Run {
     pub step_mark: Option<Seq>,
     /// Seq of its request.
     pub requested_seq: Seq,
+}
+
+/// Something that a run waits for, or has waited for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Approval {
+    /// As it was asked for.
+    #[serde(flatten)]
+    pub asked: Asked,
+    /// Its outcome; none while it is open, or if the run ended first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Who answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Value>,
+    /// The answer, if it is more than yes or no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
 }
 
 /// How far a message is.
@@ -231,15 +272,29 @@ pub struct Control {
     pub kind: ControlKind,
     /// Of whom.
     pub target: Target,
+    /// By whom: `{kind, id, device?}`.
+    pub by: Value,
+    /// With `steer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// With `steer` and `interrupt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<MessageId>,
+    /// With `answer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalId>,
     /// What became of it; none while that is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<ControlOutcome>,
     /// With `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<RefusalReason>,
-    /// The run it applied to.
+    /// The run it applied to, or that has its message as input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// With `already_answered`: who was first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<Value>,
 }
 
 /// The last event of a name and run, of those that keep the latest.

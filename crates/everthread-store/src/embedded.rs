@@ -5,13 +5,15 @@
 //! what was written lately, else the file, without waiting for the writer.
 //!
 //! Invariant: what was acknowledged is in the file, and a restart finds it. A start begins a new epoch; a session moves to
-//! it with its first write. Liveness of workers is not kept.
+//! it with its first write. Liveness of workers, leases and marks of delivered controls are kept in memory only.
 //!
 //! A request has a deadline on tokio's clock, while the writer works on a thread that a paused clock does not wait for:
 //! tests with a paused clock may see deadlines pass at once.
 
+mod delivered;
 mod disk;
 mod group;
+mod leases;
 mod lenient;
 mod liveness;
 mod pools;
@@ -20,9 +22,13 @@ mod session;
 mod views;
 mod writer;
 
-use crate::{Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Store, Taken, WorkItem};
-use crate::{Write, Written};
-use everthread_protocol::{Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use crate::{
+    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Renewal, Store, Taken, WorkItem,
+    Write, Written,
+};
+use everthread_protocol::{
+    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use writer::{Reply, Request};
 
 /// Requests that wait for the writer; more wait in their callers.
@@ -82,6 +89,7 @@ struct Shared {
     followers: Arc<registry::Registry<SessionKey, Interested>>,
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
     liveness: liveness::Liveness,
+    delivered: delivered::Delivered,
     clock: Clock,
     failure: OnceLock<String>,
 }
@@ -104,6 +112,7 @@ impl Embedded {
             followers: Arc::default(),
             watchers: Arc::default(),
             liveness: liveness::Liveness::default(),
+            delivered: delivered::Delivered::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
         });
@@ -184,8 +193,11 @@ impl Store for Embedded {
             return Ok(Some(loaded));
         }
         let key = key.clone();
-        let found = self.on_disk(move |shared| shared.disk.loaded(&key)).await?;
-        Ok(found.map(|(meta, state, held)| views::loaded(meta, state, held, now)))
+        self.on_disk(move |shared| {
+            let stored = shared.disk.loaded(&key)?;
+            Ok(stored.map(|stored| shared.views.load_stored(&key, stored, now)))
+        })
+        .await
     }
 
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
@@ -207,12 +219,52 @@ impl Store for Embedded {
         let missing: Vec<usize> = (0..keys.len()).filter(|&at| heads[at].is_none()).collect();
         if !missing.is_empty() {
             let keys: Vec<SessionKey> = missing.iter().map(|&at| keys[at].clone()).collect();
-            let found = self.on_disk(move |shared| shared.disk.heads(&keys)).await?;
-            for (at, head) in missing.into_iter().zip(found) {
-                heads[at] = head;
+            let found = self.on_disk(move |shared| shared.disk.metas(&keys)).await?;
+            for (at, meta) in missing.into_iter().zip(found) {
+                heads[at] = meta.map(|meta| meta.to_head());
             }
         }
         Ok(heads)
+    }
+
+    async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+        let Shared { views, clock, .. } = &*self.0.shared;
+        let now = clock.now();
+        let mut heads: Vec<Option<Head>> = renewals.iter().map(|one| views.renew(one, None, now)).collect();
+        let missing: Vec<usize> = (0..heads.len()).filter(|&at| heads[at].is_none()).collect();
+        if !missing.is_empty() {
+            // Not in memory, as after a restart: the file knows the fences.
+            let keys: Vec<SessionKey> = missing.iter().map(|&at| renewals[at].key.clone()).collect();
+            let found = self.on_disk(move |shared| shared.disk.metas(&keys)).await?;
+            let now = clock.now();
+            for (at, meta) in missing.into_iter().zip(found) {
+                heads[at] = meta.and_then(|meta| views.renew(&renewals[at], Some(&meta), now));
+            }
+        }
+        Ok(heads)
+    }
+
+    async fn mark_delivered(
+        &self,
+        key: &SessionKey,
+        control: &ControlId,
+        worker: &WorkerId,
+    ) -> Result<(), Error> {
+        self.0.shared.delivered.mark(key, control, worker, Instant::now());
+        for (interest, follower) in self.0.shared.followers.of(key) {
+            if interest == Interest::Control {
+                follower.changed();
+            }
+        }
+        Ok(())
+    }
+
+    async fn delivered(
+        &self,
+        key: &SessionKey,
+        controls: &[ControlId],
+    ) -> Result<Vec<Option<WorkerId>>, Error> {
+        Ok(self.0.shared.delivered.to(key, controls, Instant::now()))
     }
 
     fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following {
@@ -345,7 +397,8 @@ mod tests {
     use everthread_protocol::Version;
 
     fn write(n: u64, expect: Option<Version>, state: &str) -> Write<'_> {
-        let change = Change { expect, state, next_due: None, grant: None, revoke: &[], unwritten: None };
+        let change =
+            Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None };
         Write {
             by: r#"{"kind":"system","id":"t"}"#,
             run: None,

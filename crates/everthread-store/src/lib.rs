@@ -14,7 +14,9 @@ mod types;
 
 pub use types::*;
 
-use everthread_protocol::{Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use everthread_protocol::{
+    ControlId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId, WorkerId,
+};
 use std::sync::Arc;
 
 /// The contract of both engines. Every method has a deadline of its own and returns [`Error::Unavailable`] or, where
@@ -47,6 +49,31 @@ pub trait Store: Send + Sync + 'static {
 
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
+
+    /// Renews the leases of runs, session by session, and reads the sessions' heads in the order asked (`None`: no such
+    /// session).
+    ///
+    /// A lease moves to `left_ms` from now if that is later, and only where the run still has that fence; others are left
+    /// alone. A lease of which nothing is known is set. Repeating a renewal is harmless. A failure may have renewed some.
+    fn renew(&self, renewals: &[Renewal]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
+
+    /// Notes that `worker` has got the control, for [`DELIVERED_MEMORY`], and wakes followers of [`Interest::Control`].
+    ///
+    /// A hint for receipts, not a part of the log: it may be lost with the store's memory, and the session need not exist.
+    /// The last worker that got a control stands. Beyond [`DELIVERED_MAX`] of one session the oldest are forgotten.
+    fn mark_delivered(
+        &self,
+        key: &SessionKey,
+        control: &ControlId,
+        worker: &WorkerId,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Who has got each control, in the order asked; `None` where nobody is known to have.
+    fn delivered(
+        &self,
+        key: &SessionKey,
+        controls: &[ControlId],
+    ) -> impl Future<Output = Result<Vec<Option<WorkerId>>, Error>> + Send;
 
     /// Wakes `follower` from here on, until the guard is dropped. Lossy: after a subscription was established or
     /// re-established, or whenever something may have been missed, `follower` is told to [`Follower::doubt`].
@@ -123,11 +150,17 @@ pub const ITEM_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(
 /// How long a due session that was claimed stays hidden from other nodes.
 pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// How long it is remembered, at least, who has got a control. An outcome comes sooner than that, or the control is sent
+/// again.
+pub const DELIVERED_MEMORY: std::time::Duration = std::time::Duration::from_secs(10 * 60);
+/// Delivered controls that are remembered of one session.
+pub const DELIVERED_MAX: usize = 1024;
+
 /// Wakes a follower of one session. Called from the store's own tasks: must not block.
 pub trait Follower: Send + Sync {
     /// A record was written. Only with [`Interest::Log`]; may come twice, may be lost.
     fn record(&self, record: everthread_protocol::Record);
-    /// The state changed. Only with [`Interest::Control`]; may come twice, may be lost.
+    /// The state changed, or a worker has got a control. Only with [`Interest::Control`]; may come twice, may be lost.
     fn changed(&self);
     /// Something may have been lost: compare with the store.
     fn doubt(&self);

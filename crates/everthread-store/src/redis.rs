@@ -6,11 +6,12 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`] and [`index`] translate between them and the trait.
+//! scripts; [`write`], [`read`], [`leases`] and [`index`] translate between them and the trait.
 
 mod feed;
 mod index;
 mod keys;
+mod leases;
 mod link;
 mod read;
 mod script;
@@ -21,10 +22,13 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Store, Taken, WorkItem, Write, Written,
+    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Renewal, Store, Taken, WorkItem, Write,
+    Written,
 };
 use ::redis::InfoDict;
-use everthread_protocol::{Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId};
+use everthread_protocol::{
+    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +159,27 @@ impl Store for Redis {
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
         self.heads_of(keys).await
+    }
+
+    async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+        self.renew_leases(renewals).await
+    }
+
+    async fn mark_delivered(
+        &self,
+        key: &SessionKey,
+        control: &ControlId,
+        worker: &WorkerId,
+    ) -> Result<(), Error> {
+        self.note_delivered(key, control, worker).await
+    }
+
+    async fn delivered(
+        &self,
+        key: &SessionKey,
+        controls: &[ControlId],
+    ) -> Result<Vec<Option<WorkerId>>, Error> {
+        self.delivered_to(key, controls).await
     }
 
     fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following {

@@ -4,6 +4,9 @@ use crate::WorkItem;
 use bytes::Bytes;
 use everthread_protocol::{Code, Epoch, Fault, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
 
+/// A lease that is longer counts as this long: its end must stay below 2^53.
+pub const LEASE_MS_MAX: u64 = 1 << 51;
+
 /// One atomic write.
 #[derive(Debug, Clone, Copy)]
 pub struct Write<'a> {
@@ -49,7 +52,9 @@ pub struct Change<'a> {
     pub next_due: Option<Millis>,
     /// This run gets a new fence, greater than any before it in this session.
     pub grant: Option<&'a RunId>,
-    /// These runs lose their fences.
+    /// With `grant`: the run's lease ends this long after the write, up to [`LEASE_MS_MAX`].
+    pub lease_ms: u64,
+    /// These runs lose their fences, and their leases with them.
     pub revoke: &'a [RunId],
     /// Refuse if this run's producer has written under its current incarnation.
     pub unwritten: Option<(&'a RunId, u64)>,
@@ -96,8 +101,22 @@ pub struct Loaded {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Fences in force, sorted by run.
     pub fences: Vec<(RunId, Fence)>,
+    /// When the leases of these runs end, on the store's clock, sorted by run. A run with a fence may be missing: then
+    /// nothing is known of its lease, as after a restart of an engine that keeps leases in memory.
+    pub leases: Vec<(RunId, Millis)>,
     /// Of each run with a fence: incarnation and last batch of its producer, sorted by run; absent if it wrote nothing.
     pub producers: Vec<(RunId, u64, u64)>,
+}
+
+/// Leases of one session's runs to be renewed, all alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The session.
+    pub key: SessionKey,
+    /// Its runs, each with the fence that it must still have.
+    pub runs: Vec<(RunId, Fence)>,
+    /// The leases then last at least this long from now, up to [`LEASE_MS_MAX`].
+    pub left_ms: u64,
 }
 
 /// Where a session's log ends.
@@ -151,7 +170,7 @@ pub struct Due {
 pub enum Interest {
     /// Every record.
     Log,
-    /// Changes of the state.
+    /// Changes of the state, and deliveries of controls.
     Control,
 }
 

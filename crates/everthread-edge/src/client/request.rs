@@ -3,12 +3,13 @@
 use super::attachment::{self, Attachment, Mode};
 use super::{Connection, log_fault};
 use crate::auth::Identity;
+use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::tail::{Tail, is_valid, start_of};
 use crate::{Edge, control};
 use everthread_protocol::frame::{
-    Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Put, Receipt, ResetReason,
-    ServerFrame, Welcome,
+    Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt, Release,
+    ResetReason, ServerFrame, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
 use everthread_protocol::{Code, Cursor, Fault, RequestId, SessionKey};
@@ -22,23 +23,27 @@ const REQUEST_MAX: std::time::Duration = std::time::Duration::from_secs(20);
 /// Messages in the snapshot of a client whose cursor was not taken.
 const RESET_MESSAGES: usize = 50;
 
+/// Controls of one connection that are followed to their outcome; that of further ones stands in the log alone.
+const TRACKED_MAX: usize = 64;
+
+/// A followed control with its next receipt; an error ends the receipts, not the control.
+pub(super) type Tracked<S> = (Result<Receipt, Fault>, Track<S>);
+
 /// What a request came to.
 pub(super) enum Reply {
     /// Frames to send.
     Frames(Vec<String>),
     /// `hello` is done.
     Welcome(RequestId, u64),
+    /// A control is in the log, or was.
+    Asked(SessionKey, Receipt),
     /// A new attachment, and what its client is sent first.
     Attached(u32, Arc<Tail>, Cursor, Vec<String>),
     /// It failed.
     Failed(String, Fault),
 }
 
-pub(super) fn welcome<S: Store>(
-    _edge: Edge<S>,
-    id: RequestId,
-    _connection: String,
-) -> BoxFuture<'static, Reply> {
+pub(super) fn welcome(id: RequestId) -> BoxFuture<'static, Reply> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
     Box::pin(async move { Reply::Welcome(id, u64::try_from(now).unwrap_or(0)) })
 }
@@ -62,8 +67,16 @@ impl<S: Store> Connection<S> {
                 Err(fault) => self.error(Some(put.id.to_string()), fault),
             },
             ClientFrame::Control(control) => match self.key_of(control.attachment) {
-                Ok(key) => self.on_control(control, key, identity),
+                Ok(key) => self.on_control(&control, key, identity),
                 Err(fault) => self.error(Some(control.id.to_string()), fault),
+            },
+            ClientFrame::Hold(hold) => match self.key_of(hold.attachment) {
+                Ok(key) => self.on_hold(hold, key, identity),
+                Err(fault) => self.error(Some(hold.id.to_string()), fault),
+            },
+            ClientFrame::Release(release) => match self.key_of(release.attachment) {
+                Ok(key) => self.on_release(release, key, identity),
+                Err(fault) => self.error(Some(release.id.to_string()), fault),
             },
             ClientFrame::History(history) => match self.key_of(history.attachment) {
                 Ok(key) => self.on_history(history, key),
@@ -104,7 +117,7 @@ impl<S: Store> Connection<S> {
     }
 
     fn on_put(&mut self, put: &Put<'_>, key: SessionKey, identity: Identity) {
-        let intent = match Intent::read(put.entries.get(), put.agent.clone(), None) {
+        let intent = match Intent::read(put.entries.get(), put.agent.clone(), put.when_busy) {
             Ok(intent) => intent,
             Err(fault) => return self.error(Some(put.id.to_string()), fault),
         };
@@ -116,19 +129,59 @@ impl<S: Store> Connection<S> {
                 cursor: Some(outcome.cursor),
                 message: outcome.message,
                 run: outcome.run,
+                control: outcome.control,
                 duplicate: outcome.duplicate,
             };
             Ok(Reply::Frames(vec![ServerFrame::Ok(done).encode()]))
         });
     }
 
-    fn on_control(&mut self, asked: Control, key: SessionKey, identity: Identity) {
+    fn on_control(&mut self, asked: &Control<'_>, key: SessionKey, identity: Identity) {
+        let Control { id, kind, target, mode, payload, expires_ms, .. } = asked.clone();
+        let text = id.to_string();
+        let ask = match control::read(id, identity.author, target, kind, mode, payload, expires_ms) {
+            Ok(ask) => ask,
+            Err(fault) => return self.error(Some(text), fault),
+        };
         let edge = self.edge.clone();
-        self.begin(asked.id.to_string(), async move {
-            let receipt: Receipt =
-                control::cancel(&edge.desk, &key, &identity.author, &asked.id, &asked.target).await?;
-            Ok(Reply::Frames(vec![ServerFrame::Receipt(receipt).encode()]))
+        self.begin(text, async move {
+            let receipt = control::ask(&edge.desk, &key, ask).await?;
+            Ok(Reply::Asked(key, receipt))
         });
+    }
+
+    fn on_hold(&mut self, hold: Hold, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(hold.id.to_string(), async move {
+            let cursor = control::hold(&edge.desk, &key, &identity.author, &hold.id, hold.reason).await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), ..done(hold.id) }).encode()]))
+        });
+    }
+
+    fn on_release(&mut self, release: Release, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(release.id.to_string(), async move {
+            let Release { id, reason, agent, run, .. } = release;
+            let released = control::release(&edge.desk, &key, &identity.author, &id, reason, agent, run);
+            let (cursor, run) = released.await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), run, ..done(id) }).encode()]))
+        });
+    }
+
+    /// Sends a receipt, and follows the control if it is not the last.
+    fn track(&mut self, mut track: Track<S>) {
+        if self.tracked.len() < TRACKED_MAX {
+            self.tracked.push(Box::pin(async move { (track.next().await, track) }));
+        }
+    }
+
+    pub(super) fn on_tracked(&mut self, (receipt, track): Tracked<S>) {
+        let Ok(receipt) = receipt else { return };
+        let is_last = control::is_settled(&receipt);
+        self.outbox.text(ServerFrame::Receipt(receipt).encode());
+        if !is_last {
+            self.track(track);
+        }
     }
 
     fn on_history(&mut self, history: History, key: SessionKey) {
@@ -146,6 +199,14 @@ impl<S: Store> Connection<S> {
     pub(super) fn on_reply(&mut self, reply: Reply) {
         match reply {
             Reply::Frames(frames) => frames.into_iter().for_each(|frame| self.outbox.text(frame)),
+            Reply::Asked(key, receipt) => {
+                let track =
+                    (!control::is_settled(&receipt)).then(|| Track::new(&self.edge, &key, &receipt.control));
+                self.outbox.text(ServerFrame::Receipt(receipt).encode());
+                if let Some(track) = track {
+                    self.track(track);
+                }
+            }
             Reply::Welcome(id, now) => {
                 let welcome: Welcome = self.welcome_frame(id, now);
                 self.outbox.text(ServerFrame::Welcome(welcome).encode());
@@ -208,7 +269,7 @@ async fn open<S: Store>(
 }
 
 fn done(id: RequestId) -> Done {
-    Done { id, cursor: None, message: None, run: None, duplicate: false }
+    Done { id, cursor: None, message: None, run: None, control: None, duplicate: false }
 }
 
 fn no_attachment() -> Fault {

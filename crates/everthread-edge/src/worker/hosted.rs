@@ -6,16 +6,15 @@ use super::parts::Parts;
 use crate::reader::fault_of;
 use bytes::Bytes;
 use everthread_control::{Assignment, Seat};
-use everthread_protocol::entry::{self, Outcome, Writer};
+use everthread_protocol::entry::{self, Writer};
 use everthread_protocol::worker_frame::{
-    Ack, Append, ChildEnded, Decline, Producer, WorkerControl, WorkerFrame, WorkerServerFrame,
+    Ack, Append, Decline, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
     AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
-use everthread_session::state::RunStatus;
-use everthread_session::{Request, State};
-use everthread_store::{Follower, Following, Interest, Loaded, Store};
+use everthread_session::Request;
+use everthread_store::{Follower, Following, Interest, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -93,7 +92,9 @@ impl<S: Store> Connection<S> {
             return seat.release();
         }
         let watch = self.watch(&assignment.key);
-        let next = Producer { incarnation: u64::from(assignment.attempt()), batch: 1 };
+        let next = Producer { incarnation: u64::from(attempt), batch: 1 };
+        // An earlier attempt may have left something open.
+        let parts = (attempt == 1).then(Parts::default);
         self.runs.insert(
             assignment.id.clone(),
             Hosted {
@@ -105,7 +106,7 @@ impl<S: Store> Connection<S> {
                 is_known: false,
                 handed: None,
                 seat: Some(seat),
-                parts: Some(Parts::default()),
+                parts,
                 next,
                 queue: VecDeque::new(),
                 is_busy: false,
@@ -201,7 +202,7 @@ impl<S: Store> Connection<S> {
         self.give_back(key, decline.run.clone(), attempt);
     }
 
-    /// `append`, `end` or `start_child`: written when all earlier ones of the run are.
+    /// `append` and the like: written when all earlier ones of the run are.
     pub(super) fn on_write(&mut self, run: RunId, id: RequestId, bytes: &Bytes) {
         let Some(hosted) = self.runs.get_mut(&run) else {
             return self.error(Some(id.to_string()), not_held());
@@ -294,7 +295,7 @@ impl<S: Store> Connection<S> {
                         self.wake.mark(watch);
                     }
                 }
-                if kind == WriteKind::End {
+                if kind == WriteKind::Last {
                     self.drop_run(&run);
                 }
             }
@@ -312,7 +313,7 @@ impl<S: Store> Connection<S> {
         self.pump(&run);
     }
 
-    fn fenced(&mut self, run: &RunId) {
+    pub(super) fn fenced(&mut self, run: &RunId) {
         if self.runs.contains_key(run) {
             self.outbox.text(WorkerServerFrame::Fenced { run: run.clone() }.encode());
             self.drop_run(run);
@@ -329,59 +330,13 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    fn load_watched(&mut self, number: u32) {
+    pub(super) fn load_watched(&mut self, number: u32) {
         let Some(watched) = self.watched.get_mut(&number).filter(|w| w.is_stale && !w.is_loading) else {
             return;
         };
         watched.is_loading = true;
         watched.is_stale = false;
         self.jobs.push(Box::pin(job::look(self.edge.clone(), watched.key.clone(), number)));
-    }
-
-    /// The state of a watched session: tells the worker what is new in it for its runs.
-    pub(super) fn on_looked(&mut self, number: u32, result: Result<(Loaded, State), Fault>) {
-        let Some(watched) = self.watched.get_mut(&number) else { return };
-        watched.is_loading = false;
-        match result {
-            Ok((loaded, state)) => {
-                watched.version = loaded.version;
-                let runs: Vec<RunId> = self
-                    .runs
-                    .iter()
-                    .filter(|(_, hosted)| hosted.watch == number)
-                    .map(|(run, _)| run.clone())
-                    .collect();
-                for run in runs {
-                    self.tell(&run, &loaded, &state);
-                }
-            }
-            // The next renewal looks again.
-            Err(fault) => tracing::debug!(%fault, "a session's state could not be looked at"),
-        }
-        self.load_watched(number);
-    }
-
-    fn tell(&mut self, run: &RunId, loaded: &Loaded, state: &State) {
-        let Some(hosted) = self.runs.get_mut(run) else { return };
-        let is_held = loaded.fences.iter().any(|(id, fence)| id == run && *fence == hosted.fence);
-        for (control, asked, expires) in state.controls_of(run) {
-            if hosted.told_controls.insert(control.clone()) {
-                let grace_ms = expires.0.saturating_sub(loaded.now.0);
-                let frame =
-                    WorkerControl { run: run.clone(), control: control.clone(), kind: asked.kind, grace_ms };
-                self.outbox.text(WorkerServerFrame::Control(frame).encode());
-            }
-        }
-        for (child, outcome) in ended_children(state, run) {
-            if hosted.told_children.insert(child.clone()) {
-                let frame = ChildEnded { run: run.clone(), child: child.clone(), outcome };
-                self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());
-            }
-        }
-        // A state from before the claim cannot know of it; a write under way may be the very end of it: its answer tells.
-        if !is_held && !hosted.is_busy && loaded.head >= hosted.since {
-            self.fenced(run);
-        }
     }
 
     pub(super) fn on_job(&mut self, job: Job) -> Result<(), super::End> {
@@ -409,6 +364,8 @@ impl<S: Store> Connection<S> {
             Job::Written(done) => self.on_written(done),
             Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
             Job::Looked(number, result) => self.on_looked(number, result),
+            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
                     if self.watched.get(&number).is_some_and(|watched| watched.version != version) {
@@ -419,15 +376,6 @@ impl<S: Store> Connection<S> {
         }
         Ok(())
     }
-}
-
-fn ended_children<'a>(state: &'a State, parent: &'a RunId) -> impl Iterator<Item = (&'a RunId, Outcome)> {
-    state.runs.iter().filter(move |(_, run)| run.parent.as_ref() == Some(parent)).filter_map(|(id, run)| {
-        match run.status {
-            RunStatus::Ended { outcome, .. } => Some((id, outcome)),
-            RunStatus::Requested | RunStatus::Active { .. } => None,
-        }
-    })
 }
 
 fn not_held() -> Fault {
@@ -458,6 +406,15 @@ fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (St
                 params: child.params,
             };
             (child.id, child.fence, child.producer, WriteKind::decided(request))
+        }
+        WorkerFrame::Suspend(suspend) => {
+            let request = Request::Suspend { run: run.clone(), approvals: suspend.approvals };
+            (suspend.id, suspend.fence, suspend.producer, WriteKind::decided(request))
+        }
+        WorkerFrame::Settle(settle) => {
+            let Settle { control, outcome, reason, .. } = settle;
+            let request = Request::Settle { run: run.clone(), control, outcome, reason };
+            (settle.id, settle.fence, settle.producer, WriteKind::decided(request))
         }
         _ => return Err((String::new(), Fault::bad_request("not a write"))),
     };

@@ -4,14 +4,19 @@ use super::Me;
 use super::parts::Parts;
 use crate::Edge;
 use crate::reader::fault_of;
+use crate::run_token::RunRight;
 use bytes::Bytes;
 use everthread_control::{Assignment, Numbered, run_producer};
-use everthread_protocol::worker_frame::{Held, Producer, Work, WorkerHello, WorkerServerFrame};
-use everthread_protocol::{
-    AgentName, Author, AuthorKind, Code, Fault, Fence, RequestId, RunId, SessionKey, Version,
+use everthread_protocol::worker_frame::{
+    Held, Producer, Work, WorkerControl, WorkerHello, WorkerServerFrame,
 };
+use everthread_protocol::{
+    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, SessionKey,
+    Version, WorkerId,
+};
+use everthread_session::state::Run;
 use everthread_session::{Request, State};
-use everthread_store::{Error, Loaded, Store, Written};
+use everthread_store::{Error, Loaded, Renewal, Store, Written};
 use std::time::Duration;
 
 /// Messages that come with `work`.
@@ -24,6 +29,8 @@ pub(super) enum Job {
     Written(WriteDone),
     Rebuilt(RunId, Result<(Parts, Producer), Fault>),
     Looked(u32, Result<(Loaded, State), Fault>),
+    Steer(WorkerControl, Result<(), Fault>),
+    Marked,
     Renewed(Vec<(u32, Version)>),
 }
 
@@ -59,8 +66,8 @@ pub(super) struct Write {
 pub(super) enum WriteKind {
     /// Entries as they came.
     Append { entries: Bytes, count: u32 },
-    /// The end of the run. Only the kind is left once it is written.
-    End,
+    /// After this write the run is not the worker's any more. Only the kind is left once it is written.
+    Last,
     /// A decision.
     Decided(Box<Request>),
 }
@@ -89,12 +96,14 @@ pub(super) struct WriteDone {
 /// Makes the worker count as alive, then finds out which of the runs it names it still holds.
 pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello: WorkerHello) -> Job {
     let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
-    if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
+    if me.right.is_none()
+        && let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await
+    {
         return Job::Greeted(Err((hello.id, error.fault())));
     }
     let mut kept = Vec::new();
     for held in &hello.runs {
-        match keep(&edge, &me, held).await {
+        match keep(&edge, &me, held, lease_ms).await {
             Ok(Some(run)) => kept.push(run),
             Ok(None) => {}
             Err(fault) => return Job::Greeted(Err((hello.id, fault))),
@@ -103,7 +112,7 @@ pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello
     Job::Greeted(Ok(Greeted { hello, kept }))
 }
 
-async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<Kept>, Fault> {
+async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held, lease_ms: u64) -> Result<Option<Kept>, Fault> {
     let key = SessionKey { tenant: me.tenant.clone(), session: held.session.clone() };
     let (loaded, state) = match edge.desk.load(&key).await {
         Ok(found) => found,
@@ -111,8 +120,13 @@ async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<K
         Err(failure) => return Err(failure.fault()),
     };
     let has_fence = loaded.fences.iter().any(|(run, fence)| *run == held.run && *fence == held.fence);
-    let run = state.runs.get(&held.run).filter(|run| has_fence && run.is_held_by(&me.worker));
-    Ok(run.map(|run| Kept {
+    // Whoever has the token of a run writes it in the place of the worker that it was given to.
+    let is_allowed = |run: &Run| has_fence && (me.right.is_some() || run.is_held_by(&me.worker));
+    let Some(run) = state.runs.get(&held.run).filter(|run| is_allowed(run)) else { return Ok(None) };
+    // At once: what is left of the lease may not last until the next heartbeat.
+    let renewal = Renewal { key: key.clone(), runs: vec![(held.run.clone(), held.fence)], left_ms: lease_ms };
+    edge.desk.store().renew(&[renewal]).await.map_err(|error| fault_of(&key, &error))?;
+    Ok(Some(Kept {
         run: held.run.clone(),
         agent: run.agent.clone(),
         fence: held.fence,
@@ -144,6 +158,12 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
     let (messages, _) = view.messages_before(None, WORK_MESSAGES);
     let messages = serde_json::value::to_raw_value(messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let run = &assignment.run;
+    let token = edge.config.auth.run_token(&RunRight {
+        tenant: assignment.key.tenant.clone(),
+        session: assignment.key.session.clone(),
+        run: assignment.id.clone(),
+        fence: assignment.fence,
+    });
     let work = Work {
         run: assignment.id.clone(),
         session: assignment.key.session.clone(),
@@ -155,6 +175,8 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
         parent_run: run.parent.clone(),
         params: run.params.clone(),
         input: run.input.clone(),
+        answers: run.answers(),
+        token,
         messages: &messages,
     };
     Ok(WorkerServerFrame::Work(work).encode())
@@ -172,11 +194,11 @@ pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
             let by = agent_author(&agent);
             let numbered = Numbered::Run { run: &run, fence, producer };
             let result = edge.desk.decide(&key, &by, &request, numbered).await;
-            let is_end = matches!(*request, Request::End { .. });
-            let kind = if is_end { WriteKind::End } else { WriteKind::Decided(request) };
+            let is_last = matches!(*request, Request::End { .. } | Request::Suspend { .. });
+            let kind = if is_last { WriteKind::Last } else { WriteKind::Decided(request) };
             (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
         }
-        WriteKind::End => (WriteKind::End, Err(Fault::new(Code::Internal, "an end is decided"))),
+        WriteKind::Last => (WriteKind::Last, Err(Fault::new(Code::Internal, "a last write is decided"))),
     };
     Job::Written(WriteDone { id, run, producer, kind, result })
 }
@@ -238,23 +260,66 @@ pub(super) async fn look<S: Store>(edge: Edge<S>, key: SessionKey, number: u32) 
     Job::Looked(number, edge.desk.load(&key).await.map_err(|failure| failure.fault()))
 }
 
-/// Renews the worker's liveness, and reads the versions of the sessions it works in: a lost wake-up is found here.
+/// The message of a steer, as its worker is told.
+pub(super) async fn steer<S: Store>(
+    edge: Edge<S>,
+    key: SessionKey,
+    mut frame: WorkerControl,
+    message: MessageId,
+) -> Job {
+    let result = match edge.reader.view(&key).await {
+        Ok((view, _)) => {
+            let is_it = |m: &&everthread_session::view::Message| m.run.is_none() && m.message == message;
+            let found = view.messages().iter().rfind(is_it);
+            frame.message = found.and_then(|found| serde_json::to_value(found).ok());
+            if frame.message.is_some() {
+                Ok(())
+            } else {
+                Err(Fault::new(Code::Internal, "the message of a steer is not in the log"))
+            }
+        }
+        Err(error) => Err(fault_of(&key, &error)),
+    };
+    Job::Steer(frame, result)
+}
+
+/// Notes that a worker has got a control: its asker is told.
+pub(super) async fn mark_delivered<S: Store>(
+    edge: Edge<S>,
+    key: SessionKey,
+    control: ControlId,
+    worker: WorkerId,
+) -> Job {
+    if let Err(error) = edge.desk.store().mark_delivered(&key, &control, &worker).await {
+        tracing::debug!(%key, %control, %error, "a control's asker is not told that it was delivered");
+    }
+    Job::Marked
+}
+
+/// Renews the leases of the runs at hand and the worker's liveness, and reads the versions of the sessions it works in: a
+/// lost wake-up is found here.
 pub(super) async fn renew<S: Store>(
     edge: Edge<S>,
     me: Me,
     holder: String,
     left: Duration,
-    watched: Vec<(u32, SessionKey)>,
+    hosted: Vec<(u32, SessionKey, Vec<(RunId, Fence)>)>,
 ) -> Job {
-    let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-    if let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await {
-        tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
-    }
-    let (numbers, keys): (Vec<u32>, Vec<SessionKey>) = watched.into_iter().unzip();
-    if keys.is_empty() {
-        return Job::Renewed(Vec::new());
-    }
-    match edge.desk.store().heads(&keys).await {
+    let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+    let store = edge.desk.store();
+    let beat = async {
+        if me.right.is_none()
+            && let Err(error) = store.beat(&me.tenant, &me.worker, &holder, left_ms).await
+        {
+            tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
+        }
+    };
+    let numbers: Vec<u32> = hosted.iter().map(|(number, ..)| *number).collect();
+    let renewals: Vec<Renewal> =
+        hosted.into_iter().map(|(_, key, runs)| Renewal { key, runs, left_ms }).collect();
+    let renewed = async { if renewals.is_empty() { Ok(Vec::new()) } else { store.renew(&renewals).await } };
+    let ((), renewed) = tokio::join!(beat, renewed);
+    match renewed {
         Ok(heads) => {
             let known = numbers.into_iter().zip(heads);
             Job::Renewed(known.filter_map(|(number, head)| Some((number, head?.version))).collect())

@@ -5,11 +5,11 @@
 //! its first owner has closed names something new.
 
 use super::{
-    Applied, Control, Error, Event, Message, MessageState, OpenMessage, OpenRun, Part, PartState, Run,
-    RunStatus, View,
+    Applied, Approval, Control, Error, Event, Held, Message, MessageState, OpenMessage, OpenRun, Part,
+    PartState, Run, RunStatus, View,
 };
 use crate::fold::numbered;
-use everthread_protocol::entry::{Keep, Object, Outcome, Phase, PutPart};
+use everthread_protocol::entry::{ControlKind, ControlOutcome, Keep, Object, Outcome, Phase, PutPart};
 use everthread_protocol::{Block, Entry, Epoch, MessageId, PartId, RunId, Seq};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -96,13 +96,13 @@ impl View {
                 self.events.insert(seq, Event { name, run, data, seq });
             }
             Entry::Event { keep: Keep::All, .. } | Entry::Other => {}
-            decided => self.decided(seq, decided),
+            decided => self.decided(block, seq, decided),
         }
         Ok(())
     }
 
     /// Entries that come out of `decide`, where the block's run does not matter.
-    fn decided(&mut self, seq: Seq, entry: Entry) {
+    fn decided(&mut self, block: &Block<'_>, seq: Seq, entry: Entry) {
         match entry {
             Entry::SessionOpened { meta } => self.session.meta = meta,
             Entry::SessionUpdated { patch } => {
@@ -125,24 +125,51 @@ impl View {
                     self.values.insert(key, value);
                 }
             }
-            Entry::ControlRequested { control, kind, target, .. } => {
+            Entry::SessionHeld { reason } => {
+                self.session.held = Some(Held { by: author(block), at: block.at, reason });
+            }
+            Entry::SessionReleased { .. } => self.session.held = None,
+            Entry::ControlRequested { control, kind, target, mode, message, approval, .. } => {
                 if self.pending(|c| c.control == control).is_none() {
                     self.controls.push(Control {
                         control,
                         kind,
                         target,
+                        by: author(block),
+                        mode,
+                        message,
+                        approval,
                         outcome: None,
                         reason: None,
                         run: None,
+                        answered_by: None,
                     });
                 }
             }
-            Entry::ControlSettled { control, outcome, reason, run } => {
-                if let Some(open) = self.pending(|c| c.control == control) {
-                    (open.outcome, open.reason, open.run) = (Some(outcome), reason, run);
+            Entry::ControlSettled { control, outcome, reason, run, answered_by } => {
+                let Some(open) = self.pending(|c| c.control == control) else { return };
+                (open.outcome, open.reason, open.run) = (Some(outcome), reason, run.clone());
+                open.answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
+                let (kind, message) = (open.kind, open.message.clone());
+                if let Some(run) = run.filter(|_| outcome == ControlOutcome::Applied) {
+                    self.applied(kind, &run, message);
                 }
             }
             run => self.decided_run(seq, run),
+        }
+    }
+
+    /// What a control has done to its run.
+    fn applied(&mut self, kind: ControlKind, run: &RunId, message: Option<MessageId>) {
+        let Some(run) = self.open_run(run) else { return };
+        match (kind, message) {
+            // The new run of a steer that waited has it already.
+            (ControlKind::Steer, Some(message)) if !run.input.iter().any(|id| id == message.as_str()) => {
+                run.input.push(message.to_string());
+            }
+            (ControlKind::Pause, _) => run.paused = true,
+            (ControlKind::Resume, _) => run.paused = false,
+            _ => {}
         }
     }
 
@@ -162,6 +189,8 @@ impl View {
                     params,
                     worker: None,
                     attempt: None,
+                    paused: false,
+                    approvals: Vec::new(),
                     outcome: None,
                     reason: None,
                     forced: false,
@@ -178,6 +207,27 @@ impl View {
                     (run.worker, run.attempt) = (Some(worker), Some(attempt));
                 }
             }
+            Entry::RunReturned { run, .. } | Entry::RunResumed { run } => {
+                if let Some(run) = self.open_run(&run) {
+                    run.status = RunStatus::Requested;
+                }
+            }
+            Entry::RunSuspended { run, approvals } => {
+                if let Some(run) = self.open_run(&run) {
+                    run.status = RunStatus::Suspended;
+                    let open = |asked| Approval { asked, verdict: None, answered_by: None, value: None };
+                    run.approvals.extend(approvals.into_iter().map(open));
+                }
+            }
+            Entry::ApprovalSettled { run, approval, verdict, answered_by, value } => {
+                let approvals = self.open_run(&run).map(|run| &mut run.approvals);
+                let settled = approvals.into_iter().flatten().find(|a| a.asked.approval == approval);
+                if let Some(settled) = settled {
+                    settled.verdict = Some(verdict);
+                    settled.answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
+                    settled.value = value;
+                }
+            }
             Entry::RunEnded { run, outcome, reason, forced, error, usage } => {
                 let Some(open) = self.open.remove(&run) else { return };
                 let status = match outcome {
@@ -191,7 +241,7 @@ impl View {
                 run.status = RunStatus::Ended;
                 (run.outcome, run.reason, run.forced) = (Some(outcome), reason, forced);
                 (run.error, run.usage) = (error, usage);
-                (run.step, run.step_mark) = (None, None);
+                (run.step, run.step_mark, run.paused) = (None, None, false);
             }
             _ => {}
         }

@@ -77,6 +77,7 @@ impl View {
         let about = |control: &Control| match (&control.run, &control.target) {
             _ if control.outcome.is_none() || !more => true,
             (Some(run), _) | (None, Target::Run(run)) => wanted.contains(run),
+            (None, Target::Agent(_) | Target::All(_)) => false,
             (None, Target::Input(message)) => shown.iter().any(|m| m.run.is_none() && m.message == *message),
         };
         let state = StateOut {

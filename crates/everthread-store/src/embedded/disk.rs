@@ -170,9 +170,9 @@ impl Disk {
     }
 
     /// Metas of many sessions, from one snapshot.
-    pub fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+    pub fn metas(&self, keys: &[SessionKey]) -> Result<Vec<Option<Meta>>, Error> {
         let snapshot = Snapshot::of(self)?;
-        keys.iter().map(|key| Ok(snapshot.meta(key)?.map(|meta| meta.to_head()))).collect()
+        keys.iter().map(|key| snapshot.meta(key)).collect()
     }
 
     /// Records that end after `after`, with the head of the same snapshot.

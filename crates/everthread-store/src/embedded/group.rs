@@ -2,11 +2,12 @@
 
 use super::Shared;
 use super::disk::{self, failed, to_json};
+use super::leases::Lease;
 use super::pools::PoolChange;
 use super::session::Session;
 use crate::Error;
 use bytes::Bytes;
-use everthread_protocol::{Millis, PoolKey, Record, SessionKey};
+use everthread_protocol::{Millis, PoolKey, Record, RunId, SessionKey};
 use redb::{ReadableTable as _, WriteTransaction};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -22,6 +23,8 @@ pub(super) struct Group {
     pub records: Vec<(u64, u64, Bytes)>,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
+    /// Leases that were granted, in order.
+    pub leases: Vec<(SessionKey, RunId, Lease)>,
     /// Rows of pools.
     pub pools: Vec<PoolChange>,
     /// Pools with something new.

@@ -3,7 +3,8 @@
 //! Owns the order of checks and what a write changes. Pure: no I/O and no clock. Invariant: a refused write changes nothing.
 
 use super::disk::Meta;
-use crate::{Duplicate, Error, Refusal, Written, types::stored_record};
+use super::leases::Lease;
+use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Written, types::stored_record};
 use bytes::Bytes;
 use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS, REQUESTS_MAX};
 use everthread_protocol::record::stored_tail;
@@ -42,6 +43,7 @@ struct OwnedChange {
     state: Arc<str>,
     next_due: Option<Millis>,
     grant: Option<RunId>,
+    lease_ms: u64,
     revoke: Vec<RunId>,
     unwritten: Option<(RunId, u64)>,
 }
@@ -64,6 +66,7 @@ impl OwnedWrite {
                 state: c.state.into(),
                 next_due: c.next_due,
                 grant: c.grant.cloned(),
+                lease_ms: c.lease_ms.min(LEASE_MS_MAX),
                 revoke: c.revoke.to_vec(),
                 unwritten: c.unwritten.map(|(run, incarnation)| (run.clone(), incarnation)),
             }),
@@ -119,6 +122,8 @@ pub(super) struct Applied {
     pub record: Option<(Bytes, Record)>,
     /// The version moved.
     pub changed: bool,
+    /// The lease of the run that was granted a fence.
+    pub lease: Option<(RunId, Lease)>,
 }
 
 /// A session in the writer's memory.
@@ -171,7 +176,7 @@ impl Session {
             _ => {}
         }
         if let Some(written) = self.duplicate(write) {
-            return Ok(Applied { written, record: None, changed: false });
+            return Ok(Applied { written, record: None, changed: false, lease: None });
         }
         self.check(write, moment.now)?;
         self.apply(write, moment)
@@ -246,7 +251,7 @@ impl Session {
             self.meta.epochs.drain(..excess);
         }
         self.meta.head = to;
-        let fence = write.change.as_ref().and_then(|change| self.change(change, moment.now_us));
+        let lease = write.change.as_ref().and_then(|change| self.change(change, moment));
         if let Some(asked) = &write.producer {
             self.prune(moment.now);
             let producer = Producer {
@@ -264,13 +269,13 @@ impl Session {
             to,
             at: moment.now,
             version: self.meta.version(),
-            fence,
+            fence: lease.as_ref().map(|(_, lease)| lease.fence),
             duplicate: None,
         };
-        Ok(Applied { written, record, changed: moved || write.change.is_some() })
+        Ok(Applied { written, record, changed: moved || write.change.is_some(), lease })
     }
 
-    fn change(&mut self, change: &OwnedChange, now_us: u64) -> Option<Fence> {
+    fn change(&mut self, change: &OwnedChange, moment: Moment) -> Option<(RunId, Lease)> {
         self.state = change.state.clone();
         self.state_dirty = true;
         self.meta.changes += 1;
@@ -280,10 +285,10 @@ impl Session {
             self.meta.fences.remove(run);
         }
         change.grant.as_ref().map(|run| {
-            self.meta.fence_last = now_us.max(self.meta.fence_last + 1);
+            self.meta.fence_last = moment.now_us.max(self.meta.fence_last + 1);
             let fence = Fence(self.meta.fence_last);
             self.meta.fences.insert(run.clone(), fence);
-            fence
+            (run.clone(), Lease { fence, ends: moment.now.plus(change.lease_ms) })
         })
     }
 

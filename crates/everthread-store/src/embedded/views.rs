@@ -2,14 +2,15 @@
 //!
 //! Owns the published copy of each cached session and its most recent records. The writer publishes after every commit;
 //! readers clone out of it and never put anything in, so a slow reader cannot bring an old state back. A session that is
-//! not here is read from the file.
+//! not here is read from the file. Leases alone are moved by readers, and stand nowhere else.
 
 use super::disk::{Held, Meta};
+use super::leases::{Lease, Leases};
 use super::session::{Producer, Session};
-use crate::{Head, Loaded, Page};
-use everthread_protocol::{Millis, Record, Seq, SessionKey};
+use crate::{Head, LEASE_MS_MAX, Loaded, Page, Renewal};
+use everthread_protocol::{Millis, Record, RunId, Seq, SessionKey};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes of recent records kept per session: about a page of catch-up.
 const RECENT_BYTES_MAX: usize = 256 * 1024;
@@ -18,7 +19,14 @@ const RECORD_BYTES: usize = 96;
 
 /// The published sessions.
 #[derive(Debug, Default)]
-pub(super) struct Views(RwLock<HashMap<SessionKey, View>>);
+pub(super) struct Views(RwLock<Shown>);
+
+#[derive(Debug, Default)]
+struct Shown {
+    views: HashMap<SessionKey, View>,
+    /// Of all sessions, also of those without a view.
+    leases: Leases,
+}
 
 #[derive(Debug, Default)]
 struct View {
@@ -36,9 +44,15 @@ impl Views {
         &self,
         sessions: impl Iterator<Item = (&'a SessionKey, &'a Session)>,
         records: impl Iterator<Item = (SessionKey, Record)>,
+        granted: impl Iterator<Item = (SessionKey, RunId, Lease)>,
     ) {
-        let mut views = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.write();
+        let Shown { views, leases } = &mut *shown;
+        for (key, run, lease) in granted {
+            leases.grant(&key, run, lease);
+        }
         for (key, session) in sessions {
+            leases.keep(key, &session.meta.fences);
             let view = views.entry(key.clone()).or_default();
             view.meta = session.meta.clone();
             view.state = session.state.clone();
@@ -57,33 +71,52 @@ impl Views {
 
     /// Forgets sessions; they are read from the file from here on.
     pub fn forget<'a>(&self, keys: impl Iterator<Item = &'a SessionKey>) {
-        let mut views = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.write();
         for key in keys {
-            views.remove(key);
+            shown.views.remove(key);
         }
     }
 
     /// Bytes of recent records kept of a session.
     pub fn recent_bytes(&self, key: &SessionKey) -> usize {
-        self.read().get(key).map_or(0, |view| view.recent_bytes)
+        self.read().views.get(key).map_or(0, |view| view.recent_bytes)
     }
 
     /// The session, if it is here.
     pub fn load(&self, key: &SessionKey, now: Millis) -> Option<Loaded> {
-        let views = self.read();
-        let view = views.get(key)?;
-        Some(loaded(view.meta.clone(), view.state.to_string(), view.held.clone(), now))
+        let shown = self.read();
+        let view = shown.views.get(key)?;
+        let leases = shown.leases.of(key, &view.meta.fences);
+        Some(loaded(view.meta.clone(), view.state.to_string(), view.held.clone(), leases, now))
+    }
+
+    /// The session as it was read from the file.
+    pub fn load_stored(&self, key: &SessionKey, stored: (Meta, String, Held), now: Millis) -> Loaded {
+        let (meta, state, held) = stored;
+        let leases = self.read().leases.of(key, &meta.fences);
+        loaded(meta, state, held, leases, now)
+    }
+
+    /// Renews leases, if the session is here or was just read from the file, and tells where its log ends.
+    pub fn renew(&self, renewal: &Renewal, stored: Option<&Meta>, now: Millis) -> Option<Head> {
+        let mut shown = self.write();
+        let Shown { views, leases } = &mut *shown;
+        // What is here is at least as new as what was read before.
+        let meta = views.get(&renewal.key).map(|view| &view.meta).or(stored)?;
+        let ends = now.plus(renewal.left_ms.min(LEASE_MS_MAX));
+        leases.renew(&renewal.key, &meta.fences, &renewal.runs, ends);
+        Some(meta.to_head())
     }
 
     /// Where its log ends, if it is here.
     pub fn head(&self, key: &SessionKey) -> Option<Head> {
-        self.read().get(key).map(|view| view.meta.to_head())
+        self.read().views.get(key).map(|view| view.meta.to_head())
     }
 
     /// The page after `after`, if all of it is here.
     pub fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Option<Page> {
-        let views = self.read();
-        let view = views.get(key)?;
+        let shown = self.read();
+        let view = shown.views.get(key)?;
         let head = view.meta.to_head();
         let mut page = Page { records: Vec::new(), head, epochs: view.meta.epochs.clone() };
         if after >= head.seq {
@@ -104,13 +137,17 @@ impl Views {
         Some(page)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<SessionKey, View>> {
+    fn read(&self) -> RwLockReadGuard<'_, Shown> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Shown> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A session as the core needs it.
-pub(super) fn loaded(meta: Meta, state: String, producers: Held, now: Millis) -> Loaded {
+fn loaded(meta: Meta, state: String, producers: Held, leases: Vec<(RunId, Millis)>, now: Millis) -> Loaded {
     Loaded {
         state,
         version: meta.version(),
@@ -118,6 +155,7 @@ pub(super) fn loaded(meta: Meta, state: String, producers: Held, now: Millis) ->
         head: meta.head,
         epochs: meta.epochs,
         fences: meta.fences.into_iter().collect(),
+        leases,
         producers,
     }
 }

@@ -153,10 +153,11 @@ impl Writer {
             self.sessions.remove(key);
             return applied.map(|applied| applied.written);
         }
-        let Applied { written, record, changed } = applied?;
+        let Applied { written, record, changed, lease } = applied?;
         if written.duplicate.is_none() {
             group.sessions.entry(key.clone()).or_default().changed |= changed;
         }
+        group.leases.extend(lease.map(|(run, lease)| (key.clone(), run, lease)));
         if let Some((stored, record)) = record {
             group.records.push((session.meta.number, written.to.0, stored));
             group.feed.push((key.clone(), record));
@@ -193,7 +194,7 @@ impl Writer {
             }
         }
         let written = group.sessions.keys().filter_map(|key| Some((key, sessions.get(key)?)));
-        self.shared.views.publish(written, group.feed.iter().cloned());
+        self.shared.views.publish(written, group.feed.iter().cloned(), group.leases.drain(..));
         self.cached_bytes = self.cached_bytes + recent(&self.shared.views) - before;
         for (key, record) in group.feed.drain(..) {
             for (interest, follower) in self.shared.followers.of(&key) {

@@ -27,7 +27,7 @@ impl Keys {
         Ok(Self { prefix: prefix.to_owned() })
     }
 
-    /// Hash: epoch, head, version, state and fences of a session.
+    /// Hash: epoch, head, version, state, fences and leases of a session.
     pub(super) fn meta(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:meta", self.prefix)
     }
@@ -42,7 +42,12 @@ impl Keys {
         format!("{}:{{{session}}}:producers", self.prefix)
     }
 
-    /// Channel: the state of a session changed.
+    /// Hash that expires: which worker has got which control of a session.
+    pub(super) fn delivered(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:delivered", self.prefix)
+    }
+
+    /// Channel: the state of a session changed, or a worker has got a control.
     pub(super) fn control(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:control", self.prefix)
     }
@@ -96,6 +101,7 @@ mod tests {
         assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
+        assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
         assert_eq!(keys.control(&session), "et:{acme/s1}:control");
         assert_eq!(keys.pool(&pool), "et:{agent:acme:guide:0}:work");
         assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");

@@ -72,7 +72,10 @@ impl From<RedisError> for Failure {
         if let ErrorKind::Parse | ErrorKind::UnexpectedReturnType = error.kind() {
             return Failure::Broken(why);
         }
-        match error.code() {
+        // A pipeline's error has its codes one level down.
+        let errors = error.clone().into_server_errors();
+        let first = errors.as_ref().and_then(|errors| errors.first()).map(|(_, error)| error.code());
+        match error.code().or(first) {
             // Said before anything was executed: a script checks these at its first write.
             Some(
                 "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" | "MOVED" | "ASK"
@@ -225,6 +228,35 @@ impl Link {
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
             answer = script.by_text(keys, args).query_async(&mut live.connection).await;
+        }
+        answer.map_err(|e| live.failed(e))
+    }
+
+    /// Calls a script many times at once, each time with one key. Where the server does not know the script, calls that
+    /// were made already are made again: the script must bear that.
+    pub(super) async fn scripts<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        calls: &[(String, Vec<String>)],
+    ) -> Result<T, Failure> {
+        let pipeline = |told: bool| {
+            let mut pipeline = ::redis::pipe();
+            for (n, (key, args)) in calls.iter().enumerate() {
+                let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
+                // The text of the first makes the script known to the others.
+                let by_hash = told || n > 0;
+                let keys = [key.as_str()];
+                let call = if by_hash { script.by_hash(&keys, &args) } else { script.by_text(&keys, &args) };
+                pipeline.add_command(call);
+            }
+            pipeline
+        };
+        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut answer = pipeline(true).query_async(&mut live.connection).await;
+        if let Err(error) = &answer
+            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        {
+            answer = pipeline(false).query_async(&mut live.connection).await;
         }
         answer.map_err(|e| live.failed(e))
     }

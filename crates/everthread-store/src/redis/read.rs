@@ -141,7 +141,8 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
     Err(broken("an entry of the log that is no record"))
 }
 
-fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
+/// The head in an answer of [`HEAD_FIELDS`].
+pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
     let [epoch, since, seq, n, active] = fields else { return Err(broken("a head of other fields")) };
     if *epoch == Value::Nil {
         return Ok(None);
@@ -163,13 +164,17 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
-    let mut fences = Vec::new();
+    let (mut fences, mut leases) = (Vec::new(), Vec::new());
     for (name, fence) in &fields {
-        if let Some(run) = name.strip_prefix("f:") {
-            fences.push((parse::<RunId>(run)?, Fence(parse(fence)?)));
+        let Some(run) = name.strip_prefix("f:") else { continue };
+        let id: RunId = parse(run)?;
+        if let Some(ends) = fields.get(format!("l:{run}").as_str()) {
+            leases.push((id.clone(), Millis(parse(ends)?)));
         }
+        fences.push((id, Fence(parse(fence)?)));
     }
     fences.sort();
+    leases.sort();
     let mut known = Vec::with_capacity(producers.len() / 2);
     for pair in producers.chunks_exact(2) {
         let (incarnation, batch) = text(&pair[1])?.split_once(' ').ok_or_else(|| broken("a producer"))?;
@@ -183,6 +188,7 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
         head: Seq(parse(field("head")?)?),
         epochs: epochs_of(field("epochs")?)?,
         fences,
+        leases,
         producers: known,
     })
 }

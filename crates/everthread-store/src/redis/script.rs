@@ -41,6 +41,10 @@ pub(super) struct Scripts {
     pub(super) write: Script,
     /// A session as the core needs it.
     pub(super) load: Script,
+    /// Renews the leases of a session's runs.
+    pub(super) renew: Script,
+    /// Notes who has got a control.
+    pub(super) deliver: Script,
     /// Takes items from a pool.
     pub(super) take: Script,
     /// Notes when a session is due.
@@ -63,6 +67,8 @@ impl Scripts {
         Self {
             write: Script::new(include_str!("lua/write.lua")),
             load: Script::new(include_str!("lua/load.lua")),
+            renew: Script::new(include_str!("lua/renew.lua")),
+            deliver: Script::new(include_str!("lua/deliver.lua")),
             take: Script::new(include_str!("lua/take.lua")),
             arm: Script::new(include_str!("lua/arm.lua")),
             claim_due: Script::new(include_str!("lua/claim_due.lua")),
@@ -78,6 +84,8 @@ impl Scripts {
         let all = [
             &self.write,
             &self.load,
+            &self.renew,
+            &self.deliver,
             &self.take,
             &self.arm,
             &self.claim_due,

@@ -2,7 +2,7 @@
 
 use super::Redis;
 use super::read::{broken, number, text};
-use crate::{Duplicate, Error, Refusal, Write, Written};
+use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Write, Written};
 use ::redis::Value;
 use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS, REQUESTS_MAX};
 use everthread_protocol::record::stored_tail;
@@ -50,6 +50,7 @@ fn arguments(write: &Write<'_>, control: String) -> Vec<Vec<u8>> {
         REQUEST_MEMORY_MS.to_string(),
         REQUESTS_MAX.to_string(),
         EPOCHS_MAX.to_string(),
+        change.map_or(0, |c| c.lease_ms.min(LEASE_MS_MAX)).to_string(),
     ];
     let revoke = change.map_or(&[][..], |c| c.revoke);
     let revoke = revoke.iter().map(|run| run.as_str().as_bytes().to_vec());

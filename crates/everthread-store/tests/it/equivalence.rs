@@ -6,12 +6,13 @@
 use crate::suite::{ALL, BY, change, entries, fresh, read_all};
 use everthread_protocol::{Epoch, Fence, Millis, RunId, Seq, SessionKey, Version};
 use everthread_store::embedded::{Durability, Embedded};
-use everthread_store::{Change, Error, Loaded, Producer, Refusal, Store, Write, Written};
+use everthread_store::{Change, Error, Head, Loaded, Producer, Refusal, Renewal, Store, Write, Written};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
 const SESSIONS: usize = 2;
 const RUNS: usize = 3;
+const HOUR_MS: u64 = 3_600_000;
 
 /// One thing done to the store.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub enum Command {
     Load { session: usize },
     /// Heads of all sessions and of one that is not there.
     Heads,
+    /// Leases of one session's run renewed, twice with one that is not there between.
+    Renew { session: usize, run: usize, fence: Choice, left_ms: u64 },
 }
 
 /// A write, in words that hold for any store: "the right fence", not a number.
@@ -42,12 +45,14 @@ pub struct Plan {
 struct Decision {
     expect: Expect,
     grant: Option<usize>,
+    lease_ms: u64,
     revoke: Vec<usize>,
     unwritten: Option<(usize, u64)>,
 }
 
+/// A choice of fences, times, and so on.
 #[derive(Debug, Clone, Copy)]
-enum Choice {
+pub enum Choice {
     Right,
     Wrong,
 }
@@ -78,11 +83,23 @@ fn choice() -> impl Strategy<Value = Choice> {
     prop_oneof![6 => Just(Choice::Right), 1 => Just(Choice::Wrong)]
 }
 
+/// Whole hours, so that the time that a test takes does not show.
+fn lease() -> impl Strategy<Value = u64> {
+    prop::sample::select(vec![0, HOUR_MS, 5 * HOUR_MS, 1000 * HOUR_MS, u64::MAX])
+}
+
 fn decision() -> impl Strategy<Value = Decision> {
     let expect = prop_oneof![3 => Just(Expect::New), 6 => Just(Expect::Current), 1 => Just(Expect::Stale)];
     let unwritten = prop::option::weighted(0.2, (0..RUNS, 1..3_u64));
-    (expect, prop::option::of(0..RUNS), prop::collection::vec(0..RUNS, 0..2), unwritten)
-        .prop_map(|(expect, grant, revoke, unwritten)| Decision { expect, grant, revoke, unwritten })
+    (expect, prop::option::of(0..RUNS), lease(), prop::collection::vec(0..RUNS, 0..2), unwritten).prop_map(
+        |(expect, grant, lease_ms, revoke, unwritten)| Decision {
+            expect,
+            grant,
+            lease_ms,
+            revoke,
+            unwritten,
+        },
+    )
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -120,6 +137,8 @@ pub fn commands() -> impl Strategy<Value = Vec<Command>> {
             .prop_map(|(session, after, bytes_max)| Command::Read { session, after, bytes_max }),
         2 => (0..SESSIONS).prop_map(|session| Command::Load { session }),
         1 => Just(Command::Heads),
+        3 => (0..SESSIONS, 0..RUNS, choice(), lease())
+            .prop_map(|(session, run, fence, left_ms)| Command::Renew { session, run, fence, left_ms }),
     ];
     prop::collection::vec(command, 1..60)
 }
@@ -136,6 +155,9 @@ pub async fn answers<S: Store>(store: &S, commands: &[Command]) -> Vec<String> {
             }
             Command::Load { session } => teller.load(store, *session).await,
             Command::Heads => teller.heads(store).await,
+            Command::Renew { session, run, fence, left_ms } => {
+                teller.renew(store, *session, *run, *fence, *left_ms).await
+            }
         });
     }
     answers
@@ -199,6 +221,7 @@ impl Teller {
             };
             Change {
                 grant: decision.grant.map(|n| &runs[n]),
+                lease_ms: decision.lease_ms,
                 revoke: &revoke,
                 unwritten: decision.unwritten.map(|(n, incarnation)| (&runs[n], incarnation)),
                 next_due: Some(Millis(9)),
@@ -216,10 +239,7 @@ impl Teller {
                 batch: *batch,
                 answer: &kept,
             }),
-            fence: plan.fence.map(|(n, choice)| {
-                let known = self.fences.get(&(plan.session, n)).copied().unwrap_or(Fence(5));
-                (&runs[n], if matches!(choice, Choice::Right) { known } else { Fence(known.0 + 1) })
-            }),
+            fence: plan.fence.map(|(n, choice)| (&runs[n], self.fence(plan.session, n, choice))),
             change: decided,
             not_after: plan.not_after.map(|choice| match choice {
                 Choice::Right => Millis(1 << 50),
@@ -256,6 +276,11 @@ impl Teller {
         }
     }
 
+    fn fence(&self, session: usize, run: usize, choice: Choice) -> Fence {
+        let known = self.fences.get(&(session, run)).copied().unwrap_or(Fence(5));
+        if matches!(choice, Choice::Right) { known } else { Fence(known.0 + 1) }
+    }
+
     fn epoch(&mut self, epoch: Epoch) -> usize {
         name(self.epochs.entry(self.session).or_default(), epoch)
     }
@@ -288,7 +313,7 @@ impl Teller {
 
     async fn load<S: Store>(&mut self, store: &S, session: usize) -> String {
         self.session = session;
-        let Some(Loaded { state, version, now, head, epochs, fences, producers }) =
+        let Some(Loaded { state, version, now, head, epochs, fences, leases, producers }) =
             store.load(&self.keys[session]).await.unwrap()
         else {
             return "none".to_owned();
@@ -298,20 +323,43 @@ impl Teller {
             fences.into_iter().map(|(run, fence)| (run, name(&mut self.granted, fence))).collect();
         let epochs: Vec<_> = epochs.into_iter().map(|(epoch, since)| (self.epoch(epoch), since)).collect();
         let (version, timed) = (self.version(version), now > Millis(0));
-        format!("{state} {version} timed {timed} head {head} {epochs:?} {fences:?} {producers:?}")
+        let hours = |ends: Millis| (ends.0.saturating_sub(now.0) + HOUR_MS / 2) / HOUR_MS;
+        let leases: Vec<_> = leases.into_iter().map(|(run, ends)| (run, hours(ends))).collect();
+        format!(
+            "{state} {version} timed {timed} head {head} {epochs:?} {fences:?} leases {leases:?} {producers:?}"
+        )
     }
 
     async fn heads<S: Store>(&mut self, store: &S) -> String {
         let mut keys = self.keys.clone();
         keys.push(fresh());
         let heads = store.heads(&keys).await.unwrap();
-        let tell = |(session, head): (usize, Option<everthread_store::Head>)| {
-            self.session = session;
-            let Some(head) = head else { return "none".to_owned() };
-            let epoch = self.epoch(head.epoch);
-            format!("{epoch} {} {} {} {}", head.since, head.seq, head.version.n, head.active)
-        };
-        heads.into_iter().enumerate().map(tell).collect::<Vec<_>>().join(", ")
+        let told = heads.into_iter().enumerate().map(|(session, head)| self.head(session, head));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
+    async fn renew<S: Store>(
+        &mut self,
+        store: &S,
+        session: usize,
+        n: usize,
+        choice: Choice,
+        left_ms: u64,
+    ) -> String {
+        let runs = vec![(run(n), self.fence(session, n, choice))];
+        let one = Renewal { key: self.keys[session].clone(), runs, left_ms };
+        let missing = Renewal { key: fresh(), ..one.clone() };
+        let heads = store.renew(&[one.clone(), missing, one]).await.unwrap();
+        assert_eq!((heads.len(), heads[0], heads[1]), (3, heads[2], None));
+        let told = self.head(session, heads[0]);
+        format!("{told} {}", self.load(store, session).await)
+    }
+
+    fn head(&mut self, session: usize, head: Option<Head>) -> String {
+        self.session = session;
+        let Some(head) = head else { return "none".to_owned() };
+        let epoch = self.epoch(head.epoch);
+        format!("{epoch} {} {} {} {}", head.since, head.seq, head.version.n, head.active)
     }
 }
 
@@ -359,6 +407,7 @@ fn random_commands_reach_every_kind_of_answer() {
         "Exists",
         "NoSession",
         "[0 ",
+        "leases [(",
     ] {
         assert!(all.iter().any(|answer| answer.contains(kind)), "no command was answered {kind}");
     }

@@ -121,7 +121,7 @@ pub fn one() -> Write<'static> {
 
 /// A change of the state.
 pub fn change(expect: Option<Version>, state: &str) -> Change<'_> {
-    Change { expect, state, next_due: None, grant: None, revoke: &[], unwritten: None }
+    Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None }
 }
 
 /// A numbered write.

@@ -8,7 +8,8 @@
 --      11 state              12 next due in ms, or ''   13 run to grant a fence or ''
 --      14 run that must not have written or ''          15 its incarnation
 --      16 channel of state changes   17 memory of producers in ms   18 most producers   19 most epochs
---      20… runs that lose their fences
+--      20 lease of the run that is granted a fence, in ms
+--      21… runs that lose their fences and leases
 -- Returns {'ok', epoch, to, at, version, fence or ''}
 --         {'duplicate', epoch, to, version, batch, answer}
 --         {'none'} {'exists'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
@@ -112,11 +113,15 @@ if change ~= '' then
   put('next_due', ARGV[12])
   local active = tonumber(m[6] or 0)
   -- First what is taken away: a run that is taken from one worker and given to the next keeps the new fence.
-  for i = 20, #ARGV do active = active - redis.call('HDEL', meta, 'f:' .. ARGV[i]) end
+  for i = 21, #ARGV do
+    active = active - redis.call('HDEL', meta, 'f:' .. ARGV[i])
+    redis.call('HDEL', meta, 'l:' .. ARGV[i])
+  end
   if grant ~= '' then
     fence = text(math.max(tonumber(m[5] or 0) + 1, micros))
     active = active + 1 - redis.call('HEXISTS', meta, 'f:' .. grant)
     put('f:' .. grant, fence)
+    put('l:' .. grant, text(now + ARGV[20]))
     put('fence_last', fence)
   end
   put('active', text(active))

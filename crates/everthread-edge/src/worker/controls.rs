@@ -1,0 +1,135 @@
+//! Telling a worker what is new in the sessions of its runs: controls, ended children, and runs that are no longer its own.
+//!
+//! A control counts as delivered when the worker has answered a ping that was sent after it.
+
+use super::Connection;
+use super::hosted::Hosted;
+use super::job;
+use everthread_protocol::entry::{ControlKind, Outcome};
+use everthread_protocol::worker_frame::{ChildEnded, WorkerControl, WorkerServerFrame};
+use everthread_protocol::{ControlId, Fault, Millis, RunId, SessionKey};
+use everthread_session::State;
+use everthread_session::state::{Control, RunStatus};
+use everthread_store::{Loaded, Store};
+
+/// A control that was sent and not confirmed yet.
+pub(super) struct Delivery {
+    /// The ping that was sent right after it.
+    ping: u64,
+    key: SessionKey,
+    control: ControlId,
+}
+
+impl<S: Store> Connection<S> {
+    /// The state of a watched session: tells the worker what is new in it for its runs.
+    pub(super) fn on_looked(&mut self, number: u32, result: Result<(Loaded, State), Fault>) {
+        let Some(watched) = self.watched.get_mut(&number) else { return };
+        watched.is_loading = false;
+        match result {
+            Ok((loaded, state)) => {
+                watched.version = loaded.version;
+                let runs = self.runs.iter().filter(|(_, hosted)| hosted.watch == number);
+                let runs: Vec<RunId> = runs.map(|(run, _)| run.clone()).collect();
+                for run in runs {
+                    self.tell(&run, &loaded, &state);
+                }
+            }
+            // The next renewal looks again.
+            Err(fault) => tracing::debug!(%fault, "a session's state could not be looked at"),
+        }
+        self.load_watched(number);
+    }
+
+    fn tell(&mut self, run: &RunId, loaded: &Loaded, state: &State) {
+        for (id, control, expires) in state.controls_of(run) {
+            let Some(hosted) = self.runs.get_mut(run) else { return };
+            if hosted.told_controls.insert(id.clone()) {
+                self.tell_control(run, id, control, loaded.now, expires);
+            }
+        }
+        let Some(hosted) = self.runs.get_mut(run) else { return };
+        for (child, outcome) in ended_children(state, run) {
+            if hosted.told_children.insert(child.clone()) {
+                let frame = ChildEnded { run: run.clone(), child: child.clone(), outcome };
+                self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());
+            }
+        }
+        // A state from before the claim cannot know of it; a write under way may be the very end of it: its answer tells.
+        if !is_held(loaded, run, hosted) && !hosted.is_busy && loaded.head >= hosted.since {
+            self.fenced(run);
+        }
+    }
+
+    fn tell_control(&mut self, run: &RunId, id: &ControlId, control: &Control, now: Millis, expires: Millis) {
+        let Some(hosted) = self.runs.get(run) else { return };
+        let mut frame = WorkerControl {
+            run: run.clone(),
+            control: id.clone(),
+            kind: control.kind,
+            grace_ms: expires.0.saturating_sub(now.0),
+            mode: control.mode,
+            message: None,
+        };
+        match (control.kind, &control.message) {
+            (ControlKind::Steer, Some(message)) => {
+                let (edge, key) = (self.edge.clone(), hosted.key.clone());
+                self.jobs.push(Box::pin(job::steer(edge, key, frame, message.clone())));
+            }
+            (ControlKind::Interrupt, _) => {
+                // To the worker it is the same: its run is to end.
+                frame.kind = ControlKind::Cancel;
+                self.send_control(frame);
+            }
+            _ => self.send_control(frame),
+        }
+    }
+
+    /// A steer's message has been read.
+    pub(super) fn on_steer(&mut self, frame: WorkerControl, result: Result<(), Fault>) {
+        match result {
+            Ok(()) => self.send_control(frame),
+            Err(fault) => {
+                tracing::warn!(run = %frame.run, control = %frame.control, %fault, "a steer is told later");
+                if let Some(hosted) = self.runs.get_mut(&frame.run) {
+                    hosted.told_controls.remove(&frame.control);
+                    if let Some(watched) = self.watched.get_mut(&hosted.watch) {
+                        // The next renewal finds it changed.
+                        watched.version = everthread_protocol::Version::default();
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_control(&mut self, frame: WorkerControl) {
+        let Some(hosted) = self.runs.get(&frame.run) else { return };
+        let (key, control) = (hosted.key.clone(), frame.control.clone());
+        self.outbox.text(WorkerServerFrame::Control(frame).encode());
+        self.ping();
+        self.deliveries.push_back(Delivery { ping: self.pings, key, control });
+    }
+
+    /// The worker has answered a ping: what was sent before it has arrived.
+    pub(super) fn on_pong(&mut self) {
+        self.pongs += 1;
+        let Some(me) = &self.me else { return };
+        while let Some(delivery) = self.deliveries.pop_front_if(|delivery| delivery.ping <= self.pongs) {
+            let Delivery { key, control, .. } = delivery;
+            self.edge.metrics.controls_delivered.inc();
+            self.jobs.push(Box::pin(job::mark_delivered(self.edge.clone(), key, control, me.worker.clone())));
+        }
+    }
+}
+
+fn is_held(loaded: &Loaded, run: &RunId, hosted: &Hosted) -> bool {
+    loaded.fences.iter().any(|(id, fence)| id == run && *fence == hosted.fence)
+}
+
+fn ended_children<'a>(state: &'a State, parent: &'a RunId) -> impl Iterator<Item = (&'a RunId, Outcome)> {
+    state.runs.iter().filter(move |(_, run)| run.parent.as_ref() == Some(parent)).filter_map(|(id, run)| {
+        match run.status {
+            RunStatus::Ended { outcome, .. } => Some((id, outcome)),
+            RunStatus::Requested | RunStatus::Active { .. } | RunStatus::Suspended => None,
+        }
+    })
+}
