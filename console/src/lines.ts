@@ -39,7 +39,7 @@ export function runOfControl(control: Control, view: View): string | undefined {
 export function outcomeOf(control: Control, people: People): string {
   switch (control.outcome) {
     case "applied":
-      return control.kind === "steer" ? "taken in" : "applied";
+      return control.kind === "steer" ? anew(control) || "taken in" : "applied";
     case "expired":
       return anew(control) || "not in time";
     case "refused":
@@ -50,8 +50,10 @@ export function outcomeOf(control: Control, people: People): string {
 }
 
 /** A steer whose run could not take it in has a run of its own; the text is never lost. */
-function anew(control: Control): string {
-  return control.kind === "steer" && control.run !== undefined ? "has a run of its own" : "";
+function anew({ kind, run, target, outcome }: Control): string {
+  if (kind !== "steer" || run === undefined) return "";
+  const isOther = "run" in target ? target.run !== run : outcome !== "applied";
+  return isOther ? "has a run of its own" : "";
 }
 
 export function reasonOf(control: Pick<Control, "reason" | "answered_by">, people: People): string {

@@ -53,6 +53,7 @@ export function noteOf(run: Run): string {
   const reason = run.error?.message ?? (run.reason === undefined ? "" : (REASONS[run.reason] ?? run.reason));
   switch (run.outcome) {
     case "cancelled":
+      if (run.reason === "held") return "A person has taken the session over. What was written stays.";
       if (run.forced) return "Stopped by force: the worker did not answer in time.";
       return run.reason === "parent_ended" ? REASONS["parent_ended"]! : "";
     case "lost":

@@ -1,5 +1,6 @@
 // What is asked of runs, and what became of it.
 
+import { authorOf } from "./apply-run.js";
 import type { Block, Control, ControlRequested, ControlSettled, Run } from "./protocol.js";
 import type { Change, View } from "./view.js";
 
@@ -22,7 +23,7 @@ function settle(view: View, change: Change, entry: ControlSettled): void {
   open.outcome = entry.outcome;
   if (entry.reason != null) open.reason = entry.reason;
   if (entry.run != null) open.run = entry.run;
-  if (entry.answered_by != null) open.answered_by = entry.answered_by;
+  if (entry.answered_by != null) open.answered_by = authorOf(entry.answered_by);
   const run = view.openRun(entry.run ?? undefined)?.run;
   if (run && entry.outcome === "applied") takeEffect(run, open);
   touch(view, change, open);

@@ -1,6 +1,6 @@
 // What the server's decisions about runs do to a view: from the request to the end, over workers, pauses and people.
 
-import type { Approval, ApprovalAsked, ApprovalSettled, Entry, Message, Run, RunEnded } from "./protocol.js";
+import type { Approval, ApprovalAsked, ApprovalSettled, Author, Entry, Message, Run, RunEnded } from "./protocol.js";
 import type { Change, OpenMessage, View } from "./view.js";
 
 export function applyRun(view: View, change: Change, seq: number, entry: Entry): void {
@@ -76,12 +76,17 @@ function asked(entry: ApprovalAsked): Approval {
 
 function settleApproval(view: View, change: Change, entry: ApprovalSettled): void {
   const run = view.openRun(entry.run)?.run;
-  const open = run?.approvals?.find((a) => a.approval === entry.approval && a.verdict === undefined);
-  if (!run || !open) return;
-  open.verdict = entry.verdict;
-  if (entry.answered_by != null) open.answered_by = entry.answered_by;
-  if (entry.value != null) open.value = entry.value;
+  const settled = run?.approvals?.find((approval) => approval.approval === entry.approval);
+  if (!run || !settled) return;
+  settled.verdict = entry.verdict;
+  if (entry.answered_by != null) settled.answered_by = authorOf(entry.answered_by);
+  if (entry.value != null) settled.value = entry.value;
   change.runs.add(run);
+}
+
+/** An author inside an entry, without what this release does not know. */
+export function authorOf({ kind, id, device }: Author): Author {
+  return device == null ? { kind, id } : { kind, id, device };
 }
 
 function endRun(view: View, change: Change, entry: RunEnded): void {
@@ -99,5 +104,6 @@ function endRun(view: View, change: Change, entry: RunEnded): void {
   if (entry.usage) run.usage = entry.usage;
   delete run.step;
   delete run.step_mark;
+  delete run.paused;
   change.runs.add(run);
 }
