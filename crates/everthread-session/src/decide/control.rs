@@ -32,11 +32,30 @@ impl Draft<'_> {
         if self.state().controls.contains_key(&ask.control) {
             return Err(Refusal::Known);
         }
-        if self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
+        self.carry_out(ask)?;
+        self.check_waiting(&ask.control)
+    }
+
+    /// Whether there is room for one more that waits. Controls that end runs have room of their own: whatever else waits,
+    /// a stop gets through.
+    fn check_waiting(&mut self, id: &ControlId) -> Result<(), Refusal> {
+        let ends = |control: &Control| {
+            matches!(control.kind, ControlKind::Cancel | ControlKind::Interrupt) && !control.runs.is_empty()
+        };
+        let state = self.state();
+        let Some(asked) = state.controls.get(id).filter(|control| control.is_pending()) else {
+            return Ok(());
+        };
+        let alike = state.pending_controls().filter(|(_, control, _)| ends(control) == ends(asked));
+        if alike.count() > PENDING_CONTROLS_MAX {
             return Err(Refusal::Limit(
                 "PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome",
             ));
         }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, ask: &Ask) -> Result<(), Refusal> {
         let (control, target) = (ask.control.clone(), ask.target.clone());
         let grace = self.context.cancel_grace_ms;
         match &ask.what {
