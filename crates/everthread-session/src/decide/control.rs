@@ -398,6 +398,10 @@ impl Draft<'_> {
             return Err(Refusal::NotDue);
         }
         for (id, control) in due {
+            // One that came before it in this list may have ended its run, and settled it.
+            if !self.state().controls.get(&id).is_some_and(Control::is_pending) {
+                continue;
+            }
             match (control.kind, control.runs.first()) {
                 (ControlKind::Cancel | ControlKind::Interrupt, Some(_)) => {
                     for run in &control.runs {
