@@ -6,7 +6,7 @@ import { h, setText } from "./dom.js";
 import { reasonOf } from "./lines.js";
 import { type SchemaForm, schemaForm } from "./schema-form.js";
 
-const DIGEST_CHARS = 12;
+const DIGEST_CHARS = 16;
 const TICK_MS = 1000;
 
 export class ApprovalCard {
