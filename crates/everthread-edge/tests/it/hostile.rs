@@ -133,7 +133,7 @@ fn wrong_bodies_of_the_rest() -> Vec<WrongBody> {
         (
             "POST",
             "/v1/sessions/s/control",
-            r#"{"kind":"pause","target":{"run":"r"}}"#.into(),
+            r#"{"kind":"dance","target":{"run":"r"}}"#.into(),
             400,
             "bad_request",
         ),
@@ -365,7 +365,7 @@ async fn frames_that_are_wrong_are_answered_and_the_connection_lives<E: Engine>(
         ),
         (json!({ "t": "control", "attachment": 1, "kind": "cancel", "target": { "run": "r" } }), "no_run"),
         (
-            json!({ "t": "control", "attachment": 1, "kind": "resume", "target": { "run": "r" } }),
+            json!({ "t": "control", "attachment": 1, "kind": "dance", "target": { "run": "r" } }),
             "bad_request",
         ),
         (json!({ "t": "history", "attachment": 9 }), "bad_request"),
