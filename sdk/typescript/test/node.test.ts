@@ -88,7 +88,7 @@ function describeControl(bin: string): void {
   });
 
   test("the first answer wins, and the second is told who was first", options, async () => {
-    const { ann, bob } = await begin("Please do something that I must approve.");
+    const { ann, bob } = await begin("Please delete my old drafts.");
     await Promise.all([ann, bob].map((one) => reached(one, (view) => view.runs[0]?.status === "suspended")));
     const { approval } = ann.view.runs[0]!.approvals![0]!;
     const yes = ann.approve(approval);
