@@ -83,7 +83,7 @@ export class App {
     this.#session = undefined;
     this.#transcript.clear();
     this.#say("");
-    this.#composer.setButtons({ run: undefined, stopping: false, pausing: false });
+    this.#composer.setButtons({ run: undefined, canPause: false, stopping: false, pausing: false });
     this.#composer.setBusy(new Set());
     this.#composer.setOperator(false);
     this.#composer.setDisabled(undefined);
@@ -149,13 +149,16 @@ export class App {
     const open = view.openRuns();
     const ids = new Set(open.map((run) => run.run));
     const own = open.filter((run) => run.parent_run === undefined || !ids.has(run.parent_run));
-    this.#composer.setBusy(new Set(own.map((run) => run.agent)));
+    // While a person has the session, no agent takes anything in.
+    const isHeld = view.session.held !== undefined;
+    this.#composer.setBusy(new Set(isHeld ? [] : own.map((run) => run.agent)));
     this.#composer.setOperator(this.#takeover.isMine);
     const run = this.#desk.current;
     const pending = view.controls.filter((control) => control.outcome === undefined);
     const its = pending.filter((control) => runOfControl(control, view) === run?.run);
     this.#composer.setButtons({
       run,
+      canPause: !isHeld && run !== undefined && (run.status === "active" || run.paused === true),
       stopping: own.every(({ run }) =>
         pending.some((control) => control.kind === "cancel" && runOfControl(control, view) === run),
       ),

@@ -6,7 +6,7 @@ import { h, setText } from "./dom.js";
 import { reasonOf } from "./lines.js";
 import { type SchemaForm, schemaForm } from "./schema-form.js";
 
-const DIGEST_CHARS = 12;
+const DIGEST_CHARS = 16;
 const TICK_MS = 1000;
 
 export class ApprovalCard {
@@ -24,6 +24,8 @@ export class ApprovalCard {
   #run = "";
   #clock: ReturnType<typeof setTimeout> | undefined;
   #problem = "";
+  /** The focus was in here, so it is for this card to say where it goes. */
+  #answeredHere = false;
 
   constructor(approval: Approval, desk: Desk) {
     this.#desk = desk;
@@ -48,12 +50,15 @@ export class ApprovalCard {
     this.#run = run.run;
     const { verdict } = approval;
     const isOpen = verdict === undefined && run.status !== "ended";
-    const focused = this.#open.contains(document.activeElement);
     this.element.dataset["approval"] = approval.approval;
     this.element.dataset["verdict"] = verdict ?? (isOpen ? "open" : "dropped");
+    this.#answeredHere ||= this.#open.contains(document.activeElement);
     this.#open.hidden = !isOpen;
     if (isOpen && this.#clock === undefined) this.#tick();
-    if (!isOpen && focused) document.getElementById("input")?.focus({ preventScroll: true });
+    if (!isOpen) {
+      this.#problem = "";
+      this.#passFocusOn();
+    }
     const asked = answers.find((control) => control.outcome === undefined);
     const asking = this.#desk.ownOf(run.run).find((own) => own.approval === approval.approval && !own.accepted);
     this.#yes.disabled = this.#no.disabled = asked !== undefined || asking !== undefined;
@@ -62,6 +67,14 @@ export class ApprovalCard {
     const who = asked && this.#desk.people.titleName(asked.by);
     setText(this.#note, this.#problem || (asking ? "Answering…" : who ? `${who} answered…` : this.#refusal(answers)));
     this.#note.hidden = this.#note.textContent === "";
+  }
+
+  /** Buttons that go must not leave the keyboard nowhere. */
+  #passFocusOn(): void {
+    const isLost = document.activeElement === document.body || this.#open.contains(document.activeElement);
+    const goesOn = this.#answeredHere && isLost && matchMedia("(hover: hover)").matches;
+    this.#answeredHere = false;
+    if (goesOn) document.getElementById("input")?.focus({ preventScroll: true });
   }
 
   #verdictOf({ verdict, answered_by, value }: Approval): string {

@@ -8,6 +8,8 @@ import { type BusyChoice, BusyMenu } from "./menu.js";
 /** What the run that people mean lets them do. */
 export interface RunButtons {
   run: Run | undefined;
+  /** Or resume. */
+  canPause: boolean;
   /** Something is asked already. */
   stopping: boolean;
   pausing: boolean;
@@ -90,11 +92,11 @@ export class Composer {
     if (!this.#input.disabled) this.#input.placeholder = asOperator ? "Write as the operator…" : PLACEHOLDER;
   }
 
-  setButtons({ run, stopping, pausing }: RunButtons): void {
+  setButtons({ run, canPause, stopping, pausing }: RunButtons): void {
     const hadFocus = [this.#stop, this.#pause].some((button) => button === document.activeElement);
     this.#stop.hidden = run === undefined;
     this.#stop.disabled = stopping;
-    this.#pause.hidden = run === undefined || (run.status !== "active" && !run.paused);
+    this.#pause.hidden = !canPause;
     this.#pause.disabled = pausing;
     this.#pause.dataset["verb"] = run?.paused ? "resume" : "pause";
     setText(byId("pause-word", HTMLElement), run?.paused ? "Resume" : "Pause");

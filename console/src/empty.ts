@@ -27,7 +27,7 @@ const EXAMPLES: Example[] = [
   {
     agent: "guide",
     title: "Be asked first",
-    text: "Do something that somebody has to approve.",
+    text: "Please delete my old drafts. I know that somebody must approve this.",
   },
 ];
 

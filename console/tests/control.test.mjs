@@ -122,7 +122,7 @@ test("a run stands still until somebody else lets it go on", options, async () =
 
 test("what one person approves, the other sees approved, and cannot deny", options, async () => {
   const ann = await person("ann");
-  await ann.send("Please do something that I must approve.");
+  await ann.send("Please delete my old drafts.");
   await ann.chip("waiting for approval");
   const bob = await person("bob", ann.session);
   await bob.chip("waiting for approval");
@@ -154,7 +154,7 @@ test("what one person approves, the other sees approved, and cannot deny", optio
 
 test("who answers second is told who was first", options, async () => {
   const ann = await person("ann");
-  await ann.send("Please do something that I must approve.");
+  await ann.send("Please delete my old drafts.");
   await ann.chip("waiting for approval");
   const bob = await person("bob", ann.session);
   await bob.chip("waiting for approval");
@@ -217,7 +217,7 @@ test("it can all be reached on a phone, and by keyboard", options, async () => {
   assert.equal(await ann.page.evaluate(() => document.activeElement.id), "send-menu");
   const wide = await ann.page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   assert.equal(wide, 0, "nothing sticks out");
-  await ann.send("Please do something that I must approve.");
+  await ann.send("Please delete my old drafts.");
   await ann.page.locator(".approval").waitFor({ timeout: 40_000 });
   await shoot(ann, "control-phone-approval");
   await ann.button("Deny").focus();

@@ -9,6 +9,8 @@ import type { Link, Reply } from "./link.js";
 import type { Receipt } from "./protocol.js";
 
 const ATTEMPTS_MAX = 6;
+/** Refusals that pass when people do something, and not by themselves: who asked decides whether to ask again. */
+const UP_TO_PEOPLE = new Set(["busy", "held"]);
 
 type Frame = { t: string } & Record<string, unknown>;
 
@@ -95,7 +97,8 @@ export class Outbox {
 
   #refused(item: Item, error: EverthreadError, sentTo: object): void {
     item.attempts += 1;
-    if (!error.retryable || item.attempts >= ATTEMPTS_MAX) {
+    const mayPass = error.retryable && !UP_TO_PEOPLE.has(error.code);
+    if (!mayPass || item.attempts >= ATTEMPTS_MAX) {
       this.#items.delete(item);
       item.reject(error);
       return;

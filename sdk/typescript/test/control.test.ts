@@ -200,3 +200,14 @@ test("a message says what becomes of it while its agent is at work", options, as
   peer.send({ t: "ok", id: put["id"], cursor: "1.5", message: "m", control: "c1" });
   assert.deepEqual(await sent, { message: "m", run: undefined, cursor: "1.5", control: "c1" });
 });
+
+test("a refusal that people must lift is told at once", options, async () => {
+  const { session, peer } = await begin(requested("r"), started("r"));
+  const refusal = { t: "error", message: "…", retryable: true, no_side_effects: true, after_ms: 1 };
+  const held = session.hold();
+  peer.send({ ...refusal, id: (await peer.next("hold"))["id"], code: "held" });
+  await assert.rejects(held, has("held"));
+  const sent = session.send("now?", { whenBusy: "reject" });
+  peer.send({ ...refusal, id: (await peer.next("put"))["id"], code: "busy" });
+  await assert.rejects(sent, has("busy"));
+});
