@@ -24,7 +24,8 @@ pub enum Cause {
     Suspended,
     /// The server refused a write; the run ends as failed.
     Broken,
-    /// The worker stops.
+    /// The worker stops. The run ends as failed if the function does not complete it in a few seconds; if it may be
+    /// retried, another worker gets it.
     Stopped,
 }
 
@@ -105,6 +106,16 @@ impl Run {
     /// Why the function should stop, if it should.
     pub fn cause(&self) -> Option<Cause> {
         self.shared.cause()
+    }
+
+    /// Does `work`, and drops it when the function should stop. What it has written stays; it then is an error that the run
+    /// does not end with if it was cancelled.
+    pub async fn unless_stopped<T, E: From<Error>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let done = self.shared.stop.run_until_cancelled(work).await;
+        done.unwrap_or_else(|| Err(Error::Stopped.into()))
     }
 
     /// A token that fires when the function should stop, to hand to whatever works for it.

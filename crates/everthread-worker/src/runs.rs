@@ -11,7 +11,7 @@ use crate::shared::{Ready, Shared, lock};
 use crate::work::Input;
 use crate::worker::Served;
 use everthread_protocol::entry::Outcome;
-use everthread_protocol::worker_frame::{Held, Work};
+use everthread_protocol::worker_frame::{Held, OnLost, Work};
 use everthread_protocol::{AgentName, RunId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,6 +143,7 @@ impl Runs {
         let outbox = Outbox::new(name, block_bytes_max);
         let (session, agent) = (work.session.clone(), work.agent.clone());
         let asked = Asked::new(served.is_steerable);
+        let on_lost = served.on_lost;
         let shared = Shared::new(session, agent, work.attempt, outbox, asked, self.ready.clone());
         let shared = Arc::new(shared);
         lock(&self.by_local).insert(shared.local, shared.clone());
@@ -168,7 +169,7 @@ impl Runs {
             };
             // A paused run does not end behind the back of whoever paused it.
             tokio::select! {
-                () = shared.until(|_| (!shared.is_held()).then_some(())) => end(&shared, result),
+                () = shared.until(|_| (!shared.is_held()).then_some(())) => end(&shared, on_lost, result),
                 () = abort.cancelled() => {}
             }
         });
@@ -185,7 +186,7 @@ impl Runs {
 }
 
 /// Ends the run with what its function returned.
-fn end(shared: &Arc<Shared>, result: Result<Finish, JoinError>) {
+fn end(shared: &Arc<Shared>, on_lost: OnLost, result: Result<Finish, JoinError>) {
     let finish = match result {
         Ok(finish) => finish,
         Err(error) => {
@@ -197,6 +198,8 @@ fn end(shared: &Arc<Shared>, result: Result<Finish, JoinError>) {
     let request = match shared.cause() {
         // A worker cannot refuse a cancel: the function has had its time to finish what it was writing.
         Some(Cause::Cancel) => Request::End { outcome: Outcome::Cancelled, error: None, usage: finish.usage },
+        // The server finds that this worker is gone, and gives the run to another.
+        Some(Cause::Stopped) if finish.outcome != Outcome::Completed && on_lost == OnLost::Retry => return,
         Some(Cause::Stopped) if finish.outcome != Outcome::Completed => {
             Request::failed("worker_stopped", "the worker that did this run was stopped")
         }

@@ -47,7 +47,8 @@ impl AgentOptions {
     }
 
     /// If the worker dies after the run has written, another one gets it as a new attempt, which sees what was written:
-    /// [`Run::attempt`], [`Run::own_messages`]. A run that has written nothing goes to another worker anyway.
+    /// [`Run::attempt`], [`Run::own_messages`]. So it is with a worker that is stopped before the run has completed. A run
+    /// that has written nothing goes to another worker anyway.
     pub fn retry_lost(mut self) -> Self {
         self.on_lost = OnLost::Retry;
         self
@@ -58,6 +59,7 @@ impl AgentOptions {
 pub(crate) struct Served {
     pub(crate) function: AgentFn,
     pub(crate) is_steerable: bool,
+    pub(crate) on_lost: OnLost,
 }
 
 /// Says what a worker offers.
@@ -136,7 +138,7 @@ impl Builder {
                 return Err(wrong("its capacity is out of range"));
             }
             let offer = Offer { name: agent.clone(), capacity, on_lost };
-            if agents.insert(agent, (offer, Served { function, is_steerable })).is_some() {
+            if agents.insert(agent, (offer, Served { function, is_steerable, on_lost })).is_some() {
                 return Err(wrong("it was given twice"));
             }
         }
