@@ -10,6 +10,8 @@ mod hostile;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod read;
+#[cfg(test)]
 mod resilience;
 #[cfg(test)]
 mod steer;
