@@ -170,6 +170,8 @@ impl<S: Store> Desk<S> {
         verbatim: Option<(&str, u32)>,
     ) -> Result<Decided, Failure> {
         let by = serde_json::to_string(by)?;
+        // One for all tries: a run that is put into its pool and then decided anew keeps its id, so its item is good.
+        let fresh = ulid::Ulid::generate().to_string();
         for _ in 0..DECISIONS_MAX {
             let loaded = self.store.load(key).await?;
             let state: Option<State> = loaded.as_ref().map(|l| serde_json::from_str(&l.state)).transpose()?;
@@ -182,7 +184,7 @@ impl<S: Store> Desk<S> {
             }
             let context = Context {
                 now,
-                fresh: ulid::Ulid::generate().to_string(),
+                fresh: fresh.clone(),
                 cancel_grace_ms: millis(self.leases.cancel_grace),
             };
             let decision = match decide(state.as_ref(), request, &context) {

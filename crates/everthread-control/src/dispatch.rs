@@ -291,8 +291,12 @@ impl<S: Store> Dispatcher<S> {
                         Ok(_) | Err(Failure::Store(NO_SESSION)) => return Claim::NotNeeded,
                         Err(_) => return Claim::Unknown,
                     }
+                    // A write takes a few milliseconds. One that is not there by then may never come.
+                    if pause > LATER_PAUSE {
+                        return Claim::Later;
+                    }
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(250));
+                    pause *= 2;
                 }
                 Err(Failure::Refused(Refusal::NotHeld | Refusal::Waits)) => {
                     return self.wait_or_drop(&key, taken).await;

@@ -21,9 +21,9 @@ use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
 use everthread_protocol::worker_frame::{Held, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
 use everthread_protocol::{
-    AgentName, Code, Fault, Fence, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
+    AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
 };
-use everthread_store::Store;
+use everthread_store::{Renewal, Store};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -268,13 +268,12 @@ impl<S: Store> Connection<S> {
             self.seats.insert(offer.name.clone(), seat);
         }
         let leases = &self.edge.config.leases;
-        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let welcome = WorkerWelcome {
             id: hello.id,
             connection: self.id.clone(),
             node: self.edge.config.node.to_string(),
-            heartbeat_ms: millis(leases.heartbeat),
-            lease_ms: millis(leases.lease),
+            heartbeat_ms: job::millis(leases.heartbeat),
+            lease_ms: job::millis(leases.lease),
             block_bytes_max: BLOCK_BYTES_MAX,
             kept: kept.iter().map(|kept| kept.run.clone()).collect(),
         };
@@ -297,14 +296,16 @@ impl<S: Store> Connection<S> {
         // The lease runs from the worker's last sign of life, not from this node's last heartbeat.
         let left = self.edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         let (edge, holder) = (self.edge.clone(), self.id.clone());
-        let mut hosted: HashMap<u32, (SessionKey, Vec<(RunId, Fence)>)> =
-            self.watched.iter().map(|(number, w)| (*number, (w.key.clone(), Vec::new()))).collect();
+        let left_ms = job::millis(left);
+        let renewal = |watched: &Watched| Renewal { key: watched.key.clone(), runs: Vec::new(), left_ms };
+        let mut hosted: HashMap<u32, Renewal> =
+            self.watched.iter().map(|(number, watched)| (*number, renewal(watched))).collect();
         for (run, held) in &self.runs {
-            if let Some((_, runs)) = hosted.get_mut(&held.watch) {
-                runs.push((run.clone(), held.fence));
+            if let Some(renewal) = hosted.get_mut(&held.watch) {
+                renewal.runs.push((run.clone(), held.fence));
             }
         }
-        let hosted = hosted.into_iter().map(|(number, (key, runs))| (number, key, runs)).collect();
+        let hosted = hosted.into_iter().collect();
         self.jobs.push(Box::pin(job::renew(edge, me, holder, left, hosted)));
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Runs find their workers, and none is left behind.
 
 use everthread_control::{Assignment, Desk, Dispatcher, Leases, Numbered, Seat, TaskGroup, system_author};
-use everthread_protocol::entry::{Object, Outcome, PartKind, PutPart, Role};
+use everthread_protocol::entry::{Object, Outcome, PutPart, Role};
+use everthread_protocol::worker_frame::{Offer, OnLost};
 use everthread_protocol::{PoolKey, SessionKey};
 use everthread_session::Request;
 use everthread_session::decide::Put;
@@ -30,7 +31,8 @@ impl Node {
     fn seat(&self, capacity: u32, occupied: u32) -> (Arc<Seat>, mpsc::Receiver<Assignment>) {
         let (assign, assigned) = mpsc::channel(64);
         let pool = PoolKey { tenant: "t".parse().unwrap(), agent: "guide".parse().unwrap() };
-        (self.dispatcher.seat(pool, "w1".parse().unwrap(), capacity, occupied, assign), assigned)
+        let offer = Offer { name: pool.agent.clone(), capacity, on_lost: OnLost::End };
+        (self.dispatcher.seat(pool, "w1".parse().unwrap(), &offer, occupied, assign), assigned)
     }
 
     async fn ask(&self, key: &SessionKey, request: Request) {
@@ -44,7 +46,7 @@ impl Node {
     }
 
     async fn put(&self, key: &SessionKey, message: &str) {
-        let parts = vec![PutPart { kind: PartKind::Text, value: "hi".into(), attrs: None }];
+        let parts = vec![PutPart::text("hi")];
         let put = Put {
             message: message.parse().unwrap(),
             role: Role::User,
@@ -52,6 +54,7 @@ impl Node {
             reply_to: None,
             agent: Some("guide".parse().unwrap()),
             params: None,
+            when_busy: None,
         };
         self.ask(key, Request::Put(put)).await;
     }

@@ -1,5 +1,6 @@
 //! What every test needs: a store of its own, nodes on it, HTTP, and people and workers that speak raw frames.
 
+pub mod begun;
 pub mod client;
 pub mod history;
 pub mod http;
@@ -24,6 +25,7 @@ use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use begun::Begun;
 pub use client::Client;
 pub use http::Request;
 pub use socket::Socket;

@@ -12,6 +12,8 @@ mod outage;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]
+mod steer;
+#[cfg(test)]
 mod stream;
 #[cfg(test)]
 mod vectors;

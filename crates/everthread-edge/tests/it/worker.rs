@@ -1,9 +1,11 @@
 //! What a worker may do, and what happens when it does not.
 
 use crate::harness::history::History;
-use crate::harness::http::{create, input};
+use crate::harness::http::{create, input, written_at};
 use crate::harness::socket::Heard;
 use crate::harness::{Client, Engine, Worker, World};
+use everthread_protocol::{PoolKey, SessionId, SessionKey, TenantId};
+use everthread_store::{Store as _, WorkItem};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -19,6 +21,7 @@ on_both_engines!(
     a_node_that_drains_loses_nothing,
     a_drained_worker_ends_what_it_has_and_gets_nothing_new,
     many_workers_of_one_agent_get_each_run_once,
+    an_item_whose_run_never_came_holds_nobody_up,
 );
 
 #[track_caller]
@@ -397,4 +400,30 @@ async fn many_workers_of_one_agent_get_each_run_once<E: Engine>() {
     served.sort();
     expected.sort();
     assert_eq!(served, expected);
+}
+
+async fn an_item_whose_run_never_came_holds_nobody_up<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    let (tenant, session): (_, SessionId) = ("default".parse::<TenantId>().unwrap(), "s".parse().unwrap());
+    let key = SessionKey { tenant: tenant.clone(), session: session.clone() };
+    let store = node.edge.desk.store();
+    let now = store.load(&key).await.unwrap().unwrap().now;
+    let pool = PoolKey { tenant: tenant.clone(), agent: "guide".parse().unwrap() };
+    // Announced by a write that lost a race, and so was never made.
+    for number in 0..3 {
+        let run = format!("never{number}").parse().unwrap();
+        let item =
+            WorkItem { tenant: tenant.clone(), session: session.clone(), run, not_after: now.plus(2_000) };
+        store.enqueue(&pool, &item).await.unwrap();
+    }
+    let run = input(node.address, "s", "Hi").await;
+    assert_eq!(worker.serve(&["Hello"]).await, run);
+    let at = async |kind: &str| {
+        written_at(node.address, "s", |entry| entry["type"] == kind && entry["run"] == run).await
+    };
+    let waited = at("run.started").await - at("run.requested").await;
+    assert!(waited < 1_000, "{waited} ms");
 }

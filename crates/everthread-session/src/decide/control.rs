@@ -32,11 +32,30 @@ impl Draft<'_> {
         if self.state().controls.contains_key(&ask.control) {
             return Err(Refusal::Known);
         }
-        if self.state().pending_controls().count() >= PENDING_CONTROLS_MAX {
+        self.carry_out(ask)?;
+        self.check_waiting(&ask.control)
+    }
+
+    /// Whether there is room for one more that waits. Controls that end runs have room of their own: whatever else waits,
+    /// a stop gets through.
+    fn check_waiting(&mut self, id: &ControlId) -> Result<(), Refusal> {
+        let ends = |control: &Control| {
+            matches!(control.kind, ControlKind::Cancel | ControlKind::Interrupt) && !control.runs.is_empty()
+        };
+        let state = self.state();
+        let Some(asked) = state.controls.get(id).filter(|control| control.is_pending()) else {
+            return Ok(());
+        };
+        let alike = state.pending_controls().filter(|(_, control, _)| ends(control) == ends(asked));
+        if alike.count() > PENDING_CONTROLS_MAX {
             return Err(Refusal::Limit(
                 "PENDING_CONTROLS_MAX: 64 controls of this session wait for an outcome",
             ));
         }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, ask: &Ask) -> Result<(), Refusal> {
         let (control, target) = (ask.control.clone(), ask.target.clone());
         let grace = self.context.cancel_grace_ms;
         match &ask.what {
@@ -379,6 +398,10 @@ impl Draft<'_> {
             return Err(Refusal::NotDue);
         }
         for (id, control) in due {
+            // One that came before it in this list may have ended its run, and settled it.
+            if !self.state().controls.get(&id).is_some_and(Control::is_pending) {
+                continue;
+            }
             match (control.kind, control.runs.first()) {
                 (ControlKind::Cancel | ControlKind::Interrupt, Some(_)) => {
                     for run in &control.runs {

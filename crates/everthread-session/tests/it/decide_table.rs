@@ -131,7 +131,12 @@ fn a_decline_gives_back_a_run_that_the_worker_holds() {
     let decline = |run: &str, worker: &str| world::decline(run, worker, 1);
     check(&[
         ("a waiting run is held by nobody", "waiting", decline("r", "w1"), NOT_HELD),
-        ("back to the pool", "active", decline("r", "w1"), "revoke r; enqueue r for guide; unless r wrote"),
+        (
+            "back to the pool",
+            "active",
+            decline("r", "w1"),
+            "run.returned r declined; revoke r; enqueue r for guide; unless r wrote",
+        ),
         ("another worker's run is not given back", "active", decline("r", "w2"), NOT_HELD),
         ("nor another attempt of its own", "active", world::decline("r", "w1", 2), NOT_HELD),
         (
@@ -275,7 +280,7 @@ fn a_dead_worker_returns_what_it_has_not_begun_and_loses_what_it_has() {
             "unbegun, back to the pool",
             "active",
             died("w1", false),
-            "revoke r; enqueue r for guide; unless r wrote",
+            "run.returned r worker_lost; revoke r; enqueue r for guide; unless r wrote",
         ),
         ("begun, lost", "active", died("w1", true), "run.ended r lost worker_lost; revoke r"),
         ("another worker's death is none of its business", "active", died("w2", true), NOT_HELD),
@@ -351,7 +356,10 @@ fn a_run_that_nobody_takes_in_earnest_is_given_up() {
     world.run("r", "guide", None, &["i"]);
     for attempt in 1..5 {
         world.start("r", "w1");
-        assert!(line(&world.apply(&world::died("r", "w1", false))).starts_with("revoke r"), "{attempt}");
+        assert!(
+            line(&world.apply(&world::died("r", "w1", false))).starts_with("run.returned r worker_lost"),
+            "{attempt}"
+        );
     }
     world.start("r", "w1");
     assert_eq!(line(&world.apply(&world::died("r", "w1", false))), "run.ended r lost worker_lost; revoke r");

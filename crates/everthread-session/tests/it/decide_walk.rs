@@ -84,7 +84,7 @@ impl Walk {
                 };
                 let known = self.world.state.as_ref().unwrap().controls.contains_key(&control(a));
                 if known || !self.world.was_asked(&control(a)) {
-                    self.ask(Request::Cancel { control: control(a), target });
+                    self.ask(world::cancel(control(a).as_str(), target));
                 }
             }
             32..=54 => {

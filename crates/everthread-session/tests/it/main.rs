@@ -8,6 +8,7 @@ mod law;
 mod log;
 mod paging;
 mod vectors;
+mod vectors_control;
 mod vectors_data;
 mod vectors_frames;
 mod world;

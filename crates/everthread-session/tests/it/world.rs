@@ -1,11 +1,14 @@
 //! One session driven by requests, without a store: state, log, pool, fences and view, and what must hold between them.
 
+use everthread_protocol::control::What;
 use everthread_protocol::entry::{
     ControlOutcome, Object, Outcome, PartKind, PutPart, RefusalReason, Role, RunError, Target,
 };
 use everthread_protocol::limits::{OPEN_RUNS_MAX, PENDING_CONTROLS_MAX};
-use everthread_protocol::{ControlId, Entry, Epoch, MessageId, Millis, Record, RunId, Seq};
-use everthread_session::decide::Put;
+use everthread_protocol::{
+    Author, AuthorKind, ControlId, Entry, Epoch, MessageId, Millis, Record, RunId, Seq,
+};
+use everthread_session::decide::{Ask, Put};
 use everthread_session::state::RunStatus;
 use everthread_session::view::{self, View};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -31,11 +34,12 @@ pub fn put(message: &str, agent: Option<&str>) -> Request {
         reply_to: None,
         agent: agent.map(|agent| agent.parse().unwrap()),
         params: None,
+        when_busy: None,
     })
 }
 
 pub fn claim(run: &str, worker: &str) -> Request {
-    Request::Claim { run: run.parse().unwrap(), worker: worker.parse().unwrap() }
+    Request::Claim { run: run.parse().unwrap(), worker: worker.parse().unwrap(), retries: false }
 }
 
 pub fn decline(run: &str, worker: &str, attempt: u32) -> Request {
@@ -62,8 +66,18 @@ pub fn child(parent: &str, id: &str, agent: &str) -> Request {
     }
 }
 
+/// Somebody asks something of runs.
+pub fn ask(id: &str, by: &Author, target: Target, what: What) -> Request {
+    let (by, control) = (by.clone(), id.parse().unwrap());
+    Request::Control(Box::new(Ask { control, by, target, what, expires_ms: None }))
+}
+
 pub fn cancel(id: &str, target: Target) -> Request {
-    Request::Cancel { control: id.parse().unwrap(), target }
+    ask(id, &author("ann"), target, What::Cancel)
+}
+
+pub fn author(id: &str) -> Author {
+    Author { kind: AuthorKind::User, id: id.parse().unwrap(), device: None }
 }
 
 /// What the log says of a run.
@@ -162,15 +176,8 @@ impl World {
             params: None,
         });
         let number = decision.state.runs.values().map(|run| run.number).max().unwrap_or(0) + 1;
-        let state = everthread_session::state::Run {
-            number,
-            agent: agent.clone(),
-            input,
-            parent,
-            params: None,
-            attempts: 0,
-            status: RunStatus::Requested,
-        };
+        let mut state = everthread_session::state::Run::requested(agent.clone(), input);
+        (state.number, state.parent) = (number, parent);
         decision.state.runs.insert(run.clone(), state);
         decision.enqueue.push((run, agent));
         self.commit(&decision);
@@ -234,7 +241,7 @@ impl World {
                     let new = (target.clone(), None);
                     assert!(self.controls.insert(control.clone(), new).is_none(), "{control} asked twice");
                 }
-                Entry::ControlSettled { control, outcome, reason, run } => {
+                Entry::ControlSettled { control, outcome, reason, run, .. } => {
                     let known = self.controls.get_mut(control).unwrap();
                     assert_eq!(known.1.replace(*outcome), None, "{control} settled twice");
                     let target = known.0.clone();
@@ -245,6 +252,7 @@ impl World {
                     let meant = match &target {
                         Target::Run(target) => target == run,
                         Target::Input(message) => self.runs[run].input.iter().any(|i| i == message.as_str()),
+                        Target::Agent(_) | Target::All(_) => true,
                     };
                     assert!(meant, "{control} meant {target:?} and hit {run}");
                     // What was pending is settled by the end of its run, and by nothing else.
@@ -284,7 +292,7 @@ impl World {
 
     fn check_nobody_is_stranded(&self, state: &State) {
         for (id, run) in state.open_runs() {
-            let being_cancelled = state.controls_of(id).next().is_some();
+            let being_cancelled = !state.controls_of(id).is_empty();
             let parent_ended = run.parent.as_ref().is_some_and(|parent| self.runs[parent].ended.is_some());
             assert!(!parent_ended || being_cancelled, "{id} outlives its parent");
             if run.status != RunStatus::Requested {
@@ -294,7 +302,7 @@ impl World {
             let comrades = || state.runs.iter().filter(|(_, r)| r.agent == run.agent && r.parent.is_none());
             let woken_later = run.parent.is_none()
                 && comrades().any(|(id, r)| match r.status {
-                    RunStatus::Active { .. } => true,
+                    RunStatus::Active { .. } | RunStatus::Suspended => true,
                     RunStatus::Requested => self.pool.contains(id),
                     RunStatus::Ended { .. } => false,
                 });
@@ -312,15 +320,12 @@ impl World {
             .collect();
         assert_eq!(seen.len(), state.open_runs().count());
         for (id, run) in state.open_runs() {
-            // A run that went back to its pool has no entry of that: in the log it stays with its last worker.
             match &run.status {
                 RunStatus::Active { worker } => {
                     assert_eq!(seen[id], (view::RunStatus::Active, Some(worker.as_str())));
                 }
-                RunStatus::Requested if run.attempts == 0 => {
-                    assert_eq!(seen[id], (view::RunStatus::Requested, None));
-                }
-                RunStatus::Requested => assert_eq!(seen[id].0, view::RunStatus::Active),
+                RunStatus::Requested => assert_eq!(seen[id].0, view::RunStatus::Requested),
+                RunStatus::Suspended => assert_eq!(seen[id].0, view::RunStatus::Suspended),
                 RunStatus::Ended { .. } => {}
             }
         }

@@ -13,13 +13,21 @@ pub struct Client {
     pub history: History,
     /// Frames about the attachment besides entries: `attached`, `reset`, `snapshot`, `live`, `lag`.
     pub told: Vec<String>,
+    /// Receipts of controls, in order.
+    pub receipts: Vec<Value>,
     pub session: String,
 }
 
 /// A connection that has said hello.
 pub async fn hello(address: SocketAddr) -> Socket {
+    hello_as(address, json!({ "subject": "ann" })).await
+}
+
+/// A connection that has said who it is.
+pub async fn hello_as(address: SocketAddr, mut hello: Value) -> Socket {
     let mut socket = Socket::open(address, "/v1/connect").await;
-    let welcome = socket.ask(json!({ "t": "hello", "subject": "ann" })).await;
+    hello["t"] = "hello".into();
+    let welcome = socket.ask(hello).await;
     assert_eq!(welcome["t"], "welcome", "{welcome}");
     socket
 }
@@ -40,7 +48,7 @@ impl Client {
         let mut socket = hello(address).await;
         let attached = socket.ask(json!({ "t": "attach", "session": session, "from": from })).await;
         assert_eq!((&attached["t"], &attached["attachment"]), (&json!("attached"), &json!(1)), "{attached}");
-        Self { socket, history, told: vec!["attached".into()], session: session.into() }
+        Self { socket, history, told: vec!["attached".into()], receipts: Vec::new(), session: session.into() }
     }
 
     /// Takes the next frame; false if the connection is closed.
@@ -57,6 +65,7 @@ impl Client {
         match kind {
             "entries" => self.history.apply(frame),
             "snapshot" => self.history.replace(frame),
+            "receipt" => return self.receipts.push(frame.clone()),
             "lag" | "live" | "reset" | "bye" => {}
             other => panic!("{other} was not asked for: {frame}"),
         }
@@ -86,6 +95,52 @@ impl Client {
     pub async fn ended(&mut self, run: &str) -> String {
         self.until(&format!("the end of {run}"), |history| history.outcome(run).is_some()).await;
         self.history.outcome(run).unwrap()
+    }
+
+    /// Reads until a control has its outcome in the log; the control.
+    pub async fn settled(&mut self, control: &str) -> Value {
+        let what = format!("the outcome of {control}");
+        self.until(&what, |history| history.control(control)["outcome"].is_string()).await;
+        self.history.control(control)
+    }
+
+    /// Reads until a run is in this state; the run.
+    pub async fn run_is(&mut self, run: &str, status: &str) -> Value {
+        let what = format!("{run} is {status}");
+        self.until(&what, |history| history.run(run)["status"] == status).await;
+        self.history.run(run)
+    }
+
+    /// Sends a control; what answers it is told later.
+    pub async fn ask(&mut self, id: &str, mut control: Value) {
+        control["t"] = "control".into();
+        control["id"] = id.into();
+        control["attachment"] = 1.into();
+        self.socket.send(&control).await;
+    }
+
+    /// Sends a request other than a control and waits for its answer.
+    pub async fn request(&mut self, mut frame: Value) -> Value {
+        frame["attachment"] = 1.into();
+        self.socket.ask(frame).await
+    }
+
+    /// Reads until a control has come to this stage; the receipt.
+    pub async fn receipt(&mut self, control: &str, stage: &str) -> Value {
+        let is_it = |receipt: &&Value| receipt["control"] == control && receipt["stage"] == stage;
+        loop {
+            if let Some(receipt) = self.receipts.iter().find(is_it) {
+                return receipt.clone();
+            }
+            let reading = timeout(PATIENCE, self.read()).await;
+            assert_eq!(reading, Ok(true), "no receipt {stage} of {control}: {:?}", self.receipts);
+        }
+    }
+
+    /// Stages that a control came to, as far as its receipts were read.
+    pub fn stages(&self, control: &str) -> Vec<&str> {
+        let of_it = self.receipts.iter().filter(|receipt| receipt["control"] == control);
+        of_it.map(|receipt| receipt["stage"].as_str().unwrap()).collect()
     }
 
     /// Reads until it has been told this.

@@ -66,6 +66,23 @@ impl History {
         message.and_then(|m| m.parts.first()).and_then(|p| p.value.as_str()).unwrap_or_default()
     }
 
+    /// A control as the View has it; null if it has not come yet.
+    pub fn control(&self, id: &str) -> Value {
+        let control = self.view.controls().iter().find(|control| control.control.as_str() == id);
+        control.map(|control| serde_json::to_value(control).unwrap()).unwrap_or_default()
+    }
+
+    /// A run as the View has it; null if it has not come yet.
+    pub fn run(&self, id: &str) -> Value {
+        let run = self.view.run(&id.parse().unwrap());
+        run.map(|run| serde_json::to_value(run).unwrap()).unwrap_or_default()
+    }
+
+    /// How many entries of a type came.
+    pub fn count(&self, kind: &str) -> usize {
+        self.types.iter().filter(|known| *known == kind).count()
+    }
+
     /// How a run ended, if it did.
     pub fn outcome(&self, run: &str) -> Option<String> {
         let run = self.view.run(&run.parse().unwrap())?;

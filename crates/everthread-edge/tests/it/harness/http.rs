@@ -130,6 +130,43 @@ pub async fn input(address: SocketAddr, session: &str, text: &str) -> String {
     done["run"].as_str().unwrap().to_owned()
 }
 
+/// Asks something of runs: status and receipt.
+pub async fn control(address: SocketAddr, session: &str, body: &Value, wait_ms: u32) -> (u16, Value) {
+    let path = format!("/v1/sessions/{session}/control?wait_ms={wait_ms}");
+    let answer = Request::post(path, body).send(address).await;
+    (answer.status.as_u16(), answer.body)
+}
+
+/// Asks something of runs that has its outcome at once, or within ten seconds; the last receipt.
+pub async fn settled(address: SocketAddr, session: &str, body: &Value) -> Value {
+    let (status, receipt) = control(address, session, body, 10_000).await;
+    assert_eq!((status, &receipt["stage"]), (200, &json!("settled")), "{receipt}");
+    receipt
+}
+
+/// Types of the entries of the log, block by block.
+pub async fn blocks(address: SocketAddr, session: &str) -> Vec<Vec<String>> {
+    let path = format!("/v1/sessions/{session}/entries?limit=5000");
+    let page = Request::get(path).send(address).await.with(200);
+    let records = page["records"].as_array().unwrap();
+    let blocks = records.iter().flat_map(|record| record["blocks"].as_array().unwrap());
+    let types = |block: &Value| {
+        let entries = block["entries"].as_array().unwrap();
+        entries.iter().map(|entry| entry["type"].as_str().unwrap().to_owned()).collect()
+    };
+    blocks.map(types).collect()
+}
+
+/// When the one entry of a type was written that `matches`.
+pub async fn written_at(address: SocketAddr, session: &str, matches: impl Fn(&Value) -> bool) -> u64 {
+    let path = format!("/v1/sessions/{session}/entries?limit=5000");
+    let page = Request::get(path).send(address).await.with(200);
+    let records = page["records"].as_array().unwrap();
+    let blocks = records.iter().flat_map(|record| record["blocks"].as_array().unwrap());
+    let mut found = blocks.filter(|block| block["entries"].as_array().unwrap().iter().any(&matches));
+    found.next().unwrap()["at"].as_u64().unwrap()
+}
+
 /// The state as the server tells it.
 pub async fn state(address: SocketAddr, session: &str) -> String {
     let answer = Request::get(format!("/v1/sessions/{session}/state")).send(address).await;

@@ -107,6 +107,17 @@ impl Socket {
         }
     }
 
+    /// Hears on and keeps everything for later; the code of the close.
+    pub async fn hear_on(&mut self) -> Option<u16> {
+        loop {
+            match self.hear_new(Instant::now() + PATIENCE).await {
+                Some(Heard::Frame(frame)) => self.unread.push_back(frame),
+                Some(Heard::Closed(code)) => return code,
+                None => {}
+            }
+        }
+    }
+
     /// The next frame.
     pub async fn frame(&mut self) -> Value {
         match self.hear().await {

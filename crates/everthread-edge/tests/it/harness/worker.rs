@@ -37,11 +37,22 @@ impl Worker {
         capacity: u32,
         jobs: &[&Job],
     ) -> Self {
+        let offer = json!({ "name": agent, "capacity": capacity });
+        Self::join_with(address, worker, offer, jobs).await
+    }
+
+    /// Serves `agent`, whose runs go on with another worker if this one dies.
+    pub async fn join_retrying(address: SocketAddr, worker: &str, agent: &str, capacity: u32) -> Self {
+        let offer = json!({ "name": agent, "capacity": capacity, "on_lost": "retry" });
+        Self::join_with(address, worker, offer, &[]).await
+    }
+
+    async fn join_with(address: SocketAddr, worker: &str, offer: Value, jobs: &[&Job]) -> Self {
         let mut socket = Socket::open(address, "/v1/worker").await;
         let held =
             jobs.iter().map(|job| json!({ "session": job.session, "run": job.run, "fence": job.fence }));
         let runs: Vec<Value> = held.collect();
-        let agents = json!([{ "name": agent, "capacity": capacity }]);
+        let agents = json!([offer]);
         let hello = json!({ "t": "hello", "worker": worker, "agents": agents, "runs": runs });
         let welcome = socket.ask(hello).await;
         assert_eq!(welcome["t"], "welcome", "{welcome}");
@@ -83,6 +94,42 @@ impl Worker {
     pub async fn end(&mut self, job: &mut Job, outcome: &str) -> Value {
         let frame = job.end(outcome);
         self.socket.ask(frame).await
+    }
+
+    /// The control with this id, as it is told.
+    pub async fn told(&mut self, control: &str) -> Value {
+        self.socket.wait(|frame| frame["t"] == "control" && frame["control"] == control).await
+    }
+
+    /// The next control of a kind, as it is told.
+    pub async fn told_to(&mut self, kind: &str) -> Value {
+        self.socket.wait(|frame| frame["t"] == "control" && frame["kind"] == kind).await
+    }
+
+    /// Learns that a run is not its own any more.
+    pub async fn fenced(&mut self, run: &str) {
+        self.socket.wait(|frame| frame["t"] == "fenced" && frame["run"] == run).await;
+    }
+
+    /// Says what became of a control; the answer.
+    pub async fn settle(&mut self, job: &mut Job, control: &str, outcome: &str) -> Value {
+        let frame = job.settle(control, outcome, None);
+        self.socket.ask(frame).await
+    }
+
+    /// Waits for people; the answer.
+    pub async fn suspend(&mut self, job: &mut Job, approvals: Value) -> Value {
+        let frame = job.suspend(approvals);
+        self.socket.ask(frame).await
+    }
+
+    /// Lives on while something else goes on: answers pings and keeps what it is told.
+    pub async fn meanwhile<T>(&mut self, other: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            done = other => done,
+            code = self.socket.hear_on() => panic!("closed with {code:?}"),
+        }
     }
 
     /// Gets the next run, writes `pieces`, and completes it; its id.
@@ -146,6 +193,42 @@ impl Job {
             frame["error"] = json!({ "code": "model_error", "message": "no answer" });
         }
         self.numbered(frame)
+    }
+
+    /// What became of a control.
+    pub fn settle(&mut self, control: &str, outcome: &str, reason: Option<&str>) -> Value {
+        let mut frame = json!({ "t": "settle", "control": control, "outcome": outcome });
+        if let Some(reason) = reason {
+            frame["reason"] = reason.into();
+        }
+        self.numbered(frame)
+    }
+
+    /// What the run waits for.
+    pub fn suspend(&mut self, approvals: Value) -> Value {
+        self.numbered(json!({ "t": "suspend", "approvals": approvals }))
+    }
+
+    /// Goes on at the end of what earlier attempts wrote; the text so far.
+    pub fn go_on(&mut self) -> String {
+        let messages = self.work["messages"].as_array().unwrap();
+        let own = messages.iter().find(|message| message["run"] == self.run.as_str()).unwrap();
+        assert_eq!(
+            (&own["status"], &own["parts"][0]["status"]),
+            (&json!("streaming"), &json!("open")),
+            "{own}"
+        );
+        let text = own["parts"][0]["value"].as_str().unwrap().to_owned();
+        self.length = text.len();
+        text
+    }
+
+    /// Texts of the messages that came with the run and are its input, in the order of the input.
+    pub fn input_texts(&self) -> Vec<&str> {
+        let messages = self.work["messages"].as_array().unwrap();
+        let of = |id: &Value| messages.iter().find(|m| m["message"] == *id && m["run"].is_null()).unwrap();
+        let input = self.work["input"].as_array().unwrap();
+        input.iter().map(|id| of(id)["parts"][0]["value"].as_str().unwrap()).collect()
     }
 
     /// A child's request.
