@@ -8,7 +8,11 @@ mod control;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod interrupt;
+#[cfg(test)]
 mod outage;
+#[cfg(test)]
+mod pause;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]
