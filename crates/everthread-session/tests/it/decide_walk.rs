@@ -121,12 +121,14 @@ struct Walk {
     hands: Vec<Hand>,
     /// Params and ids are long, so that the state gets full.
     fat: bool,
+    /// At the end no worker lives: each dies under the run that it gets.
+    deadly: bool,
     seen: BTreeMap<String, u64>,
 }
 
 impl Walk {
-    fn new(fat: bool) -> Walk {
-        Walk { world: World::new(), saved: None, hands: Vec::new(), fat, seen: BTreeMap::new() }
+    fn new(fat: bool, deadly: bool) -> Walk {
+        Walk { world: World::new(), saved: None, hands: Vec::new(), fat, deadly, seen: BTreeMap::new() }
     }
 
     fn see(&mut self, what: &str) {
@@ -458,14 +460,16 @@ impl Walk {
         for turn in 0..2_000_u64 {
             if let Some(hand) = self.live_hand(0) {
                 match turn % 3 {
-                    0 => self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed)),
+                    0 if !self.deadly => {
+                        self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed))
+                    }
                     _ => drop(self.ask(&world::died(hand.run.as_str(), hand.worker.as_str(), true))),
                 }
             } else if let Some(due) = self.world.core().next_due() {
                 self.world.now = self.world.now.max(due.0);
                 assert!(self.ask(&Request::Due), "what is due can be done");
             } else if let Some(run) = self.world.pool.first().cloned() {
-                self.claim(&run, "w", turn.is_multiple_of(2));
+                self.claim(&run, "w", self.deadly || turn.is_multiple_of(2));
             } else {
                 return;
             }
@@ -502,8 +506,8 @@ fn whatever_the_order_every_run_control_and_approval_has_exactly_one_outcome() {
     let steps = prop::collection::vec((0u8..120, any::<u8>(), any::<u8>()), STEPS);
     let total = RefCell::new((0_usize, BTreeMap::<String, u64>::new()));
     let walk = |(steps, fat): (Vec<(u8, u8, u8)>, bool)| {
-        let mut walk = Walk::new(fat);
         let count = steps.len();
+        let mut walk = Walk::new(fat, count.is_multiple_of(4));
         steps.into_iter().for_each(|step| walk.step(step));
         walk.settle();
         let mut total = total.borrow_mut();
