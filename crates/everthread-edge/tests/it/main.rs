@@ -12,9 +12,9 @@ mod interrupt;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
-mod read;
-#[cfg(test)]
 mod pause;
+#[cfg(test)]
+mod read;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]

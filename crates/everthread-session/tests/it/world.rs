@@ -46,7 +46,6 @@ pub fn claim(run: &str, worker: &str) -> Request {
     Request::Claim { run: run.parse().unwrap(), worker: worker.parse().unwrap(), retries: false }
 }
 
-
 pub fn decline(run: &str, worker: &str, attempt: u32) -> Request {
     Request::Decline { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt }
 }
