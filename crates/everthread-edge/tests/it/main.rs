@@ -4,6 +4,8 @@
 #[macro_use]
 mod harness;
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
 mod control;
 #[cfg(test)]
 mod hostile;
@@ -19,6 +21,8 @@ mod resilience;
 mod steer;
 #[cfg(test)]
 mod stream;
+#[cfg(test)]
+mod takeover;
 #[cfg(test)]
 mod vectors;
 #[cfg(test)]
