@@ -12,11 +12,17 @@ mod hostile;
 #[cfg(test)]
 mod interrupt;
 #[cfg(test)]
+mod lease;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod pause;
 #[cfg(test)]
+mod receipts;
+#[cfg(test)]
 mod resilience;
+#[cfg(test)]
+mod run_token;
 #[cfg(test)]
 mod steer;
 #[cfg(test)]
