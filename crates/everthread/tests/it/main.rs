@@ -13,6 +13,8 @@ mod crew;
 #[cfg(test)]
 mod death;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod follower;
 #[cfg(test)]
 mod history;
