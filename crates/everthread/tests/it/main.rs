@@ -19,6 +19,8 @@ mod follower;
 #[cfg(test)]
 mod history;
 #[cfg(test)]
+mod joining;
+#[cfg(test)]
 mod kill;
 #[cfg(test)]
 mod many;
