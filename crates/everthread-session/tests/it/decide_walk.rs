@@ -238,7 +238,7 @@ impl Walk {
             18..=44 => {
                 let control: ControlId = format!("c{}", a % 48).parse().unwrap();
                 let input = |id: Option<MessageId>| world::input(id.as_ref().map(|id| id.as_str()));
-                let id = if a % 2 == 0 { Some(self.message(b, a)?) } else { None };
+                let id = if a.is_multiple_of(2) { Some(self.message(b, a)?) } else { None };
                 let what = match what {
                     18..=20 => What::Cancel,
                     21..=26 => What::Steer {
@@ -263,8 +263,8 @@ impl Walk {
             45 => world::hold(),
             46..=50 => Request::Release {
                 reason: None,
-                agent: (a % 4 == 0).then(|| AGENTS[1].parse().unwrap()),
-                run: a % 5 != 0,
+                agent: (a.is_multiple_of(4)).then(|| AGENTS[1].parse().unwrap()),
+                run: !a.is_multiple_of(5),
             },
             51 => Request::SetValue { key: format!("k{}", a % 80), value: json!(b) },
             52 => {
@@ -282,19 +282,19 @@ impl Walk {
         let state = self.world.core();
         let asked = state.open_runs().flat_map(|(id, run)| run.approvals.iter().map(move |a| (id, a)));
         // A late one too, now and then.
-        let asked = asked.filter(|(_, approval)| approval.is_open() || a % 3 == 0);
+        let asked = asked.filter(|(_, approval)| approval.is_open() || a.is_multiple_of(3));
         let open: Vec<(RunId, ApprovalId)> =
             asked.map(|(run, approval)| (run.clone(), approval.approval.clone())).collect();
         let (run, approval) = match open.get(usize::from(a) % (open.len() + 1)) {
             Some(open) => open.clone(),
-            None if b % 4 == 0 => (self.open_run(a), format!("a{}", b % 8).parse().unwrap()),
+            None if b.is_multiple_of(4) => (self.open_run(a), format!("a{}", b % 8).parse().unwrap()),
             None => return Request::Events,
         };
         let digest = [Some("right"), Some("right"), None, Some("wrong")][usize::from(b) % 4];
         let what = What::Answer {
             approval,
             is_approved: b % 5 < 3,
-            value: (b % 7 == 0).then(|| json!({"n": b})),
+            value: (b.is_multiple_of(7)).then(|| json!({"n": b})),
             digest: digest.map(str::to_owned),
         };
         world::ask_as(PEOPLE[usize::from(b / 4) % 3], control.as_str(), Target::Run(run), what)
@@ -381,8 +381,8 @@ impl Walk {
                 let ask = |n: u8| {
                     let mut asked = world::approval(&format!("a{}", n % 8));
                     asked.expires_ms = Some(1_000 + u64::from(b) * 500);
-                    asked.digest = (n % 2 == 0).then(|| "right".to_owned());
-                    asked.who = (n % 3 == 0)
+                    asked.digest = (n.is_multiple_of(2)).then(|| "right".to_owned());
+                    asked.who = (n.is_multiple_of(3))
                         .then(|| WhoMay { kinds: vec![AuthorKind::Operator], subjects: Vec::new() });
                     asked
                 };
