@@ -171,10 +171,13 @@ impl<S: Store> Connection<S> {
         number
     }
 
-    /// The run is no longer served here.
+    /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        for bytes in hosted.queue {
+            self.queued_bytes -= bytes.len();
+            self.error(crate::client::id_of(&bytes), not_held());
+        }
         if let Some(seat) = hosted.seat {
             seat.release();
         }
@@ -405,6 +408,11 @@ fn not_held() -> Fault {
 fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
     let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    if !matches!(frame, WorkerFrame::Append(_)) {
+        // The entries of an append are scanned by themselves; all else that is kept, here.
+        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
+        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
+    }
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
             if append.fence != hosted.fence {
