@@ -4,10 +4,14 @@ import { Everthread, EverthreadError, type Session, type SessionListItem, ulid }
 import { Composer } from "./composer.js";
 import { type Config, deviceId } from "./config.js";
 import { ConnectionBar } from "./connection.js";
+import { Desk } from "./desk.js";
 import { byId, setText } from "./dom.js";
 import { showEmpty, showMissing } from "./empty.js";
+import { runOfControl } from "./lines.js";
+import { People } from "./people.js";
 import { StickyScroll } from "./scroll.js";
 import { Sidebar, titleOf } from "./sidebar.js";
+import { Takeover } from "./takeover.js";
 import { Transcript } from "./transcript.js";
 
 const RECENT_MESSAGES = 50;
@@ -22,6 +26,8 @@ export class App {
   readonly #connection: ConnectionBar;
   readonly #transcript: Transcript;
   readonly #scroll: StickyScroll;
+  readonly #desk: Desk;
+  readonly #takeover: Takeover;
   readonly #title = byId("title", HTMLElement);
   readonly #status = byId("status", HTMLElement);
   readonly #welcome = byId("welcome", HTMLElement);
@@ -31,15 +37,25 @@ export class App {
   constructor(config: Config, onRefused: (reason: string) => void) {
     this.#config = config;
     const subject = config.subject === undefined ? {} : { subject: config.subject };
-    this.#client = new Everthread({ token: config.token, device: deviceId(), ...subject });
+    const device = deviceId();
+    this.#client = new Everthread({ token: config.token, device, ...subject });
+    const people = new People(device, config.subject);
+    this.#desk = new Desk(this.#client, people, {
+      say: (words) => this.#say(words),
+      redraw: () => this.#transcript.redraw(),
+    });
+    this.#takeover = new Takeover(people, (error) => this.#say(reasonOf(error)));
     this.#sidebar = new Sidebar(() => this.#select(undefined));
-    this.#composer = new Composer({ send: (text) => void this.#send(text), stop: () => this.#stopAll() });
+    this.#composer = new Composer({
+      send: (text) => void this.#send(text),
+      stop: () => this.#desk.stopAll(),
+      pause: () => this.#desk.pauseOrResume(this.#desk.current),
+    });
     this.#composer.setAgents(config.agents);
     this.#connection = new ConnectionBar(this.#client);
     this.#scroll = new StickyScroll(byId("scroll", HTMLElement), byId("jump", HTMLButtonElement));
-    this.#transcript = new Transcript(byId("transcript", HTMLElement), this.#scroll, {
-      stop: (run) => void this.#stop(run),
-      older: () => void this.#session?.loadOlder().catch((error: unknown) => this.#say(reasonOf(error))),
+    this.#transcript = new Transcript(byId("transcript", HTMLElement), this.#scroll, this.#desk, () => {
+      void this.#session?.loadOlder().catch((error: unknown) => this.#say(reasonOf(error)));
     });
     this.#client.on("state", (state) => {
       if (state.phase === "stopped" && state.code === 4401) onRefused(state.reason);
@@ -59,17 +75,24 @@ export class App {
   /** Shows a session, or the page for a new one. */
   #select(id: string | undefined): void {
     if (id !== undefined && id === this.#session?.id) return;
-    if (id !== fromHash()) history.pushState(null, "", id === undefined ? location.pathname : `#${encodeURIComponent(id)}`);
+    if (id !== fromHash()) {
+      const path = location.pathname + location.search;
+      history.pushState(null, "", id === undefined ? path : `#${encodeURIComponent(id)}`);
+    }
     this.#session?.close();
     this.#session = undefined;
     this.#transcript.clear();
     this.#say("");
-    this.#composer.setStop("none");
+    this.#composer.setButtons({ run: undefined, canPause: false, stopping: false, pausing: false });
+    this.#composer.setBusy(new Set());
+    this.#composer.setOperator(false);
     this.#composer.setDisabled(undefined);
+    this.#desk.watch(undefined);
     this.#sidebar.select(id);
     if (id === undefined) this.#showNew();
     else this.#open(id);
     this.#connection.watch(this.#session);
+    this.#takeover.watch(this.#session);
   }
 
   #showNew(): void {
@@ -89,6 +112,7 @@ export class App {
     setText(this.#title, id);
     const session = this.#client.session(id, { from: { recent: RECENT_MESSAGES } });
     this.#session = session;
+    this.#desk.watch(session);
     session.on("change", (view, change) => {
       this.#transcript.changed(view, change);
       this.#drawState(session);
@@ -113,13 +137,33 @@ export class App {
     const title = titleOf({ session: session.id, meta: view.session.meta });
     setText(this.#title, title);
     document.title = `${title} · Everthread`;
-    const open = view.openRuns();
-    const asked = view.controls.some((control) => control.outcome === undefined);
-    this.#composer.setStop(open.length === 0 ? "none" : asked ? "asked" : "active");
+    this.#takeover.draw();
+    this.#drawButtons(session);
     this.#composer.setDisabled(view.session.closed ? "This session is closed" : undefined);
     const met = view.runs.filter((run) => run.parent_run === undefined).map((run) => run.agent);
     this.#composer.setAgents([...new Set([...this.#config.agents, ...met])]);
     this.#connection.draw();
+  }
+
+  #drawButtons({ view }: Session): void {
+    const open = view.openRuns();
+    const ids = new Set(open.map((run) => run.run));
+    const own = open.filter((run) => run.parent_run === undefined || !ids.has(run.parent_run));
+    // While a person has the session, no agent takes anything in.
+    const isHeld = view.session.held !== undefined;
+    this.#composer.setBusy(new Set(isHeld ? [] : own.map((run) => run.agent)));
+    this.#composer.setOperator(this.#takeover.isMine);
+    const run = this.#desk.current;
+    const pending = view.controls.filter((control) => control.outcome === undefined);
+    const its = pending.filter((control) => runOfControl(control, view) === run?.run);
+    this.#composer.setButtons({
+      run,
+      canPause: !isHeld && run !== undefined && (run.status === "active" || run.paused === true),
+      stopping: own.every(({ run }) =>
+        pending.some((control) => control.kind === "cancel" && runOfControl(control, view) === run),
+      ),
+      pausing: its.some(({ kind }) => kind === "pause" || kind === "resume"),
+    });
   }
 
   async #send(text: string): Promise<void> {
@@ -135,7 +179,9 @@ export class App {
     this.#transcript.addPending(message, text);
     this.#composer.focus();
     try {
-      await session.send(text, { message, ...(agent === undefined ? {} : { agent }) });
+      const role = this.#takeover.isMine ? "operator" : "user";
+      const whom = role === "operator" || agent === undefined ? {} : { agent, whenBusy: this.#composer.whenBusy };
+      await session.send(text, { message, role, ...whom });
       void this.#list();
     } catch (error) {
       if (session === this.#session) this.#transcript.failPending(message, reasonOf(error));
@@ -147,30 +193,6 @@ export class App {
     const made = await this.#client.http.createSession({ title, ...(agent === undefined ? {} : { agent }) });
     this.#select(made.session);
     return this.#session ?? this.#open(made.session);
-  }
-
-  /** Asks every run of its own to end; what they started ends with them. */
-  #stopAll(): void {
-    const open = this.#session?.view.openRuns() ?? [];
-    const ids = new Set(open.map((run) => run.run));
-    for (const run of open) {
-      if (run.parent_run === undefined || !ids.has(run.parent_run)) void this.#stop(run.run);
-    }
-  }
-
-  async #stop(run: string): Promise<void> {
-    const session = this.#session;
-    if (!session) return;
-    this.#say("Stop requested…");
-    try {
-      const receipt = await session.cancel(run);
-      if (receipt.stage === "accepted" && session === this.#session) this.#say(`Stop accepted at ${receipt.seq}`);
-      const settled = receipt.stage === "settled" ? receipt : await session.settled(receipt.control);
-      const reason = settled.reason === undefined ? "" : ` (${settled.reason.replaceAll("_", " ")})`;
-      if (session === this.#session) this.#say(`Stop ${settled.outcome}${reason}`);
-    } catch (error) {
-      if (session === this.#session) this.#say(`Not stopped: ${reasonOf(error)}`);
-    }
   }
 
   async #list(): Promise<void> {

@@ -17,8 +17,10 @@ export function readConfig(): Config | undefined {
   const answered = parse(stored(sessionStorage, STORED));
   const token = answered.token ?? page.token;
   if (typeof token !== "string") return undefined;
+  // Under the development token the address may say who is looking: two names, two people.
+  const subject = new URLSearchParams(location.search).get("as") ?? page.subject;
   const agents = [...new Set([...(page.agents ?? []), ...(answered.agents ?? [])])];
-  return { token, agents, ...(page.subject === undefined ? {} : { subject: page.subject }) };
+  return { token, agents, ...(subject ? { subject } : {}) };
 }
 
 function parse(text: string | null | undefined): Partial<Config> {

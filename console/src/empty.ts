@@ -21,8 +21,13 @@ const EXAMPLES: Example[] = [
   },
   {
     agent: "guide",
-    title: "Stop one half-way",
-    text: "Tell me at length what happens when I press Stop while you are writing.",
+    title: "Steer one half-way",
+    text: "Tell me at length what happens when I write to you, or press Stop, while you are writing.",
+  },
+  {
+    agent: "guide",
+    title: "Be asked first",
+    text: "Please delete my old drafts. I know that somebody must approve this.",
   },
 ];
 

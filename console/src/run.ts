@@ -1,14 +1,23 @@
-// One run: who works, how it stands, what it wrote, and the runs it started, side by side.
+// One run: who works, how it stands, what it wrote and was asked, and the runs it started, side by side.
 
-import type { Message, Run, View } from "../../sdk/typescript/src/index.js";
+import type { Control, Message, Run, View } from "../../sdk/typescript/src/index.js";
+import { ApprovalCard } from "./approval.js";
+import type { Desk } from "./desk.js";
 import { arrange, h, hueClass, setText } from "./dom.js";
+import { ControlLines } from "./lines.js";
 import { MessageBlock, plainText } from "./message.js";
+import { noteOf, stateOf } from "./run-state.js";
 
-/** What runs belong together, worked out once per change of the session. */
+/** What belongs together, worked out once per change of the session. */
 export interface RunIndex {
   view: View;
   messagesOf: Map<string, Message[]>;
   childrenOf: Map<string, Run[]>;
+  controlsOf: Map<string, Control[]>;
+  /** What people said to a run at work. */
+  steersOf: Map<string, Message[]>;
+  /** Draws what somebody said. */
+  said: (message: Message) => HTMLElement;
 }
 
 export class RunBlock {
@@ -19,42 +28,39 @@ export class RunBlock {
   readonly #task = h("p", { class: "task" });
   readonly #body = h("div", { class: "run-body" });
   readonly #lanes = h("div", { class: "lanes" });
-  readonly #stop: HTMLButtonElement;
+  readonly #cards = h("div", { class: "approvals" });
+  readonly #lines = new ControlLines();
+  readonly #pause = h("button", { class: "quiet run-button", attrs: { type: "button" } });
+  readonly #stop = h("button", { class: "quiet run-button", text: "Stop", attrs: { type: "button" } });
   readonly #messages = new Map<string, MessageBlock>();
   readonly #children = new Map<string, RunBlock>();
-  readonly #onStop: (run: string) => void;
+  readonly #approvals = new Map<string, ApprovalCard>();
+  readonly #desk: Desk;
 
-  constructor(onStop: (run: string) => void) {
-    this.#onStop = onStop;
-    this.#stop = h("button", { class: "quiet stop-run", text: "Stop", attrs: { type: "button" } });
-    const head = h("header", {}, h("span", { class: "knot" }), this.#name, this.#badge, this.#stop);
-    this.element.append(head, this.#task, this.#body, this.#note);
+  constructor(desk: Desk) {
+    this.#desk = desk;
+    const buttons = h("span", { class: "run-buttons" }, this.#pause, this.#stop);
+    const head = h("header", {}, h("span", { class: "knot" }), this.#name, this.#badge, buttons);
+    this.element.append(head, this.#task, this.#body, this.#cards, this.#note, this.#lines.element);
   }
 
   update(run: Run, index: RunIndex): void {
-    const { view } = index;
+    const { word, look } = stateOf(run);
     this.element.dataset["run"] = run.run;
     this.element.dataset["status"] = run.outcome ?? run.status;
+    this.element.dataset["look"] = look;
     this.element.className = `run ${hueClass(run.agent)}${run.parent_run === undefined ? "" : " child"}`;
-    this.element.setAttribute("aria-label", `${run.agent}, ${stateOf(run)}`);
+    this.element.setAttribute("aria-label", `${run.agent}, ${word}`);
     setText(this.#name, run.agent);
-    setText(this.#badge, stateOf(run));
-    setText(this.#note, noteOf(run, view));
+    setText(this.#badge, word);
+    setText(this.#note, noteOf(run));
     this.#note.hidden = this.#note.textContent === "";
-    this.#updateStop(run, view);
-    this.#updateTask(run, view);
-
-    const messages = index.messagesOf.get(run.run) ?? [];
-    const placed = messages.map((message) => ({ seq: message.seq, element: this.updateMessage(message) }));
-    const children = index.childrenOf.get(run.run) ?? [];
-    const first = children[0];
-    if (first) {
-      arrange(this.#lanes, children.map((child) => this.#child(child, index)));
-      this.#lanes.dataset["count"] = String(children.length);
-      placed.push({ seq: first.requested_seq, element: this.#lanes });
-    }
-    placed.sort((a, b) => a.seq - b.seq);
-    arrange(this.#body, placed.map(({ element }) => element));
+    const controls = index.controlsOf.get(run.run) ?? [];
+    this.#updateButtons(run, controls);
+    this.#updateTask(run, index.view);
+    this.#updateApprovals(run, controls);
+    this.#lines.update(controls, this.#desk.ownOf(run.run), this.#desk.people);
+    this.#arrange(run, index);
   }
 
   /** Only this message changed: the rest of the run stays as it is. */
@@ -77,18 +83,54 @@ export class RunBlock {
     return undefined;
   }
 
+  /** What it wrote, what it was told meanwhile, and its sub-agents, in the order of the log. */
+  #arrange(run: Run, index: RunIndex): void {
+    const messages = index.messagesOf.get(run.run) ?? [];
+    const placed = messages.map((message) => ({ seq: message.seq, element: this.updateMessage(message) }));
+    const steers = index.steersOf.get(run.run) ?? [];
+    placed.push(...steers.map((message) => ({ seq: message.seq, element: index.said(message) })));
+    const children = index.childrenOf.get(run.run) ?? [];
+    const first = children[0];
+    if (first) {
+      arrange(this.#lanes, children.map((child) => this.#child(child, index)));
+      this.#lanes.dataset["count"] = String(children.length);
+      placed.push({ seq: first.requested_seq, element: this.#lanes });
+    }
+    placed.sort((a, b) => a.seq - b.seq);
+    arrange(this.#body, placed.map(({ element }) => element));
+  }
+
   #child(run: Run, index: RunIndex): HTMLElement {
-    const block = this.#children.get(run.run) ?? new RunBlock(this.#onStop);
+    const block = this.#children.get(run.run) ?? new RunBlock(this.#desk);
     this.#children.set(run.run, block);
     block.update(run, index);
     return block.element;
   }
 
-  #updateStop(run: Run, view: View): void {
+  #updateButtons(run: Run, controls: Control[]): void {
+    const asked = (...kinds: Control["kind"][]) =>
+      controls.some((control) => kinds.includes(control.kind) && control.outcome === undefined);
     this.#stop.hidden = run.status === "ended";
-    this.#stop.disabled = pendingCancel(run, view);
+    this.#stop.disabled = asked("cancel");
     this.#stop.setAttribute("aria-label", `Stop ${run.agent}`);
-    this.#stop.onclick = () => this.#onStop(run.run);
+    this.#stop.onclick = () => this.#desk.stop(run.run);
+    const verb = run.paused ? "Resume" : "Pause";
+    this.#pause.hidden = run.status === "ended" || (run.status !== "active" && !run.paused);
+    this.#pause.disabled = asked("pause", "resume");
+    setText(this.#pause, verb);
+    this.#pause.setAttribute("aria-label", `${verb} ${run.agent}`);
+    this.#pause.onclick = () => this.#desk.pauseOrResume(run);
+  }
+
+  #updateApprovals(run: Run, controls: Control[]): void {
+    const cards = (run.approvals ?? []).map((approval) => {
+      const card = this.#approvals.get(approval.approval) ?? new ApprovalCard(approval, this.#desk);
+      this.#approvals.set(approval.approval, card);
+      card.update(run, approval, controls.filter((control) => control.approval === approval.approval));
+      return card.element;
+    });
+    arrange(this.#cards, cards);
+    this.#cards.hidden = cards.length === 0;
   }
 
   /** What a sub-agent was asked stands in its card; a person's own words stand above the run already. */
@@ -101,51 +143,8 @@ export class RunBlock {
   }
 }
 
+/** What a run was asked when it was requested; what it was told later stands where it was said. */
 function inputOf(run: Run, view: View): string {
   const asked = view.messages.filter((message) => message.run === undefined && run.input.includes(message.message));
-  return asked.map(plainText).join("\n");
-}
-
-function pendingCancel(run: Run, view: View): boolean {
-  return view.controls.some((control) => {
-    const { target } = control;
-    const its = "run" in target ? target.run === run.run : run.input.includes(target.input);
-    return its && control.outcome === undefined;
-  });
-}
-
-function stateOf(run: Run): string {
-  switch (run.status) {
-    case "requested":
-      return "waiting for a worker";
-    case "active":
-      return run.step ?? "working";
-    case "ended":
-      return run.outcome === "cancelled" ? "stopped" : (run.outcome ?? "ended");
-  }
-}
-
-const REASONS: Record<string, string> = {
-  worker_lost: "Its worker died. What it had written stays.",
-  parent_ended: "The run that started it ended.",
-};
-
-function noteOf(run: Run, view: View): string {
-  if (pendingCancel(run, view)) return "Stop accepted: the run is asked to end.";
-  if (run.status !== "ended") return (run.attempt ?? 1) > 1 ? `Taken over by another worker (attempt ${run.attempt}).` : "";
-  const reason = run.error?.message ?? (run.reason === undefined ? "" : (REASONS[run.reason] ?? run.reason));
-  switch (run.outcome) {
-    case "cancelled":
-      return run.forced ? "Stopped by force: the worker did not answer in time." : `Stop applied.${asked(run)}`;
-    case "lost":
-      return reason || "Its worker died. What it had written stays.";
-    case "failed":
-      return reason || "The agent reported an error.";
-    default:
-      return "";
-  }
-}
-
-function asked(run: Run): string {
-  return run.reason === "parent_ended" ? " The run that started it ended." : "";
+  return asked.filter((message) => message.seq < run.requested_seq).map(plainText).join("\n");
 }

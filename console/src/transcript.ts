@@ -1,10 +1,12 @@
 // The conversation: people's messages and runs in the order of the log. A frame of tokens touches the message it is
 // about; only a change of structure walks the whole list.
 
-import type { Change, Message, Run, View } from "../../sdk/typescript/src/index.js";
+import type { Change, Message, View } from "../../sdk/typescript/src/index.js";
+import type { Desk } from "./desk.js";
 import { arrange, h, setText } from "./dom.js";
 import { MessageBlock } from "./message.js";
-import { RunBlock, type RunIndex } from "./run.js";
+import { RunBlock } from "./run.js";
+import { hasParent, indexRuns } from "./run-index.js";
 import { StickyScroll } from "./scroll.js";
 
 interface Pending {
@@ -16,22 +18,24 @@ export class Transcript {
   readonly #list: HTMLElement;
   readonly #scroll: StickyScroll;
   readonly #older: HTMLButtonElement;
-  readonly #onStop: (run: string) => void;
+  readonly #desk: Desk;
   readonly #said = new Map<string, { element: HTMLElement; block: MessageBlock }>();
   readonly #runs = new Map<string, RunBlock>();
   readonly #pending = new Map<string, Pending>();
-  #dirty: Change = { all: false, messages: new Set(), runs: new Set() };
+  readonly #messages = new Set<Message>();
+  /** More than messages has changed. */
+  #dirty = false;
   #frame: number | undefined;
   #view: View | undefined;
   /** Seq of the oldest message on the page. */
   #first: number | undefined;
 
-  constructor(list: HTMLElement, scroll: StickyScroll, on: { stop: (run: string) => void; older: () => void }) {
+  constructor(list: HTMLElement, scroll: StickyScroll, desk: Desk, onOlder: () => void) {
     this.#list = list;
     this.#scroll = scroll;
-    this.#onStop = on.stop;
+    this.#desk = desk;
     const attrs = { type: "button" };
-    this.#older = h("button", { class: "quiet older", text: "Show earlier messages", attrs, on: { click: on.older } });
+    this.#older = h("button", { class: "quiet older", text: "Show earlier messages", attrs, on: { click: onOlder } });
   }
 
   /** Another session: forget everything. */
@@ -46,11 +50,13 @@ export class Transcript {
   /** Notes a change; it is drawn with the next frame, together with all others until then. */
   changed(view: View, change: Change): void {
     this.#view = view;
-    this.#dirty.all ||= change.all;
-    for (const message of change.messages) this.#dirty.messages.add(message);
-    for (const run of change.runs) this.#dirty.runs.add(run);
-    // A page in the background gets no animation frames, and has nobody to draw for.
-    this.#frame ??= requestAnimationFrame(() => this.#draw());
+    for (const message of change.messages) this.#messages.add(message);
+    this.#later(change.all || change.runs.size > 0 || change.controls.size > 0);
+  }
+
+  /** Draws everything anew: something beside the view has changed. */
+  redraw(): void {
+    if (this.#view) this.#later(true);
   }
 
   /** Shows what the user just said, before the log has it. */
@@ -70,14 +76,22 @@ export class Transcript {
     pending.element.classList.add("failed");
   }
 
+  #later(everything: boolean): void {
+    this.#dirty ||= everything;
+    // A page in the background gets no animation frames, and has nobody to draw for.
+    this.#frame ??= requestAnimationFrame(() => this.#draw());
+  }
+
   #draw(): void {
     this.#frame = undefined;
     const view = this.#view;
-    const dirty = this.#dirty;
-    this.#dirty = { all: false, messages: new Set(), runs: new Set() };
+    const messages = [...this.#messages];
+    const everything = this.#dirty;
+    this.#messages.clear();
+    this.#dirty = false;
     if (!view) return;
     this.#scroll.keep(() => {
-      if (!dirty.all && dirty.runs.size === 0 && this.#drawMessages(dirty.messages)) return false;
+      if (!everything && this.#drawMessages(messages)) return false;
       const first = this.#first;
       this.#drawAll(view);
       this.#first = view.messages[0]?.seq;
@@ -86,7 +100,7 @@ export class Transcript {
   }
 
   /** Draws messages that are on the page already; false if one of them is not. */
-  #drawMessages(messages: Set<Message>): boolean {
+  #drawMessages(messages: Message[]): boolean {
     for (const message of messages) {
       const block = message.run === undefined ? undefined : this.#findRun(message.run);
       if (!block) return false;
@@ -106,17 +120,19 @@ export class Transcript {
   }
 
   #drawAll(view: View): void {
-    const index = indexRuns(view);
+    const index = indexRuns(view, (message) => this.#drawSaid(message));
+    const steers = new Set([...index.steersOf.values()].flat());
     const inputOfChild = new Set(view.runs.filter(hasParent(view)).flatMap((run) => run.input));
     const placed: { seq: number; element: HTMLElement }[] = [];
     for (const message of view.messages) {
-      if (message.run !== undefined || inputOfChild.has(message.message)) continue;
-      placed.push({ seq: message.seq, element: this.#drawSaid(message) });
+      if (message.run !== undefined) continue;
       this.#pending.delete(message.message);
+      if (inputOfChild.has(message.message) || steers.has(message)) continue;
+      placed.push({ seq: message.seq, element: this.#drawSaid(message) });
     }
     for (const run of [...view.runs, ...index.unknown]) {
       if (hasParent(view)(run)) continue;
-      const block = this.#runs.get(run.run) ?? new RunBlock(this.#onStop);
+      const block = this.#runs.get(run.run) ?? new RunBlock(this.#desk);
       this.#runs.set(run.run, block);
       block.update(run, index);
       placed.push({ seq: run.requested_seq, element: block.element });
@@ -132,37 +148,19 @@ export class Transcript {
     if (!said) {
       const block = new MessageBlock();
       block.element.classList.add("bubble");
-      const own = message.role === "user";
-      const name = own ? "You" : message.by.id;
-      const attrs = { "aria-label": name };
-      const element = h("article", { class: `said${own ? " own" : ""}`, attrs }, block.element);
-      if (!own) element.prepend(h("span", { class: "agent", text: name }));
+      const { people } = this.#desk;
+      const isOperator = message.role === "operator";
+      const name = people.titleName(message.by);
+      const attrs = { "aria-label": isOperator ? `${name}, operator` : name };
+      const side = message.role === "user" ? " own" : isOperator ? " operator" : "";
+      const element = h("article", { class: `said${side}`, attrs }, block.element);
+      // Of what people ask, one's own needs no name.
+      const isPlain = message.role === "user" && people.isMe(message.by);
+      if (!isPlain) element.prepend(h("span", { class: "agent", text: attrs["aria-label"] }));
       said = { element, block };
       this.#said.set(message.message, said);
     }
     said.block.update(message);
     return said.element;
   }
-}
-
-function hasParent(view: View): (run: Run) => boolean {
-  const known = new Set(view.runs.map((run) => run.run));
-  return (run) => run.parent_run !== undefined && known.has(run.parent_run);
-}
-
-/** Groups messages and runs. Runs of old messages may be unknown: what they wrote is shown all the same. */
-function indexRuns(view: View): RunIndex & { unknown: Run[] } {
-  const messagesOf = Map.groupBy(
-    view.messages.filter((message) => message.run !== undefined),
-    (message) => message.run ?? "",
-  );
-  const childrenOf = Map.groupBy(view.runs.filter(hasParent(view)), (run) => run.parent_run ?? "");
-  const known = new Set(view.runs.map((run) => run.run));
-  const unknown: Run[] = [];
-  for (const [run, [first]] of messagesOf) {
-    if (known.has(run) || !first) continue;
-    const { by, seq } = first;
-    unknown.push({ run, agent: by.id, status: "ended", outcome: "completed", input: [], requested_seq: seq });
-  }
-  return { view, messagesOf, childrenOf, unknown };
 }

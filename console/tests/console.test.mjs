@@ -132,23 +132,6 @@ test("sub-agents write side by side", options, async () => {
   await shoot(view, "desktop-orchestra-ended");
 });
 
-test("stop stops, and says so", options, async () => {
-  const view = await ConsolePage.open(context, server);
-  await view.send("Explain sessions to me.");
-  await view.answerOf(40);
-  await view.page.getByRole("button", { name: "Stop", exact: true }).click();
-  const status = view.page.locator("#status");
-  await until("the receipt", async () => /Stop (accepted|applied)/.test(await status.textContent()));
-  await view.ended();
-  await until("the outcome", async () => (await status.textContent()) === "Stop applied");
-  const state = await view.state();
-  assert.deepEqual(state.runs.map((run) => run.outcome), ["cancelled"]);
-  assert.deepEqual(state.controls.map((control) => control.outcome), ["applied"]);
-  await view.page.getByRole("button", { name: "Stop", exact: true }).waitFor({ state: "hidden" });
-  await view.showsExactly(state);
-  await shoot(view, "desktop-stopped");
-});
-
 test("it fits a phone, by day and by night", options, async () => {
   for (const colorScheme of ["light", "dark"]) {
     const phone = await browser.newContext({ ...PHONE, colorScheme });

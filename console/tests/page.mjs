@@ -5,14 +5,15 @@ import { until } from "./server.mjs";
 
 export class ConsolePage {
   /** Opens the console; any error on the page fails the test that looks at `errors`. */
-  static async open(context, server, session) {
+  static async open(context, server, session, as) {
     const self = new ConsolePage();
     self.page = await context.newPage();
     self.page.setDefaultTimeout(10_000);
     self.server = server;
     self.errors = [];
     self.page.on("pageerror", (error) => self.errors.push(String(error)));
-    await self.page.goto(`${server.url}/console${session === undefined ? "" : `#${session}`}`);
+    const who = as === undefined ? "" : `?as=${as}`;
+    await self.page.goto(`${server.url}/console${who}${session === undefined ? "" : `#${session}`}`);
     return self;
   }
 
@@ -39,6 +40,28 @@ export class ConsolePage {
     return this.answer();
   }
 
+  button(name) {
+    return this.page.getByRole("button", { name, exact: true });
+  }
+
+  /** Waits until the line of a control of that kind reads as `pattern` says. */
+  line(kind, pattern) {
+    const last = this.page.locator(`.controls [data-kind="${kind}"]`).last();
+    return until(`the line of ${kind} reads ${pattern}`, async () => pattern.test(await last.textContent()));
+  }
+
+  /** Waits until the only, or the last, run says so on its chip. */
+  chip(word) {
+    const last = this.page.locator(".run > header .badge").last();
+    return until(`the run is ${word}`, async () => (await last.textContent()) === word);
+  }
+
+  /** What Send does while its agent is at work. */
+  async chooseBusy(title) {
+    await this.page.locator("#send-menu").click();
+    await this.page.getByRole("menuitemradio", { name: title }).click();
+  }
+
   connection(state) {
     return until(`the connection is ${state}`, () =>
       this.page.evaluate((state) => document.getElementById("connection").dataset.state === state, state),
@@ -50,7 +73,7 @@ export class ConsolePage {
     return until("the runs on the page have ended", () =>
       this.page.evaluate((atLeast) => {
         const runs = [...document.querySelectorAll(".run")];
-        const open = runs.filter((run) => ["requested", "active"].includes(run.dataset.status));
+        const open = runs.filter((run) => ["requested", "active", "suspended"].includes(run.dataset.status));
         return runs.length >= atLeast && open.length === 0;
       }, atLeast),
     );

@@ -69,7 +69,8 @@ impl Follower {
         let (epoch, seq) = (Epoch(0), Seq::ZERO);
         let counts = Counts::default();
         let mut this = Follower { socket, epoch, seq, delivered: 0, part_begin: 0, blocks: 0, counts };
-        let hello = Hello { id: "1".parse()?, token: None, client: None, device: None, subject: None };
+        let hello =
+            Hello { id: "1".parse()?, token: None, client: None, device: None, subject: None, kind: None };
         let attach = Attach { id: "2".parse()?, session: session.clone(), from: From::Start };
         this.socket.queue(&ClientFrame::Hello(hello).encode());
         this.socket.send(&ClientFrame::Attach(attach).encode()).await?;

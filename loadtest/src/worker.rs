@@ -9,7 +9,7 @@ use crate::socket::{Socket, Target, Turn};
 use anyhow::{Context as _, bail, ensure};
 use everthread_protocol::entry::Outcome;
 use everthread_protocol::worker_frame::{
-    Append, AppendTag, End, Offer, Producer, Work, WorkerFrame, WorkerHello, WorkerServerFrame,
+    Append, AppendTag, End, Offer, OnLost, Producer, Work, WorkerFrame, WorkerHello, WorkerServerFrame,
 };
 use everthread_protocol::{AgentName, Fence, RequestId, RunId, SessionId};
 use serde_json::value::RawValue;
@@ -73,7 +73,7 @@ impl Worker {
             id: "1".parse()?,
             token: None,
             worker: name.parse()?,
-            agents: vec![Offer { name: agent.clone(), capacity }],
+            agents: vec![Offer { name: agent.clone(), capacity, on_lost: OnLost::default() }],
             runs: Vec::new(),
         };
         socket.send(&WorkerFrame::Hello(hello).encode()).await?;

@@ -1,11 +1,13 @@
 //! The handle: one connection, many sessions.
 
 use crate::connection::{Body, Command, Connection, Reply};
+use crate::control::{Ask, Asked, RECEIPTS_MAX};
 use crate::error::Error;
 use crate::follow::{Follow, Parts};
-use everthread_protocol::entry::{ControlKind, Role, Target};
-use everthread_protocol::frame::{Done, From, Receipt};
-use everthread_protocol::{ControlId, DeviceId, RequestId, Seq, SessionId, SubjectId};
+use everthread_protocol::control::WhenBusy;
+use everthread_protocol::entry::{Role, Target};
+use everthread_protocol::frame::{Done, From};
+use everthread_protocol::{AgentName, AuthorKind, DeviceId, RequestId, Seq, SessionId, SubjectId};
 use everthread_socket::Backoff;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -34,6 +36,7 @@ pub struct Builder {
     pub(crate) url: String,
     pub(crate) token: String,
     pub(crate) subject: Option<SubjectId>,
+    pub(crate) kind: Option<AuthorKind>,
     pub(crate) device: Option<DeviceId>,
     pub(crate) name: Option<String>,
 }
@@ -42,6 +45,12 @@ impl Builder {
     /// Who is speaking; only the development token lets a client say so.
     pub fn subject(mut self, subject: SubjectId) -> Self {
         self.subject = Some(subject);
+        self
+    }
+
+    /// In which role; only the development token lets a client say so.
+    pub fn kind(mut self, kind: AuthorKind) -> Self {
+        self.kind = Some(kind);
         self
     }
 
@@ -92,6 +101,15 @@ pub struct Session {
     key: u64,
 }
 
+/// Whom a user's message asks to work, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Addressee {
+    /// Else the session's own agent.
+    pub agent: Option<AgentName>,
+    /// What happens if it is at work; else what the session's meta says.
+    pub when_busy: Option<WhenBusy>,
+}
+
 /// A page of older messages, as JSON in View form.
 #[derive(Debug, Clone)]
 pub struct Page {
@@ -104,7 +122,7 @@ pub struct Page {
 impl Client {
     /// A client of the node at `url` (`ws:`, `wss:`, `http:` or `https:`).
     pub fn builder(url: impl Into<String>, token: impl Into<String>) -> Builder {
-        Builder { url: url.into(), token: token.into(), subject: None, device: None, name: None }
+        Builder { url: url.into(), token: token.into(), subject: None, kind: None, device: None, name: None }
     }
 
     /// Follows a session and keeps its view, unless it begins at a cursor, where there is no view to add to.
@@ -160,35 +178,75 @@ impl Client {
 impl Session {
     /// Puts a user's text; `agent` is asked to work, or the session's own.
     pub async fn input(&self, text: &str, agent: Option<&str>) -> Result<Done, Error> {
+        self.input_for(text, &Addressee { agent: agent.map(str::parse).transpose()?, when_busy: None }).await
+    }
+
+    /// [`Session::input`], with what happens if the agent is at work.
+    pub async fn input_for(&self, text: &str, to: &Addressee) -> Result<Done, Error> {
         let entry = json!([{
             "type": "message.put", "message": self.client.fresh_id(), "role": Role::User,
             "parts": [{ "kind": "text", "value": text }],
         }]);
-        self.put(&self.client.fresh_id(), to_raw_value(&entry)?, agent).await
+        self.put_for(&self.client.fresh_id(), to_raw_value(&entry)?, to).await
     }
 
     /// Writes entries under `id`; a repeat with the same id is answered with what the first one got.
     pub async fn put(&self, id: &str, entries: Box<RawValue>, agent: Option<&str>) -> Result<Done, Error> {
-        let id: RequestId = id.parse()?;
+        let to = Addressee { agent: agent.map(str::parse).transpose()?, when_busy: None };
+        self.put_for(id, entries, &to).await
+    }
+
+    /// [`Session::put`], with what happens to a user's message if the agent is at work.
+    pub async fn put_for(&self, id: &str, entries: Box<RawValue>, to: &Addressee) -> Result<Done, Error> {
+        let Addressee { agent, when_busy } = to.clone();
+        let body = Body::Put { id: id.parse()?, agent, when_busy, entries: entries.into() };
+        self.done(body).await
+    }
+
+    /// Takes the session over: its agents stop, and none begins until it is released.
+    pub async fn hold(&self, reason: Option<&str>) -> Result<Done, Error> {
+        let id: RequestId = self.client.fresh_id().parse()?;
+        self.done(Body::Hold { id, reason: reason.map(str::to_owned) }).await
+    }
+
+    /// Hands the session back to `agent`, or to its own, which gets what was said meanwhile as input.
+    pub async fn release(&self, agent: Option<&str>) -> Result<Done, Error> {
+        self.released(agent, true).await
+    }
+
+    /// Hands the session back; nobody works until there is new input.
+    pub async fn release_only(&self) -> Result<Done, Error> {
+        self.released(None, false).await
+    }
+
+    async fn released(&self, agent: Option<&str>, run: bool) -> Result<Done, Error> {
+        let id: RequestId = self.client.fresh_id().parse()?;
         let agent = agent.map(str::parse).transpose()?;
-        match self.request(Body::Put { id, agent, entries: entries.into() }).await? {
+        self.done(Body::Release { id, reason: None, agent, run }).await
+    }
+
+    async fn done(&self, body: Body) -> Result<Done, Error> {
+        match self.request(body).await? {
             Reply::Done(done) => Ok(done),
             other => Err(other.unexpected()),
         }
     }
 
-    /// Asks for the end of a run, or of the run that a message asked for.
-    pub async fn cancel(&self, target: Target) -> Result<Receipt, Error> {
-        let id: ControlId = self.client.fresh_id().parse()?;
-        self.control(id, target).await
+    /// Asks for the end of runs.
+    pub async fn cancel(&self, target: Target) -> Result<Asked, Error> {
+        self.control(Ask::cancel(target)).await
     }
 
-    /// [`Session::cancel`] under an id of the caller's.
-    pub async fn control(&self, id: ControlId, target: Target) -> Result<Receipt, Error> {
-        match self.request(Body::Control { id, kind: ControlKind::Cancel, target }).await? {
-            Reply::Receipt(receipt) => Ok(receipt),
-            other => Err(other.unexpected()),
-        }
+    /// Asks something of a run. Returns when it is in the log: from then on it has exactly one outcome, which the handle
+    /// tells however often the connection is lost meanwhile.
+    pub async fn control(&self, ask: Ask) -> Result<Asked, Error> {
+        let body = ask.into_body(|| self.client.fresh_id())?;
+        let id = body.id.clone();
+        let (receipts, mut handle) = mpsc::channel(RECEIPTS_MAX);
+        self.client.command(Command::Control { key: self.key, body, receipts }).await?;
+        // It may have arrived: without an answer nobody can say that nothing happened.
+        let first = timeout(REQUEST_DEADLINE, handle.recv()).await.map_err(|_| Error::Indeterminate)?;
+        Ok(Asked::new(id, first.ok_or(Error::Closed)??, handle))
     }
 
     /// Messages that began before `before`, or the newest.
@@ -211,7 +269,7 @@ impl Session {
                 let command = Command::Request { key: self.key, body: body.clone(), reply };
                 self.client.command(command).await?;
                 let error = match timeout(ANSWER_DEADLINE, answer).await {
-                    Ok(Ok(Err(error))) if error.is_retryable() => error,
+                    Ok(Ok(Err(error))) if error.is_retryable() && !error.is_verdict() => error,
                     Ok(Ok(result)) => return result,
                     Ok(Err(_)) => return Err(Error::Closed),
                     Err(_) => Error::Indeterminate,

@@ -1,14 +1,15 @@
 //! The client's one task: makes a socket, says hello, moves frames, and makes the next socket when it breaks.
 
 use crate::client::Builder;
+use crate::control::ControlBody;
 use crate::error::Error;
 use crate::follow::Event;
 use crate::sessions::{Head, Sessions};
-use everthread_protocol::entry::{ControlKind, Target};
+use everthread_protocol::control::WhenBusy;
 use everthread_protocol::frame::{
     Attached, Bye, ClientFrame, Done, ErrorFrame, From, Hello, HistoryPage, Receipt, Welcome,
 };
-use everthread_protocol::{AgentName, ControlId, RequestId, Seq, SessionId};
+use everthread_protocol::{AgentName, RequestId, Seq, SessionId};
 use everthread_socket::{Backoff, RawConnection, Receiver, SocketError, Utf8Bytes};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Drained { key: u64 },
     /// Follow it anew.
     Restart { key: u64, from: From, queue: mpsc::Sender<Event> },
+    /// Ask something of its runs.
+    Control { key: u64, body: ControlBody, receipts: mpsc::Sender<Result<Receipt, Error>> },
     /// Ask something of a session.
     Request { key: u64, body: Body, reply: oneshot::Sender<Result<Reply, Error>> },
 }
@@ -59,8 +62,9 @@ pub(crate) enum Command {
 /// A request, without the attachment it goes to: that changes with the socket.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
-    Put { id: RequestId, agent: Option<AgentName>, entries: Arc<RawValue> },
-    Control { id: ControlId, kind: ControlKind, target: Target },
+    Put { id: RequestId, agent: Option<AgentName>, when_busy: Option<WhenBusy>, entries: Arc<RawValue> },
+    Hold { id: RequestId, reason: Option<String> },
+    Release { id: RequestId, reason: Option<String>, agent: Option<AgentName>, run: bool },
     History { id: RequestId, before: Option<Seq>, limit: usize },
 }
 
@@ -68,7 +72,6 @@ pub(crate) enum Body {
 #[derive(Debug)]
 pub(crate) enum Reply {
     Done(Done),
-    Receipt(Receipt),
     History { messages: Box<RawValue>, more: bool },
 }
 
@@ -175,6 +178,7 @@ impl Connection {
             client: self.config.name.clone(),
             device: self.config.device.clone(),
             subject: self.config.subject.clone(),
+            kind: self.config.kind,
         };
         let welcoming = async {
             connection.send(ClientFrame::Hello(hello).encode()).await?;
@@ -276,7 +280,7 @@ impl Connection {
             }
             "receipt" => {
                 let receipt: Receipt = read(&frame)?;
-                self.sessions.reply(receipt.control.clone().as_str(), Ok(Reply::Receipt(receipt)));
+                self.sessions.receipt(receipt);
             }
             "history" => {
                 let HistoryPage { id, messages, more } = read(&frame)?;

@@ -6,10 +6,13 @@
 //! not fit in the queue is not counted as received.
 
 use crate::connection::{Body, Command, Reply};
+use crate::controls::Controls;
 use crate::error::Error;
 use crate::follow::{Event, Frame};
 use crate::stand::{Place, place};
-use everthread_protocol::frame::{Attach, ClientFrame, Control, Detach, From, History, Put, ResetReason};
+use everthread_protocol::frame::{
+    Attach, ClientFrame, Detach, From, History, Hold, Put, Receipt, Release, ResetReason,
+};
 use everthread_protocol::{Cursor, Epoch, RequestId, Seq, SessionId};
 use everthread_socket::Utf8Bytes;
 use serde::Deserialize;
@@ -70,6 +73,7 @@ pub(crate) struct Sessions {
     numbers: HashMap<u32, u64>,
     /// In the order they were asked.
     pending: BTreeMap<u64, Pending>,
+    controls: Controls,
     next: u64,
     /// Frames to send.
     pub(crate) outgoing: std::collections::VecDeque<String>,
@@ -96,16 +100,18 @@ pub(crate) struct Head {
 }
 
 impl Sessions {
-    /// How many requests wait for an answer.
+    /// How many requests wait for an answer, and controls for their outcome.
     pub(crate) fn pending(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.controls.len()
     }
 
-    /// When a session is to be asked for again, if one is.
+    /// When a session or a control is to be asked for again, if one is.
     pub(crate) fn next_try(&self) -> Option<Instant> {
+        let is_attached = |key| self.followed.get(&key).is_some_and(|f| f.number.is_some());
         self.followed
             .values()
             .filter_map(|f| if let Phase::Later(at) = f.phase { Some(at) } else { None })
+            .chain(self.controls.next_try(is_attached))
             .min()
     }
 
@@ -129,6 +135,13 @@ impl Sessions {
                 self.leave(key, Phase::Wanted);
                 if let Some(followed) = self.followed.get_mut(&key) {
                     (followed.from, followed.at, followed.queue) = (from, None, queue);
+                }
+            }
+            Command::Control { key, body, receipts } => {
+                if self.followed.contains_key(&key) {
+                    self.controls.ask(key, body, receipts);
+                } else {
+                    drop(receipts.try_send(Err(Error::Closed)));
                 }
             }
             Command::Request { key, body, reply } => {
@@ -162,6 +175,8 @@ impl Sessions {
             self.outgoing.push_back(pending.body.frame(number));
             pending.is_sent = true;
         }
+        let number = |key| self.followed.get(&key)?.number;
+        self.outgoing.extend(self.controls.due(now, number));
     }
 
     /// A socket is there and has been welcomed.
@@ -190,6 +205,7 @@ impl Sessions {
         for pending in self.pending.values_mut() {
             pending.is_sent = false;
         }
+        self.controls.disconnected();
     }
 
     /// There will be no socket any more.
@@ -204,6 +220,7 @@ impl Sessions {
         for (_, pending) in std::mem::take(&mut self.pending) {
             drop(pending.reply.send(Err(error.clone())));
         }
+        self.controls.give_up(None, error);
     }
 
     /// The answer to an attach: false if the id is not of one.
@@ -302,6 +319,7 @@ impl Sessions {
         for (_, pending) in gone {
             drop(pending.reply.send(Err(Error::Closed)));
         }
+        self.controls.give_up(Some(key), &Error::Closed);
     }
 
     fn send_detach(&mut self, attachment: u32) {
@@ -312,8 +330,20 @@ impl Sessions {
         }
     }
 
+    /// A control got further.
+    pub(crate) fn receipt(&mut self, receipt: Receipt) {
+        self.controls.receipt(receipt);
+    }
+
     /// The answer to a request. False if nobody waits for it.
     pub(crate) fn reply(&mut self, id: &str, reply: Result<Reply, Error>) -> bool {
+        let reply = match reply {
+            Ok(reply) => Ok(reply),
+            Err(error) => match self.controls.failed(id, error, Instant::now()) {
+                Some(error) => Err(error),
+                None => return true,
+            },
+        };
         if let Some(key) = attach_key(id) {
             if let Err(error) = reply {
                 self.not_attached(key, error);
@@ -358,19 +388,22 @@ fn attach_key(id: &str) -> Option<u64> {
 impl Body {
     fn id(&self) -> &str {
         match self {
-            Body::Put { id, .. } | Body::History { id, .. } => id.as_str(),
-            Body::Control { id, .. } => id.as_str(),
+            Body::Put { id, .. }
+            | Body::History { id, .. }
+            | Body::Hold { id, .. }
+            | Body::Release { id, .. } => id.as_str(),
         }
     }
 
     fn frame(&self, attachment: u32) -> String {
         match self.clone() {
-            Body::Put { id, agent, entries } => {
+            Body::Put { id, agent, when_busy, entries } => {
                 let t = everthread_protocol::frame::PutTag::Put;
-                ClientFrame::Put(Put { t, id, attachment, agent, entries: &entries }).encode()
+                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, entries: &entries }).encode()
             }
-            Body::Control { id, kind, target } => {
-                ClientFrame::Control(Control { id, attachment, kind, target }).encode()
+            Body::Hold { id, reason } => ClientFrame::Hold(Hold { id, attachment, reason }).encode(),
+            Body::Release { id, reason, agent, run } => {
+                ClientFrame::Release(Release { id, attachment, reason, agent, run }).encode()
             }
             Body::History { id, before, limit } => {
                 ClientFrame::History(History { id, attachment, before, limit }).encode()

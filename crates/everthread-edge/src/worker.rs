@@ -21,9 +21,9 @@ use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
 use everthread_protocol::worker_frame::{Held, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
 use everthread_protocol::{
-    AgentName, Code, Fault, Fence, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
+    AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
 };
-use everthread_store::Store;
+use everthread_store::{Renewal, Store};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -37,6 +37,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long a worker may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// A worker that has not been heard from for so many heartbeats gets no new runs until it is.
+const SILENT_HEARTBEATS: u32 = 2;
 /// Bytes of blocks that wait behind the one of their run that is being written; beyond it nothing more is read.
 const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Jobs of one connection at once; beyond it nothing more is read.
@@ -63,12 +65,14 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         queued_bytes: 0,
         wake: Arc::default(),
         jobs: FuturesUnordered::new(),
+        is_welcomed: false,
         is_draining: false,
         pings: 0,
         pongs: 0,
         deliveries: VecDeque::new(),
         opened: Instant::now(),
         heard: Instant::now(),
+        is_silent: false,
     };
     connection.run().await;
     gauge.dec();
@@ -103,6 +107,8 @@ struct Connection<S> {
     /// Marked with the numbers of watched sessions whose state changed.
     wake: Arc<Wake>,
     jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    /// `welcome` is sent: nothing goes before it.
+    is_welcomed: bool,
     /// The worker wants no new runs.
     is_draining: bool,
     /// Pings sent and answered: an answer shows that everything before the ping has arrived.
@@ -112,6 +118,8 @@ struct Connection<S> {
     deliveries: VecDeque<Delivery>,
     opened: Instant,
     heard: Instant,
+    /// Its seats get nothing until it is heard again.
+    is_silent: bool,
 }
 
 /// Why a connection ends.
@@ -164,6 +172,9 @@ impl<S: Store> Connection<S> {
 
     fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
         self.heard = Instant::now();
+        if std::mem::take(&mut self.is_silent) {
+            self.seats.values().for_each(|seat| seat.set_silent(false));
+        }
         match message {
             Ok(Message::Text(bytes)) => self.on_text(bytes),
             Ok(Message::Ping(payload)) => {
@@ -268,17 +279,17 @@ impl<S: Store> Connection<S> {
             self.seats.insert(offer.name.clone(), seat);
         }
         let leases = &self.edge.config.leases;
-        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let welcome = WorkerWelcome {
             id: hello.id,
             connection: self.id.clone(),
             node: self.edge.config.node.to_string(),
-            heartbeat_ms: millis(leases.heartbeat),
-            lease_ms: millis(leases.lease),
+            heartbeat_ms: job::millis(leases.heartbeat),
+            lease_ms: job::millis(leases.lease),
             block_bytes_max: BLOCK_BYTES_MAX,
             kept: kept.iter().map(|kept| kept.run.clone()).collect(),
         };
         self.outbox.text(WorkerServerFrame::Welcome(welcome).encode());
+        self.is_welcomed = true;
         for kept in kept {
             self.host_kept(kept);
         }
@@ -292,19 +303,28 @@ impl<S: Store> Connection<S> {
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
         }
+        if !self.is_welcomed {
+            return Ok(());
+        }
+        if self.heard.elapsed() > self.edge.config.leases.heartbeat * SILENT_HEARTBEATS {
+            self.is_silent = true;
+            self.seats.values().for_each(|seat| seat.set_silent(true));
+        }
         let me = me.clone();
         self.ping();
         // The lease runs from the worker's last sign of life, not from this node's last heartbeat.
         let left = self.edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         let (edge, holder) = (self.edge.clone(), self.id.clone());
-        let mut hosted: HashMap<u32, (SessionKey, Vec<(RunId, Fence)>)> =
-            self.watched.iter().map(|(number, w)| (*number, (w.key.clone(), Vec::new()))).collect();
+        let left_ms = job::millis(left);
+        let renewal = |watched: &Watched| Renewal { key: watched.key.clone(), runs: Vec::new(), left_ms };
+        let mut hosted: HashMap<u32, Renewal> =
+            self.watched.iter().map(|(number, watched)| (*number, renewal(watched))).collect();
         for (run, held) in &self.runs {
-            if let Some((_, runs)) = hosted.get_mut(&held.watch) {
-                runs.push((run.clone(), held.fence));
+            if let Some(renewal) = hosted.get_mut(&held.watch) {
+                renewal.runs.push((run.clone(), held.fence));
             }
         }
-        let hosted = hosted.into_iter().map(|(number, (key, runs))| (number, key, runs)).collect();
+        let hosted = hosted.into_iter().collect();
         self.jobs.push(Box::pin(job::renew(edge, me, holder, left, hosted)));
         Ok(())
     }
@@ -321,6 +341,8 @@ impl<S: Store> Connection<S> {
 
     /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
     fn leave(&mut self) {
+        // Whoever still holds a seat may not think that somebody sits there.
+        self.seats.values().for_each(|seat| seat.drain());
         let Some(me) = self.me.take() else { return };
         if me.right.is_some() {
             // The run is its worker's still, or its lease ends.

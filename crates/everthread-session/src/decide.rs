@@ -255,8 +255,8 @@ pub enum Refusal {
     /// A newer release wrote the state.
     #[error("the session was written by a newer release")]
     NewerSchema,
-    /// Another run of the same agent goes first.
-    #[error("another run of the same agent goes first")]
+    /// It is not this run's turn.
+    #[error("another run of the agent goes first, this one is paused, or a person holds the session")]
     Waits,
     /// Nothing is due.
     #[error("nothing is due")]

@@ -200,7 +200,12 @@ impl<'a> Piece<'a> {
                 }
             }
             Entry::RunStep { phase: Phase::Reset, .. } => drop(self.chains.remove(run)),
-            Entry::RunEnded { run, .. } => drop(self.chains.remove(&Some(run))),
+            // What one attempt at a run wrote stays apart from what the next one writes.
+            Entry::RunEnded { run, .. }
+            | Entry::RunReturned { run, .. }
+            | Entry::RunSuspended { run, .. } => {
+                drop(self.chains.remove(&Some(run)));
+            }
             Entry::Event { name, keep: Keep::Latest, .. } => {
                 if let Some(old) = self.events.insert((run.clone(), name), self.items.len()) {
                     self.items[old].body = Body::Dropped;

@@ -439,6 +439,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn sessions_that_leave_the_memory_keep_their_leases() {
+        let store =
+            Embedded::open_with(&Options { dir: None, durability: Durability::default() }, 1).unwrap();
+        let (key, run): (SessionKey, everthread_protocol::RunId) =
+            ("acme/s".parse().unwrap(), "r1".parse().unwrap());
+        let granting = |expect| {
+            let whole = write(1, expect, "s");
+            let change = whole.change.map(|c| Change { grant: Some(&run), lease_ms: 50, ..c });
+            Write { change, ..whole }
+        };
+        let written = store.write(&key, granting(None)).await.unwrap();
+        // The answer comes before the session leaves; the next request comes after.
+        store.index(&key, Millis(1)).await.unwrap();
+        assert_eq!(store.0.shared.views.head(&key), None);
+        let lease = async || store.load(&key).await.unwrap().unwrap().leases;
+        assert_eq!(lease().await, [(run.clone(), written.at.plus(50))]);
+        let runs = vec![(run.clone(), written.fence.unwrap())];
+        let renewal = Renewal { key: key.clone(), runs, left_ms: 60_000 };
+        assert_eq!(store.renew(&[renewal]).await.unwrap()[0].unwrap().seq, written.to);
+        assert_eq!(store.0.shared.views.head(&key), None, "a renewal brings no session into memory");
+        assert!(lease().await[0].1 >= written.at.plus(60_000));
+    }
+
+    #[tokio::test]
     async fn after_a_failed_commit_nothing_is_written_and_what_was_is_read() {
         let store = Embedded::memory().unwrap();
         let key: SessionKey = "acme/s".parse().unwrap();

@@ -8,6 +8,7 @@ use crate::run::Cause;
 use crate::runs::Runs;
 use crate::shared::{ChildState, Shared};
 use crate::worker::Config;
+use everthread_protocol::entry::ControlKind;
 use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::worker_frame::{
     Ack, ChildEnded, Decline, Held, Work, WorkerControl, WorkerFrame, WorkerHello, WorkerWelcome,
@@ -228,10 +229,10 @@ impl<'a> Connection<'a> {
             "error" => self.refused(&read(frame)?),
             "work" => self.begin(&read(frame)?),
             "control" => {
-                let WorkerControl { run, .. } = read(frame)?;
-                if let Some(run) = self.runs.get(&run) {
-                    tracing::debug!(run = %run.run, "cancel");
-                    run.stop(Cause::Cancel);
+                // A later release may ask for more: what is not understood gets its outcome by its deadline.
+                match serde_json::from_str(frame) {
+                    Ok(asked) => self.asked(asked),
+                    Err(error) => tracing::warn!(%error, "a control that is not understood"),
                 }
             }
             "fenced" => {
@@ -262,6 +263,15 @@ impl<'a> Connection<'a> {
         if self.shutdown.is_cancelled() || !self.runs.begin(work, self.block_bytes_max) {
             let decline = Decline { run: work.run.clone(), fence: work.fence };
             self.signal(WorkerFrame::Decline(decline).encode());
+        }
+    }
+
+    fn asked(&mut self, asked: WorkerControl) {
+        let Some(run) = self.runs.get(&asked.run) else { return };
+        tracing::debug!(run = %run.run, kind = ?asked.kind, control = %asked.control, "control");
+        match asked.kind {
+            ControlKind::Cancel => run.stop(Cause::Cancel),
+            _ => run.hear(asked),
         }
     }
 

@@ -31,6 +31,10 @@ pub enum Error {
     /// Something is not what the protocol allows, such as an id with other characters.
     #[error("not readable: {0}")]
     Unreadable(String),
+    /// The run waits for people, and is no longer this worker's. Leave the function with it: when they have answered, the
+    /// run begins anew, here or elsewhere.
+    #[error("the run waits for people")]
+    Suspended,
     /// The run has ended.
     #[error("the run has ended")]
     Ended,
@@ -48,6 +52,7 @@ impl Error {
             Error::LostTail(_) => "lost_tail",
             Error::TooLarge { .. } => "too_large",
             Error::Unreadable(_) => "bad_request",
+            Error::Suspended => "suspended",
             Error::Ended => "ended",
             Error::Stopped => "worker_stopped",
         }

@@ -10,6 +10,11 @@
 //! already as a duplicate. Nothing is dropped and nothing is doubled; if the log has lost more than is kept here, the run
 //! ends as failed with `lost_tail`.
 //!
+//! The life of a control: somebody presses Stop, and [`Run::cancelled`] fires; somebody pauses, and the next write waits;
+//! somebody says more, and [`Run::next_steer`] has it. Outcomes travel among the run's writes, numbered and repeated
+//! like these, so the log tells what came before and after them. [`Run::approve`] turns it around: the run asks, is put
+//! aside, and begins anew with the answer.
+//!
 //! ```no_run
 //! use everthread_worker::{Error, Role, Run, Worker};
 //!
@@ -26,8 +31,11 @@
 //! # }
 //! ```
 
+mod approval;
+mod asked;
 mod connection;
 mod error;
+mod live;
 mod message;
 mod outbox;
 mod run;
@@ -36,12 +44,17 @@ mod shared;
 mod work;
 mod worker;
 
+pub use approval::{Answer, Approval};
 pub use error::{Error, WorkerError};
+pub use everthread_protocol::control::{Mode, Verdict, WhoMay};
 pub use everthread_protocol::entry::{
     Keep, MessageStatus, Object, Outcome, PartKind, PartStatus, PutPart, Role, RunError,
 };
+pub use everthread_protocol::record::{Author, AuthorKind};
+pub use everthread_protocol::worker_frame::Answered;
+pub use live::Steer;
 pub use message::{Message, Part};
 pub use run::{Cause, Child, Failure, Finish, Run};
 pub use tokio_util::sync::CancellationToken;
 pub use work::{PastMessage, PastPart};
-pub use worker::{Builder, Worker};
+pub use worker::{AgentOptions, Builder, Worker};

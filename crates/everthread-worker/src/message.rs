@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::shared::Shared;
+use crate::work::{PastMessage, PastPart};
 use everthread_protocol::entry::{MessageStatus, Object, PartKind, PartStatus, Role};
 use everthread_protocol::{Entry, MessageId, PartId};
 use serde_json::{Value, json};
@@ -27,6 +28,16 @@ impl Message {
         let entry = Entry::MessageStart { message: id.clone(), role };
         shared.write(|outbox| outbox.entry(&entry)).await?;
         Ok(Message { shared, id, parts: 0 })
+    }
+
+    /// A message that an earlier attempt of this run left open. Its next part gets a number that none of its parts has.
+    pub(crate) fn again(shared: Arc<Shared>, past: &PastMessage) -> Option<Message> {
+        if past.run.as_ref() != Some(&shared.run) || !past.is_open() {
+            return None;
+        }
+        let numbers = past.parts.iter().filter_map(|part| part.part.as_str().strip_prefix('p')?.parse().ok());
+        let parts = numbers.max().unwrap_or(0);
+        Some(Message { shared, id: past.message.clone(), parts })
     }
 
     /// Its id within the run.
@@ -66,6 +77,14 @@ impl Message {
         let entry = Entry::PartStart { message: self.id.clone(), part: part.clone(), kind, attrs };
         self.shared.write(|outbox| outbox.entry(&entry)).await?;
         Ok(Part { shared: self.shared.clone(), message: self.id.clone(), id: part, bytes: 0 })
+    }
+
+    /// Goes on with a part of this message that an earlier attempt left open; `None` if it is not open.
+    pub fn part_again(&self, past: &PastPart) -> Option<Part> {
+        let bytes = past.value.as_str().map_or(0, |text| text.len() as u64);
+        let part =
+            || Part { shared: self.shared.clone(), message: self.id.clone(), id: past.part.clone(), bytes };
+        past.is_open().then(part)
     }
 
     /// The message is complete, and with it its open parts.

@@ -12,9 +12,10 @@ mod batch;
 use crate::error::Error;
 pub(crate) use batch::Request;
 use batch::{Gathered, append_frame};
+use everthread_protocol::entry::RefusalReason;
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
-use everthread_protocol::{Code, Entry, Fence, RunId};
+use everthread_protocol::{Code, ControlId, Entry, Fence, RunId};
 use everthread_socket::{Backoff, Utf8Bytes};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -48,17 +49,34 @@ pub(crate) enum Event {
     ChildStarted(RunId),
     /// A child run was not requested.
     ChildRefused(RunId, Error),
+    /// The outcome of a control was not taken: it has another one by now.
+    SettleRefused(ControlId),
+    /// The run waits for people and is no longer this worker's.
+    Suspended,
     /// The run cannot be written any more; it ends as failed.
     Broken(Error),
     /// The run has ended, or never will by this worker.
     Over,
 }
 
-#[derive(Debug)]
+/// What a batch is, for those who wait for its answer.
+#[derive(Debug, Clone)]
 enum Kind {
     Append,
     Child(RunId),
+    Settle(ControlId),
+    Suspend,
     End,
+}
+
+/// Whether the run is about to wait for people.
+#[derive(Debug, PartialEq)]
+enum Suspension {
+    No,
+    /// Asked for: nobody writes until the answer is there.
+    Asked,
+    /// The server would not; whoever asked has not heard it yet.
+    Refused(Error),
 }
 
 #[derive(Debug)]
@@ -98,6 +116,7 @@ pub(crate) struct Outbox {
     internal_errors: u32,
     /// Why nothing more can be written.
     broken: Option<Error>,
+    suspension: Suspension,
     /// The end is written or on its way.
     ending: bool,
     over: bool,
@@ -119,6 +138,7 @@ impl Outbox {
             backoff: Backoff::new(RETRY_FIRST, RETRY_CAP),
             internal_errors: 0,
             broken: None,
+            suspension: Suspension::No,
             ending: false,
             over: false,
         }
@@ -130,7 +150,7 @@ impl Outbox {
 
     /// Whether another write fits. One that is larger than what is left fits too, so that every write fits some time.
     pub(crate) fn has_room(&self) -> bool {
-        self.kept_bytes + self.gathering_bytes < RUN_BUFFER_BYTES_MAX
+        self.suspension != Suspension::Asked && self.kept_bytes + self.gathering_bytes < RUN_BUFFER_BYTES_MAX
     }
 
     /// Whether all that was written is confirmed.
@@ -200,21 +220,49 @@ impl Outbox {
         self.gathering.push_back(Slot::Entries(gathered));
     }
 
-    /// Asks for a child run.
-    pub(crate) fn start_child(&mut self, request: Request) -> Result<(), Error> {
+    /// Asks for a child run, or for the run to wait for people. Nobody else writes while the latter is not answered.
+    pub(crate) fn request(&mut self, request: Request) -> Result<(), Error> {
         self.check_open()?;
         let bytes = request.bytes();
         if bytes > self.block_bytes_max {
             return Err(Error::TooLarge { bytes, bytes_max: self.block_bytes_max });
+        }
+        if matches!(request, Request::Suspend { .. }) {
+            self.suspension = Suspension::Asked;
         }
         self.gathering_bytes += bytes;
         self.gathering.push_back(Slot::Request(request));
         Ok(())
     }
 
+    /// Why the run does not go on here after it was asked to wait for people; `None` while that is not known.
+    pub(crate) fn suspended(&mut self) -> Option<Error> {
+        if let Some(error) = &self.broken {
+            return Some(error.clone());
+        }
+        match std::mem::replace(&mut self.suspension, Suspension::No) {
+            Suspension::Asked => {
+                self.suspension = Suspension::Asked;
+                None
+            }
+            Suspension::Refused(error) => Some(error),
+            Suspension::No => Some(Error::Ended),
+        }
+    }
+
+    /// Gives a control its outcome. It needs no room: there are few of them at a time. Without effect once the run has
+    /// ended, which settles what is left.
+    pub(crate) fn settle(&mut self, control: ControlId, refusal: Option<RefusalReason>) -> Result<(), Error> {
+        self.check_open()?;
+        let request = Request::Settle { control, refusal };
+        self.gathering_bytes += request.bytes();
+        self.gathering.push_back(Slot::Request(request));
+        Ok(())
+    }
+
     /// Ends the run, unless that is under way already.
     pub(crate) fn end(&mut self, request: Request) {
-        if self.ending {
+        if self.ending || self.over {
             return;
         }
         self.ending = true;
@@ -260,7 +308,7 @@ impl Outbox {
             }
             Slot::Request(request) => {
                 self.gathering_bytes -= request.bytes();
-                let kind = request.child().map_or(Kind::End, |child| Kind::Child(child.clone()));
+                let kind = request.kind();
                 (request.frame(&self.name, number), kind)
             }
         };
@@ -305,8 +353,13 @@ impl Outbox {
             if kept.written_at.is_none() {
                 kept.written_at = Some(now);
                 match &kept.kind {
-                    Kind::Append => {}
+                    Kind::Append | Kind::Settle(_) => {}
                     Kind::Child(child) => events.push(Event::ChildStarted(child.clone())),
+                    Kind::Suspend => {
+                        self.over = true;
+                        self.broken = Some(Error::Suspended);
+                        events.push(Event::Suspended);
+                    }
                     Kind::End => {
                         self.over = true;
                         events.push(Event::Over);
@@ -342,10 +395,11 @@ impl Outbox {
             return Vec::new();
         }
         self.in_flight = None;
-        let is_child = matches!(self.kind(batch), Some(Kind::Child(_)));
+        // Whoever asked for more than there may be is told, rather than made to wait.
+        let is_one_more = matches!(self.kind(batch), Some(Kind::Child(_) | Kind::Suspend));
         match error.code {
             Code::Gap => self.gap(batch, error, now),
-            Code::LimitReached if is_child => self.refuse(batch, error),
+            Code::LimitReached if is_one_more => self.refuse(batch, error),
             Code::Internal if self.internal_errors < INTERNAL_ERRORS_MAX => {
                 self.internal_errors += 1;
                 self.pause(batch, error, now);
@@ -398,15 +452,32 @@ impl Outbox {
             }
             Some(Kind::Child(child)) if is_last => {
                 let event = Event::ChildRefused(child.clone(), refusal(error));
-                if let Some(kept) = self.kept.pop_back() {
-                    self.kept_bytes -= kept.frame.len();
-                }
-                self.next = batch;
-                self.cursor = batch;
+                self.take_back(batch);
                 vec![event]
             }
-            Some(Kind::Append | Kind::Child(_)) => self.give_up(batch, refusal(error)),
+            Some(Kind::Settle(control)) if is_last => {
+                let event = Event::SettleRefused(control.clone());
+                self.take_back(batch);
+                vec![event]
+            }
+            Some(Kind::Suspend) if is_last => {
+                self.suspension = Suspension::Refused(refusal(error));
+                self.take_back(batch);
+                Vec::new()
+            }
+            Some(Kind::Append | Kind::Child(_) | Kind::Settle(_) | Kind::Suspend) => {
+                self.give_up(batch, refusal(error))
+            }
         }
+    }
+
+    /// The last batch was not written: its number goes to the next one.
+    fn take_back(&mut self, batch: u64) {
+        if let Some(kept) = self.kept.pop_back() {
+            self.kept_bytes -= kept.frame.len();
+        }
+        self.next = batch;
+        self.cursor = batch;
     }
 
     /// Ends the run as failed with batch number `number`; all that is not written is dropped, as it can no longer be.
@@ -419,14 +490,12 @@ impl Outbox {
         let kept = self.kept.drain(..).filter(|kept| kept.written_at.is_none());
         let children = kept.filter_map(|kept| match kept.kind {
             Kind::Child(child) => Some(child),
-            Kind::Append | Kind::End => None,
+            Kind::Append | Kind::Settle(_) | Kind::Suspend | Kind::End => None,
         });
         events.extend(children.map(|child| Event::ChildRefused(child, error.clone())));
         for slot in self.gathering.drain(..) {
-            if let Slot::Request(request) = slot
-                && let Some(child) = request.child()
-            {
-                events.push(Event::ChildRefused(child.clone(), error.clone()));
+            if let Slot::Request(Request::StartChild { child, .. }) = slot {
+                events.push(Event::ChildRefused(child, error.clone()));
             }
         }
         (self.kept_bytes, self.gathering_bytes) = (0, 0);

@@ -20,9 +20,12 @@ pub enum Cause {
     Cancel,
     /// The run is no longer this worker's. Nothing it writes is taken.
     Fenced,
+    /// The run waits for people. When they have answered it begins anew, here or elsewhere.
+    Suspended,
     /// The server refused a write; the run ends as failed.
     Broken,
-    /// The worker stops.
+    /// The worker stops. The run ends as failed if the function does not complete it in a few seconds; if it may be
+    /// retried, another worker gets it.
     Stopped,
 }
 
@@ -49,9 +52,15 @@ impl Run {
         &self.shared.agent
     }
 
-    /// From 1; more if other workers had it before and died. What they wrote stays.
+    /// From 1; more if the run was begun before, and its worker died or people were asked. What was written then stays:
+    /// [`Run::own_messages`].
     pub fn attempt(&self) -> u32 {
         self.shared.attempt
+    }
+
+    /// A token that can write this run and nothing else, from any process, until this attempt is over.
+    pub fn token(&self) -> &str {
+        &self.input.token
     }
 
     /// The run that started this one, if one did.
@@ -69,7 +78,15 @@ impl Run {
         &self.input.messages
     }
 
-    /// The messages that asked for this run.
+    /// The messages that earlier attempts of this run wrote, oldest first.
+    ///
+    /// Those that are open can be gone on with ([`Run::message_again`]) or left: the end of the run closes them. A new
+    /// [`Run::message`] never gets an id that an earlier attempt used. To begin anew without them, [`Run::step_reset`].
+    pub fn own_messages(&self) -> impl Iterator<Item = &PastMessage> {
+        self.input.messages.iter().filter(|message| message.run.as_ref() == Some(self.id()))
+    }
+
+    /// The messages that asked for this run, and those that earlier attempts took in while they worked.
     pub fn input(&self) -> impl Iterator<Item = &PastMessage> {
         self.input.messages.iter().filter(|message| self.input.input.contains(&message.reference()))
     }
@@ -91,6 +108,16 @@ impl Run {
         self.shared.cause()
     }
 
+    /// Does `work`, and drops it when the function should stop. What it has written stays; it then is an error that the run
+    /// does not end with if it was cancelled.
+    pub async fn unless_stopped<T, E: From<Error>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let done = self.shared.stop.run_until_cancelled(work).await;
+        done.unwrap_or_else(|| Err(Error::Stopped.into()))
+    }
+
     /// A token that fires when the function should stop, to hand to whatever works for it.
     pub fn cancel_token(&self) -> CancellationToken {
         self.shared.stop.child_token()
@@ -108,6 +135,11 @@ impl Run {
         Message::start(self.shared.clone(), id, role).await
     }
 
+    /// Goes on with a message that an earlier attempt of this run left open; `None` if `past` is not such a message.
+    pub fn message_again(&self, past: &PastMessage) -> Option<Message> {
+        Message::again(self.shared.clone(), past)
+    }
+
     /// Marks a place in the run; [`Run::step_reset`] comes back to it.
     pub async fn step(&self, name: &str) -> Result<(), Error> {
         self.run_step(Phase::Start, Some(name)).await
@@ -118,7 +150,8 @@ impl Run {
         self.run_step(Phase::End, None).await
     }
 
-    /// Takes back the messages and parts that the run began since its last step. Handles to them take no more text.
+    /// Takes back the messages and parts that the run began since its last step, or all of them if it has none, those of
+    /// earlier attempts too. Handles to them take no more text.
     pub async fn step_reset(&self) -> Result<(), Error> {
         self.run_step(Phase::Reset, None).await
     }
@@ -150,7 +183,7 @@ impl Run {
         let id: RunId = ulid::Ulid::generate().to_string().parse()?;
         let mut state = self.shared.expect_child(id.clone());
         let request = Request::StartChild { child: id.clone(), agent, parts, params };
-        self.shared.write(|outbox| outbox.start_child(request.clone())).await?;
+        self.shared.write(|outbox| outbox.request(request.clone())).await?;
         let first =
             state.wait_for(|state| *state != ChildState::Asked).await.map_err(|_| Error::Ended)?.clone();
         match first {
@@ -233,23 +266,27 @@ impl From<Outcome> for Finish {
     }
 }
 
-impl From<()> for Finish {
-    fn from((): ()) -> Self {
-        Outcome::Completed.into()
-    }
-}
-
 impl From<Failure> for Finish {
     fn from(Failure { code, message }: Failure) -> Self {
         Finish { outcome: Outcome::Failed, error: Some(RunError { code, message }), usage: None }
     }
 }
 
-impl<T: Into<Finish>, E: Into<Failure>> From<Result<T, E>> for Finish {
-    fn from(result: Result<T, E>) -> Self {
-        match result {
-            Ok(done) => done.into(),
-            Err(error) => error.into().into(),
-        }
+// Not for any `T: Into<Finish>`: then `()` would have to be one, and a function that drops its errors would compile.
+impl<E: Into<Failure>> From<Result<(), E>> for Finish {
+    fn from(result: Result<(), E>) -> Self {
+        result.map(|()| Outcome::Completed).into()
+    }
+}
+
+impl<E: Into<Failure>> From<Result<Outcome, E>> for Finish {
+    fn from(result: Result<Outcome, E>) -> Self {
+        result.map(Finish::from).into()
+    }
+}
+
+impl<E: Into<Failure>> From<Result<Finish, E>> for Finish {
+    fn from(result: Result<Finish, E>) -> Self {
+        result.unwrap_or_else(|error| error.into().into())
     }
 }

@@ -4,13 +4,14 @@
 //! reconnect. Two tasks per run: the function, and one that watches it, turns its result, panic or deafness into the
 //! run's end, and never outlives the worker.
 
+use crate::asked::Asked;
 use crate::outbox::{Name, Outbox, Request};
 use crate::run::{Cause, Finish, Run};
 use crate::shared::{Ready, Shared, lock};
 use crate::work::Input;
-use crate::worker::AgentFn;
+use crate::worker::Served;
 use everthread_protocol::entry::Outcome;
-use everthread_protocol::worker_frame::{Held, Work};
+use everthread_protocol::worker_frame::{Held, OnLost, Work};
 use everthread_protocol::{AgentName, RunId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,7 @@ const DEAF_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The runs of a worker.
 pub(crate) struct Runs {
-    functions: BTreeMap<AgentName, AgentFn>,
+    agents: BTreeMap<AgentName, Served>,
     runs: Mutex<HashMap<RunId, Arc<Shared>>>,
     /// The same, by their number in this process: what request ids begin with.
     by_local: Mutex<HashMap<u64, Arc<Shared>>>,
@@ -39,9 +40,9 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    pub(crate) fn new(functions: BTreeMap<AgentName, AgentFn>) -> Self {
+    pub(crate) fn new(agents: BTreeMap<AgentName, Served>) -> Self {
         Self {
-            functions,
+            agents,
             runs: Mutex::default(),
             by_local: Mutex::default(),
             removed: Notify::new(),
@@ -126,7 +127,7 @@ impl Runs {
 
     /// Begins a run. False if no agent of that name is served here.
     pub(crate) fn begin(&self, work: &Work<'_>, block_bytes_max: usize) -> bool {
-        let Some(function) = self.functions.get(&work.agent) else { return false };
+        let Some(served) = self.agents.get(&work.agent) else { return false };
         match self.get(&work.run) {
             // The same claim told twice.
             Some(known) if known.fence == work.fence => return true,
@@ -141,11 +142,14 @@ impl Runs {
         };
         let outbox = Outbox::new(name, block_bytes_max);
         let (session, agent) = (work.session.clone(), work.agent.clone());
-        let shared = Arc::new(Shared::new(session, agent, work.attempt, outbox, self.ready.clone()));
+        let asked = Asked::new(served.is_steerable);
+        let on_lost = served.on_lost;
+        let shared = Shared::new(session, agent, work.attempt, outbox, asked, self.ready.clone());
+        let shared = Arc::new(shared);
         lock(&self.by_local).insert(shared.local, shared.clone());
         lock(&self.runs).insert(work.run.clone(), shared.clone());
         let run = Run { shared: shared.clone(), input: Arc::new(Input::new(work)) };
-        let task = self.tasks.spawn(function(run));
+        let task = self.tasks.spawn((served.function)(run));
         let abort = self.abort.clone();
         self.tasks.spawn(async move {
             let stopping = async {
@@ -159,9 +163,14 @@ impl Runs {
                 () = stopping => None,
                 () = abort.cancelled() => None,
             };
-            match result {
-                Some(result) => end(&shared, result),
-                None => handle.abort(),
+            let Some(result) = result else {
+                handle.abort();
+                return;
+            };
+            // A paused run does not end behind the back of whoever paused it.
+            tokio::select! {
+                () = shared.until(|_| (!shared.is_held()).then_some(())) => end(&shared, on_lost, result),
+                () = abort.cancelled() => {}
             }
         });
         true
@@ -177,7 +186,7 @@ impl Runs {
 }
 
 /// Ends the run with what its function returned.
-fn end(shared: &Arc<Shared>, result: Result<Finish, JoinError>) {
+fn end(shared: &Arc<Shared>, on_lost: OnLost, result: Result<Finish, JoinError>) {
     let finish = match result {
         Ok(finish) => finish,
         Err(error) => {
@@ -189,10 +198,12 @@ fn end(shared: &Arc<Shared>, result: Result<Finish, JoinError>) {
     let request = match shared.cause() {
         // A worker cannot refuse a cancel: the function has had its time to finish what it was writing.
         Some(Cause::Cancel) => Request::End { outcome: Outcome::Cancelled, error: None, usage: finish.usage },
+        // The server finds that this worker is gone, and gives the run to another.
+        Some(Cause::Stopped) if finish.outcome != Outcome::Completed && on_lost == OnLost::Retry => return,
         Some(Cause::Stopped) if finish.outcome != Outcome::Completed => {
             Request::failed("worker_stopped", "the worker that did this run was stopped")
         }
-        Some(Cause::Stopped | Cause::Fenced | Cause::Broken) | None => {
+        Some(Cause::Stopped | Cause::Suspended | Cause::Fenced | Cause::Broken) | None => {
             // `lost` is not a worker's to say.
             let outcome = if finish.outcome == Outcome::Lost { Outcome::Failed } else { finish.outcome };
             Request::End { outcome, error: finish.error, usage: finish.usage }

@@ -3,10 +3,12 @@
 //! The outbox is under a lock that is never held across an await. Whoever makes it sendable puts the run on the ready list
 //! of the connection, at most once; whoever frees room or changes its fate wakes the run's waiters.
 
+use crate::asked::{Asked, Settlement};
 use crate::error::Error;
-use crate::outbox::{Event, Outbox};
+use crate::outbox::{Event, Outbox, Request};
 use crate::run::Cause;
 use everthread_protocol::entry::Outcome;
+use everthread_protocol::worker_frame::{NewApproval, WorkerControl};
 use everthread_protocol::{AgentName, Fence, RunId, SessionId};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -74,7 +76,9 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     cause: Mutex<Option<Cause>>,
     outbox: Mutex<Outbox>,
-    /// Something changed: room, confirmation, fate.
+    /// May be locked while `outbox` is, never the other way round.
+    asked: Mutex<Asked>,
+    /// Something changed: room, confirmation, fate, what is asked.
     changed: Notify,
     children: Mutex<HashMap<RunId, watch::Sender<ChildState>>>,
     /// Numbers the run's messages.
@@ -89,6 +93,7 @@ impl Shared {
         agent: AgentName,
         attempt: u32,
         outbox: Outbox,
+        asked: Asked,
         ready: Arc<Ready>,
     ) -> Self {
         let name = outbox.name().clone();
@@ -102,6 +107,7 @@ impl Shared {
             stop: CancellationToken::new(),
             cause: Mutex::new(None),
             outbox: Mutex::new(outbox),
+            asked: Mutex::new(asked),
             changed: Notify::new(),
             children: Mutex::default(),
             messages: AtomicU64::new(0),
@@ -133,6 +139,36 @@ impl Shared {
         self.stop(Cause::Fenced);
     }
 
+    /// Takes in a control other than `cancel`.
+    pub(crate) fn hear(self: &Arc<Self>, asked: WorkerControl) {
+        let settlement = lock(&self.asked).hear(asked, Instant::now());
+        if let Some(Settlement { control, refusal }) = settlement {
+            // After the end there is nothing to settle: the end does it.
+            drop(self.with(|outbox| outbox.settle(control, refusal)));
+            self.offer();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Looks at or changes what is asked of the run.
+    pub(crate) fn with_asked<T>(&self, change: impl FnOnce(&mut Asked) -> T) -> T {
+        change(&mut lock(&self.asked))
+    }
+
+    /// Whether the function stands still at its next write. What it writes after it was told to stop is its last word.
+    pub(crate) fn is_held(&self) -> bool {
+        self.cause().is_none() && self.with_asked(|asked| asked.is_paused())
+    }
+
+    /// Asks people. Completes with why the run does not go on here. **Not** cancel safe: the question may be under way.
+    pub(crate) async fn suspend(self: &Arc<Self>, approvals: Vec<NewApproval>) -> Error {
+        let request = Request::Suspend { approvals };
+        match self.write(|outbox| outbox.request(request.clone())).await {
+            Ok(()) => self.until(Outbox::suspended).await,
+            Err(error) => error,
+        }
+    }
+
     /// Looks at or changes the outbox, and tells the connection if there is something to send now.
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut Outbox) -> T) -> T {
         change(&mut lock(&self.outbox))
@@ -147,7 +183,7 @@ impl Shared {
         }
     }
 
-    /// Writes when there is room: what the server has not yet confirmed holds the function back.
+    /// Writes when there is room: what the server has not yet confirmed holds the function back, and so does a pause.
     pub(crate) async fn write<T>(
         self: &Arc<Self>,
         mut change: impl FnMut(&mut Outbox) -> Result<T, Error>,
@@ -156,7 +192,7 @@ impl Shared {
         tokio::task::consume_budget().await;
         let done = self.until(|outbox| match outbox.check_open() {
             Err(error) => Some(Err(error)),
-            Ok(()) if outbox.has_room() => Some(change(outbox)),
+            Ok(()) if outbox.has_room() && !self.is_held() => Some(change(outbox)),
             Ok(()) => None,
         });
         let done = done.await;
@@ -184,6 +220,12 @@ impl Shared {
             match event {
                 Event::ChildStarted(child) => self.child(&child, ChildState::Started),
                 Event::ChildRefused(child, error) => self.child(&child, ChildState::Refused(error)),
+                Event::SettleRefused(control) => self.with_asked(|asked| asked.refused(&control)),
+                Event::Suspended => {
+                    is_over = true;
+                    self.refuse_children(&Error::Suspended);
+                    self.stop(Cause::Suspended);
+                }
                 Event::Broken(_) => self.stop(Cause::Broken),
                 Event::Over => is_over = true,
             }

@@ -1,7 +1,7 @@
 //! What a run is given: the conversation so far.
 
 use everthread_protocol::entry::{Object, PartKind, Role};
-use everthread_protocol::worker_frame::Work;
+use everthread_protocol::worker_frame::{Answered, Work};
 use everthread_protocol::{Author, MessageId, PartId, RunId, Seq};
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,6 +14,8 @@ pub(crate) struct Input {
     pub(crate) params: Option<Object>,
     /// References of the input messages.
     pub(crate) input: Vec<String>,
+    pub(crate) answers: Vec<Answered>,
+    pub(crate) token: String,
     pub(crate) messages: Vec<PastMessage>,
 }
 
@@ -26,6 +28,8 @@ impl Input {
             parent_run: work.parent_run.clone(),
             params: work.params.clone(),
             input: work.input.clone(),
+            answers: work.answers.clone(),
+            token: work.token.clone(),
             messages,
         }
     }
@@ -62,6 +66,9 @@ pub struct PastPart {
     pub part: PartId,
     /// What it is.
     pub kind: PartKind,
+    /// `done`, or how else it ended; `open` if it has not.
+    #[serde(default)]
+    pub status: String,
     /// Its content.
     #[serde(default)]
     pub value: Value,
@@ -79,10 +86,27 @@ impl PastMessage {
         }
     }
 
+    /// Whether it is still being written: then the run that wrote it can go on with it.
+    pub fn is_open(&self) -> bool {
+        self.status == "streaming"
+    }
+
     /// The text that people read: its `text` parts, one below the other.
     pub fn text(&self) -> String {
         let texts: Vec<&str> =
             self.parts.iter().filter(|p| p.kind == PartKind::Text).filter_map(|p| p.value.as_str()).collect();
         texts.join("\n\n")
+    }
+}
+
+impl PastPart {
+    /// Whether it is still being written.
+    pub fn is_open(&self) -> bool {
+        self.status == "open"
+    }
+
+    /// An attribute that is a text, such as the `name` or `call` of a tool call.
+    pub fn attr(&self, name: &str) -> Option<&str> {
+        self.attrs.as_ref()?.get(name)?.as_str()
     }
 }

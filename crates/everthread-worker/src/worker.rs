@@ -5,7 +5,7 @@ use crate::error::WorkerError;
 use crate::run::{Cause, Finish, Run};
 use crate::runs::Runs;
 use everthread_protocol::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
-use everthread_protocol::worker_frame::Offer;
+use everthread_protocol::worker_frame::{Offer, OnLost};
 use everthread_protocol::{AgentName, WorkerId};
 use everthread_socket::{Backoff, RawConnection};
 use std::collections::BTreeMap;
@@ -26,20 +26,84 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// What executes the runs of one agent.
 pub(crate) type AgentFn = Arc<dyn Fn(Run) -> Pin<Box<dyn Future<Output = Finish> + Send>> + Send + Sync>;
 
+/// How the runs of an agent are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AgentOptions {
+    is_steerable: bool,
+    on_lost: OnLost,
+}
+
+impl AgentOptions {
+    /// As [`Builder::agent`] has it: what steers a run becomes a run of its own, and a run whose worker dies is lost.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The function looks at the messages that steer it ([`Run::next_steer`], [`Run::try_steer`]). Without this they are
+    /// refused at once, and the server makes each the input of a new run.
+    pub fn steerable(mut self) -> Self {
+        self.is_steerable = true;
+        self
+    }
+
+    /// If the worker dies after the run has written, another one gets it as a new attempt, which sees what was written:
+    /// [`Run::attempt`], [`Run::own_messages`]. So it is with a worker that is stopped before the run has completed. A run
+    /// that has written nothing goes to another worker anyway.
+    pub fn retry_lost(mut self) -> Self {
+        self.on_lost = OnLost::Retry;
+        self
+    }
+}
+
+/// An agent that a worker serves.
+pub(crate) struct Served {
+    pub(crate) function: AgentFn,
+    pub(crate) is_steerable: bool,
+    pub(crate) on_lost: OnLost,
+}
+
 /// Says what a worker offers.
 pub struct Builder {
     url: String,
     token: String,
-    agents: Vec<(String, u32, AgentFn)>,
+    agents: Vec<(String, u32, AgentOptions, AgentFn)>,
     drain_deadline: Duration,
 }
 
 impl Builder {
     /// Serves `agent` with up to `capacity` runs at once. The function's result ends the run; a panic ends it as failed.
+    ///
+    /// A function that ends its run says how: with a [`Finish`], an [`Outcome`](crate::Outcome) or a `Result`. One that
+    /// says nothing would end as completed whatever went wrong, and does not compile:
+    ///
+    /// ```compile_fail,E0277
+    /// use everthread_worker::{Run, Worker};
+    ///
+    /// async fn forgetful(run: Run) {
+    ///     drop(run.step("half of it").await);
+    /// }
+    ///
+    /// Worker::builder("ws://127.0.0.1:7400", "dev").agent("forgetful", 1, forgetful);
+    /// ```
     pub fn agent<F, T>(
+        self,
+        agent: &str,
+        capacity: u32,
+        function: impl Fn(Run) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Into<Finish>,
+    {
+        self.agent_with(agent, capacity, AgentOptions::new(), function)
+    }
+
+    /// [`Builder::agent`] with options.
+    pub fn agent_with<F, T>(
         mut self,
         agent: &str,
         capacity: u32,
+        options: AgentOptions,
         function: impl Fn(Run) -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -50,7 +114,7 @@ impl Builder {
             let future = function(run);
             Box::pin(async move { future.await.into() })
         });
-        self.agents.push((agent.to_owned(), capacity, function));
+        self.agents.push((agent.to_owned(), capacity, options, function));
         self
     }
 
@@ -66,14 +130,15 @@ impl Builder {
             return Err(WorkerError::NoAgent);
         }
         let mut agents = BTreeMap::new();
-        for (name, capacity, function) in self.agents {
+        for (name, capacity, AgentOptions { is_steerable, on_lost }, function) in self.agents {
             let wrong = |why: &str| WorkerError::Name { name: name.clone(), why: why.to_owned() };
             let agent: AgentName =
                 name.parse().map_err(|e: everthread_protocol::InvalidId| wrong(&e.to_string()))?;
             if !(1..=WORKER_CAPACITY_MAX).contains(&capacity) {
                 return Err(wrong("its capacity is out of range"));
             }
-            if agents.insert(agent, (capacity, function)).is_some() {
+            let offer = Offer { name: agent.clone(), capacity, on_lost };
+            if agents.insert(agent, (offer, Served { function, is_steerable, on_lost })).is_some() {
                 return Err(wrong("it was given twice"));
             }
         }
@@ -83,16 +148,14 @@ impl Builder {
                 why: "there are too many".to_owned(),
             });
         }
-        let offers =
-            agents.iter().map(|(name, (capacity, _))| Offer { name: name.clone(), capacity: *capacity });
-        let offers = offers.collect();
-        let functions = agents.into_iter().map(|(name, (_, function))| (name, function)).collect();
+        let offers = agents.values().map(|(offer, _)| offer.clone()).collect();
+        let agents = agents.into_iter().map(|(name, (_, served))| (name, served)).collect();
         let id = format!("w{:016x}", everthread_socket::random());
         let id: WorkerId =
             id.parse().map_err(|_| WorkerError::Name { name: id, why: "not an id".to_owned() })?;
         let config =
             Config { url: self.url, token: self.token, id, offers, drain_deadline: self.drain_deadline };
-        Ok(Worker { config, functions })
+        Ok(Worker { config, agents })
     }
 }
 
@@ -109,7 +172,7 @@ pub(crate) struct Config {
 /// A process that executes the runs of some agents.
 pub struct Worker {
     config: Config,
-    functions: BTreeMap<AgentName, AgentFn>,
+    agents: BTreeMap<AgentName, Served>,
 }
 
 impl Worker {
@@ -121,8 +184,8 @@ impl Worker {
     /// Works until `shutdown` fires and the runs at hand have ended, or have had the time for it. A lost connection is
     /// made again for ever; only what trying again cannot change is an error.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
-        let Worker { config, functions } = self;
-        let runs = Runs::new(functions);
+        let Worker { config, agents } = self;
+        let runs = Runs::new(agents);
         // Whatever way this future ends, the run functions end with it.
         let _abort = runs.abort_guard();
         let drained = drain(&runs, &shutdown, config.drain_deadline);

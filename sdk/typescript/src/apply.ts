@@ -1,10 +1,12 @@
 // What each entry does to a view. Only open things are looked up: an id that is used again after its first owner has
 // closed names something new.
 
-import type { Block, Entry, Message, Part, Run, RunEnded } from "./protocol.js";
+import { applyControl } from "./apply-control.js";
+import { applyRun, closeMessage } from "./apply-run.js";
+import type { Block, Entry, Message, Part } from "./protocol.js";
 import { isReadable } from "./readable.js";
 import { byteLength, indexAtByte } from "./utf8.js";
-import { type Change, InconsistentView, type OpenMessage, type OpenPart, type View } from "./view.js";
+import { type Change, InconsistentView, type OpenPart, type View } from "./view.js";
 
 /** Applies one entry of `block`; `seq` is its first. */
 export function applyEntry(view: View, change: Change, block: Block, seq: number, entry: Entry): void {
@@ -51,12 +53,12 @@ export function applyEntry(view: View, change: Change, block: Block, seq: number
       return;
     }
     default:
-      return applyDecided(view, change, seq, entry);
+      return applyDecided(view, change, block, seq, entry);
   }
 }
 
 /** Entries that the server decided, where the block's run does not matter. */
-function applyDecided(view: View, change: Change, seq: number, entry: Entry): void {
+function applyDecided(view: View, change: Change, block: Block, seq: number, entry: Entry): void {
   switch (entry.type) {
     case "session.opened":
       view.session.meta = entry.meta ?? {};
@@ -68,65 +70,23 @@ function applyDecided(view: View, change: Change, seq: number, entry: Entry): vo
       view.session.closed = true;
       if (entry.reason != null) view.session.closed_reason = entry.reason;
       return;
+    case "session.held": {
+      const reason = entry.reason == null ? {} : { reason: entry.reason };
+      view.session.held = { by: block.by, at: block.at, ...reason };
+      return;
+    }
+    case "session.released":
+      delete view.session.held;
+      return;
     case "state.set":
       patch(view.values, { [entry.key]: entry.value });
       return;
-    case "control.requested": {
-      const { control, kind, target } = entry;
-      const pending = view.controls.some((c) => c.control === control && c.outcome === undefined);
-      if (!pending) view.controls.push({ control, kind, target });
-      touchTarget(view, change, "run" in target ? target.run : undefined);
-      return;
-    }
-    case "control.settled": {
-      const open = view.controls.findLast((c) => c.control === entry.control && c.outcome === undefined);
-      if (!open) return;
-      open.outcome = entry.outcome;
-      if (entry.reason != null) open.reason = entry.reason;
-      if (entry.run != null) open.run = entry.run;
-      touchTarget(view, change, entry.run ?? ("run" in open.target ? open.target.run : undefined));
-      return;
-    }
-    case "run.requested": {
-      if (view.openRun(entry.run)) return;
-      const { run: id, agent, input, parent_run, params } = entry;
-      const run: Run = { run: id, agent, status: "requested", input: input ?? [], requested_seq: seq };
-      if (parent_run != null) run.parent_run = parent_run;
-      if (params != null) run.params = params;
-      view.addRun(run);
-      change.runs.add(run);
-      return;
-    }
-    case "run.started": {
-      const open = view.openRun(entry.run);
-      if (!open) return;
-      open.run.status = "active";
-      open.run.worker = entry.worker;
-      open.run.attempt = entry.attempt;
-      change.runs.add(open.run);
-      return;
-    }
-    case "run.ended":
-      return endRun(view, change, entry);
+    case "control.requested":
+    case "control.settled":
+      return applyControl(view, change, block, entry);
+    default:
+      return applyRun(view, change, seq, entry);
   }
-}
-
-function endRun(view: View, change: Change, entry: RunEnded): void {
-  const open = view.openRun(entry.run);
-  if (!open) return;
-  view.forgetRun(entry.run);
-  const status = entry.outcome === "cancelled" ? "cancelled" : "partial";
-  for (const message of open.messages.values()) closeMessage(change, message, status);
-  const { run } = open;
-  run.status = "ended";
-  run.outcome = entry.outcome;
-  if (entry.reason != null) run.reason = entry.reason;
-  if (entry.forced) run.forced = true;
-  if (entry.error) run.error = entry.error;
-  if (entry.usage) run.usage = entry.usage;
-  delete run.step;
-  delete run.step_mark;
-  change.runs.add(run);
 }
 
 function startMessage(
@@ -144,12 +104,6 @@ function startMessage(
   open.messages.set(id, { message, parts: new Map() });
   view.messages.push(message);
   change.messages.add(message);
-}
-
-function closeMessage(change: Change, open: OpenMessage, status: Exclude<Message["status"], "streaming">): void {
-  open.message.status = status;
-  for (const { part } of open.parts.values()) part.status = status === "complete" ? "done" : "aborted";
-  change.messages.add(open.message);
 }
 
 type PartEntry = Extract<Entry, { type: "part.start" | "part.set" | "part.end" }>;
@@ -227,12 +181,6 @@ function step(
     view.index();
     change.all = true;
   }
-}
-
-/** A control is drawn with the run it is about. */
-function touchTarget(view: View, change: Change, id: string | undefined): void {
-  const run = id === undefined ? undefined : view.run(id);
-  if (run) change.runs.add(run);
 }
 
 function patch(target: { [key: string]: unknown }, changes: { [key: string]: unknown }): void {

@@ -5,8 +5,9 @@ import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
 import { Http } from "./http.js";
 import { type Ending, type Hello, Link, type WebSocketConstructor } from "./link.js";
+import type { SessionOptions } from "./options.js";
 import type { Welcome } from "./protocol.js";
-import { Session, type SessionOptions } from "./session.js";
+import { Session } from "./session.js";
 import { ulid } from "./ulid.js";
 
 const TOKEN_EXPIRED = 4401;
@@ -18,6 +19,8 @@ export interface EverthreadOptions {
   token?: string | (() => string | Promise<string>);
   /** Who is speaking; only the development token lets the client say so. */
   subject?: string;
+  /** In which role: `user` if absent; only the development token lets the client say so. */
+  kind?: "user" | "operator";
   /** Stable identity of this device. */
   device?: string;
   /** For programs without a WebSocket of their own. */
@@ -59,6 +62,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
       url: this.#url.href,
       token: () => this.#token(),
       subject: options.subject,
+      kind: options.kind,
       fetch: options.fetch ?? globalThis.fetch.bind(globalThis),
     });
   }
@@ -180,13 +184,14 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   }
 
   #hello(token: string | undefined): Hello {
-    const { device, subject } = this.#options;
+    const { device, subject, kind } = this.#options;
     return {
       id: ulid(this.serverNow()),
       client: "everthread-ts/0.1",
       ...(token === undefined ? {} : { token }),
       ...(device === undefined ? {} : { device }),
       ...(subject === undefined ? {} : { subject }),
+      ...(kind === undefined ? {} : { kind }),
     };
   }
 

@@ -13,6 +13,7 @@ export interface HttpOptions {
   url: string;
   token: () => Promise<string | undefined>;
   subject: string | undefined;
+  kind: "user" | "operator" | undefined;
   fetch: typeof fetch;
 }
 
@@ -57,11 +58,12 @@ export class Http {
   }
 
   async #call<T>(method: string, path: string, body?: object): Promise<T> {
-    const { url, token, subject, fetch } = this.#options;
+    const { url, token, subject, kind, fetch } = this.#options;
     const headers: Record<string, string> = {};
     const bearer = await token();
     if (bearer !== undefined) headers["Authorization"] = `Bearer ${bearer}`;
     if (subject !== undefined) headers["Everthread-Subject"] = subject;
+    if (kind !== undefined) headers["Everthread-Kind"] = kind;
     if (body) headers["Content-Type"] = "application/json";
     const init = { method, headers, ...(body ? { body: JSON.stringify(body) } : {}) };
     const response = await fetch(new URL(path, url), init);

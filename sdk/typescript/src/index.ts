@@ -1,9 +1,13 @@
+export { runsOf } from "./apply-control.js";
 export { type ConnectionState, Everthread, type EverthreadOptions } from "./client.js";
+export { ControlHandle } from "./control.js";
 export { type Cursor, parseCursor } from "./cursor.js";
 export { EverthreadError } from "./errors.js";
 export { Http, type SessionListItem } from "./http.js";
 export type { WebSocketConstructor, WebSocketLike } from "./link.js";
+export type * from "./options.js";
 export type * from "./protocol.js";
-export { type SentMessage, Session, type SessionOptions, type SessionStatus, type ViewStorage } from "./session.js";
+export { Session } from "./session.js";
+export { activeRun, type TargetLike } from "./target.js";
 export { ulid } from "./ulid.js";
 export { type Applied, type Change, InconsistentView, View } from "./view.js";

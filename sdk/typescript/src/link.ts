@@ -4,7 +4,7 @@
 // Replies are handed over synchronously: the frame after `attached` may be in the same packet, and must find its
 // attachment known.
 
-import type { ErrorBody, ServerFrame, SessionFrame, Welcome } from "./protocol.js";
+import type { AuthorKind, ErrorBody, Receipt, ServerFrame, SessionFrame, Welcome } from "./protocol.js";
 
 const HANDSHAKE_MS = 10_000;
 
@@ -26,6 +26,7 @@ export interface Hello {
   client?: string;
   device?: string;
   subject?: string;
+  kind?: AuthorKind;
 }
 
 /** Why a link ended, and what the server said about coming back. */
@@ -36,8 +37,8 @@ export interface Ending {
   afterMs?: number;
 }
 
-export type Reply = Extract<ServerFrame, { id?: string }>;
-/** Gets the reply, or undefined if the link ended first. */
+export type Reply = Extract<ServerFrame, { id?: string }> | Receipt;
+/** Gets the reply, or undefined if the link ended first. Receipts may be several: the last one is `settled`. */
 type ReplyHandler = (reply: Reply | undefined) => void;
 
 export interface LinkOptions {
@@ -120,7 +121,7 @@ export class Link {
         this.#attachments.get(frame.attachment)?.(frame);
         return;
       case "receipt":
-        return this.#reply(frame.control, frame as unknown as Reply);
+        return this.#reply(frame.control, frame, frame.stage === "settled");
       case "error":
         if (frame.id === this.#options.hello.id) {
           this.#refusal = frame;
@@ -135,9 +136,9 @@ export class Link {
     }
   }
 
-  #reply(id: string, frame: Reply): void {
+  #reply(id: string, frame: Reply, isLast = true): void {
     const handler = this.#replies.get(id);
-    this.#replies.delete(id);
+    if (isLast) this.#replies.delete(id);
     handler?.(frame);
   }
 

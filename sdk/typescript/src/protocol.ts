@@ -9,11 +9,33 @@ export type PartKind = "text" | "reasoning" | "tool_call" | "tool_output" | "fil
 export type Outcome = "completed" | "cancelled" | "failed" | "lost";
 export type MessageEnd = "complete" | "cancelled" | "failed" | "partial";
 export type PartEnd = "done" | "error" | "aborted" | "denied";
+export type ControlKind = "cancel" | "steer" | "interrupt" | "pause" | "resume" | "answer";
 export type ControlOutcome = "applied" | "refused" | "expired";
-export type Target = { run: string } | { input: string };
+/** Of whom something is asked. `all` is for `cancel` only. */
+export type Target = { run: string } | { input: string } | { agent: string } | { all: true };
+/** When a run takes in the message of a `steer`. */
+export type Mode = "now" | "next_step" | "when_idle";
+/** What becomes of input whose agent is at work. */
+export type WhenBusy = "enqueue" | "steer" | "interrupt" | "reject";
+export type Verdict = "approved" | "denied" | "expired";
+/** Why a control was refused. A later release may say more; treat what is not here as text. */
+export type RefusalReason =
+  | "no_active_run"
+  | "run_ended"
+  | "not_supported"
+  | "not_allowed"
+  | "no_approval"
+  | "already_answered"
+  | "wrong_digest"
+  | "superseded"
+  | "held"
+  | "timeout"
+  | (string & {});
+
+export type AuthorKind = "user" | "agent" | "operator" | "system";
 
 export interface Author {
-  kind: "user" | "agent" | "operator" | "system";
+  kind: AuthorKind;
   id: string;
   device?: string;
 }
@@ -31,6 +53,10 @@ export type Entry =
   | { type: "message.put"; message: string; role: Role; parts: PutPart[]; reply_to?: string }
   | { type: "run.requested"; run: string; agent: string; input?: string[]; parent_run?: string; params?: JsonObject }
   | { type: "run.started"; run: string; worker: string; attempt: number }
+  | { type: "run.returned"; run: string; reason: string }
+  | { type: "run.suspended"; run: string; approvals: ApprovalAsked[] }
+  | ApprovalSettled
+  | { type: "run.resumed"; run: string }
   | { type: "run.step"; phase: "start" | "end" | "reset"; name?: string }
   | RunEnded
   | { type: "message.start"; message: string; role: Role }
@@ -39,8 +65,10 @@ export type Entry =
   | { type: "part.append"; message: string; part: string; offset: number; text: string }
   | { type: "part.set"; message: string; part: string; value: Json }
   | { type: "part.end"; message: string; part: string; status: PartEnd; value?: Json }
-  | { type: "control.requested"; control: string; kind: "cancel"; target: Target; expires: number }
-  | { type: "control.settled"; control: string; outcome: ControlOutcome; reason?: string; run?: string }
+  | ControlRequested
+  | ControlSettled
+  | { type: "session.held"; reason?: string }
+  | { type: "session.released"; reason?: string }
   | { type: "state.set"; key: string; value: Json }
   | { type: "event"; name: string; data?: Json; keep?: "all" | "latest" };
 
@@ -52,6 +80,49 @@ export interface RunEnded {
   forced?: boolean;
   error?: { code: string; message: string };
   usage?: JsonObject;
+}
+
+export interface ApprovalSettled {
+  type: "approval.settled";
+  run: string;
+  approval: string;
+  verdict: Verdict;
+  answered_by?: Author;
+  value?: Json;
+}
+
+export interface ControlRequested {
+  type: "control.requested";
+  control: string;
+  kind: ControlKind;
+  target: Target;
+  expires: number;
+  mode?: Mode;
+  message?: string;
+  approval?: string;
+}
+
+export interface ControlSettled {
+  type: "control.settled";
+  control: string;
+  outcome: ControlOutcome;
+  reason?: RefusalReason;
+  run?: string;
+  answered_by?: Author;
+}
+
+/** Something a run waits for, as its worker asks for it. */
+export interface ApprovalAsked {
+  approval: string;
+  reason: string;
+  /** JSON Schema of the answer's `value`. */
+  schema?: Json;
+  /** An answer that approves must name it. */
+  digest?: string;
+  expires: number;
+  /** Who may answer; an empty or absent list allows all. */
+  who?: { kinds?: AuthorKind[]; subjects?: string[] };
+  data?: JsonObject;
 }
 
 /** What `put` may carry: one `message.put`, one `state.set`, or any number of events and `x-` entries. */
@@ -84,7 +155,7 @@ export interface Entries {
 export interface Run {
   run: string;
   agent: string;
-  status: "requested" | "active" | "ended";
+  status: "requested" | "active" | "suspended" | "ended";
   input: string[];
   parent_run?: string;
   params?: JsonObject;
@@ -97,7 +168,17 @@ export interface Run {
   usage?: JsonObject;
   step?: string;
   step_mark?: number;
+  /** It stands still until somebody resumes it. */
+  paused?: true;
+  approvals?: Approval[];
   requested_seq: number;
+}
+
+/** What a run waits for, or waited for: with `verdict` once that is known. */
+export interface Approval extends ApprovalAsked {
+  verdict?: Verdict;
+  answered_by?: Author;
+  value?: Json;
 }
 
 export interface Part {
@@ -124,11 +205,17 @@ export interface Message {
 
 export interface Control {
   control: string;
-  kind: "cancel";
+  kind: ControlKind;
   target: Target;
+  /** Who asked. */
+  by: Author;
+  mode?: Mode;
+  message?: string;
+  approval?: string;
   outcome?: ControlOutcome;
-  reason?: string;
+  reason?: RefusalReason;
   run?: string;
+  answered_by?: Author;
 }
 
 export interface LatestEvent {
@@ -142,6 +229,8 @@ export interface SessionInfo {
   meta: JsonObject;
   closed: boolean;
   closed_reason?: string;
+  /** A person has taken the session over from its agents. */
+  held?: { by: Author; at: number; reason?: string };
 }
 
 /** A view without its position and its messages. */
@@ -208,15 +297,25 @@ export interface Done {
   cursor?: string;
   message?: string;
   run?: string;
+  control?: string;
   duplicate?: boolean;
 }
 
-export interface Receipt {
+/** What became of a control. `seq` is the one after which that holds. */
+export type Receipt =
+  | { t: "receipt"; control: string; stage: "accepted"; seq: number }
+  | { t: "receipt"; control: string; stage: "delivered"; worker: string; seq: number }
+  | SettledReceipt;
+
+export interface SettledReceipt {
   t: "receipt";
   control: string;
-  stage: "accepted" | "settled";
-  outcome?: ControlOutcome;
-  reason?: string;
+  stage: "settled";
+  outcome: ControlOutcome;
+  reason?: RefusalReason;
+  /** The run it applied to; of a `steer` that was not consumed, the run that has its message as input. */
+  run?: string;
+  answered_by?: Author;
   seq: number;
 }
 

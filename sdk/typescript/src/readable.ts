@@ -26,8 +26,24 @@ const kind = word("text", "reasoning", "tool_call", "tool_output", "file", "sour
 const target: Check = (value) => {
   if (!object(value)) return false;
   const [[name, id] = [], ...more] = Object.entries(value as object);
-  return more.length === 0 && (name === "run" || name === "input") && text(id);
+  if (more.length > 0 || name === undefined) return false;
+  return name === "all" ? flag(id) : ["run", "input", "agent"].includes(name) && text(id);
 };
+/** No other fields than these: a reader that passed over one could let in somebody who may not answer. */
+const only = (fields: Shape): Check => {
+  const known = shape(fields);
+  return (value) => known(value) && Object.keys(value as object).every((name) => Object.hasOwn(fields, name));
+};
+const authorKind = word("user", "agent", "operator", "system");
+const author = shape({ kind: authorKind, id: text, device: maybe(text) });
+const approval = shape({
+  approval: text,
+  reason: text,
+  digest: maybe(text),
+  expires: count,
+  who: maybe(only({ kinds: or(list(authorKind)), subjects: or(list(text)) })),
+  data: maybe(object),
+});
 
 const SHAPES: Record<Entry["type"], Check> = {
   "session.opened": shape({ meta: or(object) }),
@@ -47,6 +63,15 @@ const SHAPES: Record<Entry["type"], Check> = {
     params: maybe(object),
   }),
   "run.started": shape({ run: text, worker: text, attempt: count }),
+  "run.returned": shape({ run: text, reason: text }),
+  "run.suspended": shape({ run: text, approvals: list(approval) }),
+  "approval.settled": shape({
+    run: text,
+    approval: text,
+    verdict: word("approved", "denied", "expired"),
+    answered_by: maybe(author),
+  }),
+  "run.resumed": shape({ run: text }),
   "run.step": shape({ phase: word("start", "end", "reset"), name: maybe(text) }),
   "run.ended": shape({
     run: text,
@@ -66,13 +91,24 @@ const SHAPES: Record<Entry["type"], Check> = {
   "part.append": shape({ message: text, part: text, offset: count, text }),
   "part.set": shape({ message: text, part: text, value: any }),
   "part.end": shape({ message: text, part: text, status: word("done", "error", "aborted", "denied") }),
-  "control.requested": shape({ control: text, kind: word("cancel"), target, expires: count }),
+  "control.requested": shape({
+    control: text,
+    kind: word("cancel", "steer", "interrupt", "pause", "resume", "answer"),
+    target,
+    expires: count,
+    mode: maybe(word("now", "next_step", "when_idle")),
+    message: maybe(text),
+    approval: maybe(text),
+  }),
   "control.settled": shape({
     control: text,
     outcome: word("applied", "refused", "expired"),
-    reason: maybe(word("no_active_run", "run_ended", "not_supported", "timeout")),
+    reason: maybe(text),
     run: maybe(text),
+    answered_by: maybe(author),
   }),
+  "session.held": shape({ reason: maybe(text) }),
+  "session.released": shape({ reason: maybe(text) }),
   "state.set": shape({ key: text, value: any }),
   event: shape({ name: text, keep: or(word("all", "latest")) }),
 };

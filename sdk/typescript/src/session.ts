@@ -2,50 +2,40 @@
 // attaches it again from its own cursor.
 
 import { Backoff } from "./backoff.js";
+import { ControlHandle } from "./control.js";
 import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
 import type { Link, Reply } from "./link.js";
+import type {
+  AnswerOptions,
+  ControlOptions,
+  InputOptions,
+  SendOptions,
+  SentMessage,
+  SessionOptions,
+  SessionStatus,
+  SteerOptions,
+} from "./options.js";
 import { Outbox } from "./outbox.js";
 import type {
   Attached,
   Control,
+  ControlKind,
   Done,
   From,
   HistoryPage,
   Message,
   PutPart,
-  Receipt,
   SessionFrame,
   Target,
-  ViewJson,
+  WhenBusy,
   WritableEntry,
 } from "./protocol.js";
+import { approvalOf, targetOf, type TargetLike } from "./target.js";
 import { ulid } from "./ulid.js";
-import { type Change, View } from "./view.js";
+import { type Change, noChange, View } from "./view.js";
 
 const SAVE_AFTER_MS = 500;
-
-/**
- * - `closed`: `open` was not called, or `close` was
- * - `offline`: there is no connection; it follows again by itself
- * - `catching-up`: it reads what it has not seen
- * - `lag`: this client is slower than the session, and gets it folded
- * - `live`: it has everything there is
- * - `failed`: the server refused it; `open` tries again
- */
-export type SessionStatus = "closed" | "offline" | "catching-up" | "lag" | "live" | "failed";
-
-/** Keeps views over restarts of the program. The cursor is in the view, so both are always of one moment. */
-export interface ViewStorage {
-  load(session: string): Promise<ViewJson | undefined> | ViewJson | undefined;
-  save(session: string, view: ViewJson): Promise<void> | void;
-}
-
-export interface SessionOptions {
-  /** Where to begin without a stored view: `{ recent: 50 }` messages unless told otherwise. */
-  from?: "start" | { recent: number };
-  storage?: ViewStorage;
-}
 
 /** What a session needs of its client. */
 export interface Host {
@@ -63,12 +53,6 @@ interface SessionEvents {
   error: [error: EverthreadError];
 }
 
-export interface SentMessage {
-  message: string;
-  run: string | undefined;
-  cursor: string | undefined;
-}
-
 export class Session extends Emitter<SessionEvents> {
   readonly id: string;
   #view = new View();
@@ -79,6 +63,8 @@ export class Session extends Emitter<SessionEvents> {
   readonly #options: SessionOptions;
   readonly #outbox: Outbox;
   readonly #retry = new Backoff();
+  /** Own controls without outcome. */
+  readonly #controls = new Map<string, ControlHandle>();
   #attachment: { link: Link; number: number } | undefined;
   #attaching: Link | undefined;
   /** Cursor of the last gap: a second one at the same place means that the view cannot be continued. */
@@ -127,32 +113,82 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   /** Writes a message of the user, which asks `agent`, or the session's own, to work. Safe over reconnects. */
-  async send(
-    content: string | PutPart[],
-    options: { agent?: string; message?: string; reply_to?: string } = {},
-  ): Promise<SentMessage> {
-    const parts: PutPart[] = typeof content === "string" ? [{ kind: "text", value: content }] : content;
-    const { agent, reply_to } = options;
+  async send(content: string | PutPart[], options: SendOptions = {}): Promise<SentMessage> {
+    const { agent, reply_to, whenBusy, role = "user" } = options;
     const message = options.message ?? this.#newId();
     const reply = reply_to === undefined ? {} : { reply_to };
-    const entry: WritableEntry = { type: "message.put", message, role: "user", parts, ...reply };
-    const done = await this.put([entry], agent === undefined ? {} : { agent });
-    return { message: done.message ?? message, run: done.run, cursor: done.cursor };
+    const entry: WritableEntry = { type: "message.put", message, role, parts: partsOf(content), ...reply };
+    const done = await this.put([entry], {
+      ...(agent === undefined ? {} : { agent }),
+      ...(whenBusy === undefined ? {} : { whenBusy }),
+    });
+    return { message: done.message ?? message, run: done.run, cursor: done.cursor, control: done.control };
   }
 
   /** Writes entries. */
-  async put(entries: WritableEntry[], options: { agent?: string } = {}): Promise<Done> {
-    return expect(await this.#request({ t: "put", ...options, entries }), "ok");
+  async put(entries: WritableEntry[], options: { agent?: string; whenBusy?: WhenBusy } = {}): Promise<Done> {
+    const { agent, whenBusy } = options;
+    const more = {
+      ...(agent === undefined ? {} : { agent }),
+      ...(whenBusy === undefined ? {} : { when_busy: whenBusy }),
+    };
+    return expect(await this.#request({ t: "put", ...more, entries }), "ok");
   }
 
-  /** Asks to end a run, or the run a message asked for. The outcome comes to everybody: see `settled`. */
-  async cancel(target: string | Target): Promise<Receipt> {
-    const whom: Target = typeof target === "string" ? { run: target } : target;
-    const reply = await this.#request({ t: "control", kind: "cancel", target: whom });
-    return expect(reply, "receipt");
+  /** Ends runs: what was written stays. Without a target it is the active run. No worker can refuse it. */
+  cancel(target?: TargetLike, options: Omit<ControlOptions, "target"> = {}): ControlHandle {
+    return this.#ask("cancel", () => this.#whom(target === undefined ? options : { ...options, target }));
   }
 
-  /** The control with its outcome, as soon as the log holds that. */
+  /** Gives a run at work a further message. It is never lost: what cannot be taken in becomes the input of a new run. */
+  steer(content: string | PutPart[], options: SteerOptions = {}): ControlHandle {
+    const mode = options.mode === undefined ? {} : { mode: options.mode };
+    return this.#ask("steer", () => ({ ...this.#whom(options), ...mode, payload: inputOf(content, options) }));
+  }
+
+  /** Ends a run and asks for a new one with this message, in one step. */
+  interrupt(content: string | PutPart[], options: InputOptions = {}): ControlHandle {
+    return this.#ask("interrupt", () => ({ ...this.#whom(options), payload: inputOf(content, options) }));
+  }
+
+  /** The run stands still where it is. */
+  pause(options: ControlOptions = {}): ControlHandle {
+    return this.#ask("pause", () => this.#whom(options));
+  }
+
+  /** Undoes `pause`. Without a target it is the run that is paused. */
+  resume(options: ControlOptions = {}): ControlHandle {
+    return this.#ask("resume", () => {
+      const paused = this.#view.openRuns().findLast((run) => run.paused);
+      return this.#whom(paused ? { target: paused.run, ...options } : options);
+    });
+  }
+
+  /** Says yes to what a run waits for. The first answer wins; the loser is told who was first. */
+  approve(approval: string, options: AnswerOptions = {}): ControlHandle {
+    return this.#answer(approval, "approved", options);
+  }
+
+  /** Says no to what a run waits for. */
+  deny(approval: string, options: AnswerOptions = {}): ControlHandle {
+    return this.#answer(approval, "denied", options);
+  }
+
+  /** Takes the session over: active runs end, and no agent works until `release`. */
+  async hold(reason?: string): Promise<{ cursor: string | undefined }> {
+    const done = expect(await this.#request({ t: "hold", ...(reason === undefined ? {} : { reason }) }), "ok");
+    return { cursor: done.cursor };
+  }
+
+  /** Hands the session back; a run is asked for what was said meanwhile, unless `run` is false. */
+  async release(
+    options: { reason?: string; agent?: string; run?: false } = {},
+  ): Promise<{ cursor: string | undefined; run: string | undefined }> {
+    const done = expect(await this.#request({ t: "release", ...options }), "ok");
+    return { cursor: done.cursor, run: done.run };
+  }
+
+  /** A control of anybody with its outcome, as soon as the log holds that. */
   settled(control: string): Promise<Control> {
     const find = () => this.#view.controls.find((c) => c.control === control && c.outcome !== undefined);
     return new Promise((resolve) => {
@@ -180,7 +216,7 @@ export class Session extends Emitter<SessionEvents> {
     const page = await this.history({ limit, ...(first === undefined ? {} : { before: first }) });
     if (view !== this.#view) return;
     view.prepend(page.messages, page.more);
-    this.#changed({ all: true, messages: new Set(), runs: new Set() });
+    this.#changed(noChange(true));
   }
 
   /** The client has a welcomed link. Called by the client. */
@@ -203,9 +239,44 @@ export class Session extends Emitter<SessionEvents> {
     this.#fail(error);
   }
 
+  #answer(approval: string, decision: "approved" | "denied", options: AnswerOptions): ControlHandle {
+    return this.#ask("answer", () => {
+      const found = approvalOf(this.#view, approval, options.run);
+      const digest = options.digest ?? found.digest;
+      const value = options.value === undefined ? {} : { value: options.value };
+      const payload = { approval, decision, ...value, ...(digest === undefined ? {} : { digest }) };
+      return { target: { run: found.run }, payload };
+    });
+  }
+
+  #whom({ target, expiresMs }: ControlOptions): { target: Target; expires_ms?: number } {
+    const whom = targetOf(this.#view, target);
+    return expiresMs === undefined ? { target: whom } : { target: whom, expires_ms: expiresMs };
+  }
+
+  /** Asks something of a run, until it has an outcome. What cannot even be asked fails like what is refused. */
+  #ask(kind: ControlKind, request: () => { target: Target } & Record<string, unknown>): ControlHandle {
+    const handle = new ControlHandle(this.#newId());
+    try {
+      if (this.#isGone) throw EverthreadError.closed(false);
+      const frame = { t: "control", kind, ...request() };
+      this.#controls.set(handle.id, handle);
+      const forget = () => void this.#controls.delete(handle.id);
+      handle.settled.then(forget, forget);
+      this.#outbox.control(frame, handle);
+    } catch (error) {
+      if (!(error instanceof EverthreadError)) throw error;
+      handle.fail(error);
+    }
+    return handle;
+  }
+
+  get #isGone(): boolean {
+    return this.#status === "closed" || this.#status === "failed";
+  }
+
   #request(frame: { t: string } & Record<string, unknown>): Promise<Reply> {
-    const gone = this.#status === "closed" || this.#status === "failed";
-    return gone ? Promise.reject(EverthreadError.closed(false)) : this.#outbox.request(frame);
+    return this.#isGone ? Promise.reject(EverthreadError.closed(false)) : this.#outbox.request(frame);
   }
 
   async #begin(): Promise<void> {
@@ -213,7 +284,7 @@ export class Session extends Emitter<SessionEvents> {
       const stored = this.#view.begun ? undefined : await this.#options.storage?.load(this.id);
       if (stored && !this.#view.begun) {
         this.#view = View.from(stored);
-        this.#changed({ all: true, messages: new Set(), runs: new Set() });
+        this.#changed(noChange(true));
       }
     } catch {
       // A view that cannot be read is as good as none.
@@ -259,7 +330,7 @@ export class Session extends Emitter<SessionEvents> {
       case "snapshot":
         this.#view = new View();
         this.#view.load(frame);
-        return this.#changed({ all: true, messages: new Set(), runs: new Set() });
+        return this.#changed(noChange(true));
       case "entries":
         return this.#apply(frame);
       case "live":
@@ -315,6 +386,10 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   #changed(change: Change): void {
+    // The log may know more of own controls than the connection said.
+    for (const control of this.#controls.size === 0 ? [] : change.all ? this.#view.controls : change.controls) {
+      this.#controls.get(control.control)?.found(control, this.#view.seq);
+    }
     this.emit("change", this.#view, change);
     if (this.#options.storage && this.#saving === undefined) {
       this.#saving = setTimeout(() => this.#save(), SAVE_AFTER_MS);
@@ -338,10 +413,19 @@ export class Session extends Emitter<SessionEvents> {
   }
 }
 
-function expect<T extends Reply["t"] | "receipt">(reply: Reply | Receipt, type: T): Extract<Reply | Receipt, { t: T }> {
+function partsOf(content: string | PutPart[]): PutPart[] {
+  return typeof content === "string" ? [{ kind: "text", value: content }] : content;
+}
+
+function inputOf(content: string | PutPart[], { message }: InputOptions): object {
+  const input = typeof content === "string" ? { text: content } : { parts: content };
+  return message === undefined ? input : { ...input, message };
+}
+
+function expect<T extends Reply["t"]>(reply: Reply, type: T): Extract<Reply, { t: T }> {
   if (reply.t !== type) {
     const message = `the server answered ${reply.t} where ${type} was due`;
     throw new EverthreadError({ code: "protocol", message, retryable: false, no_side_effects: false });
   }
-  return reply as Extract<Reply | Receipt, { t: T }>;
+  return reply as Extract<Reply, { t: T }>;
 }

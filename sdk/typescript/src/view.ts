@@ -30,6 +30,12 @@ export interface Change {
   all: boolean;
   messages: Set<Message>;
   runs: Set<Run>;
+  controls: Set<Control>;
+}
+
+/** A change of nothing yet, or of everything. */
+export function noChange(all = false): Change {
+  return { all, messages: new Set(), runs: new Set(), controls: new Set() };
 }
 
 export type Applied = { result: "applied"; change: Change } | { result: "duplicate" } | { result: "gap" };
@@ -99,7 +105,7 @@ export class View implements ViewJson {
       const duplicate = frame.to <= this.seq && BigInt(frame.epoch) <= BigInt(this.epoch);
       return { result: duplicate ? "duplicate" : "gap" };
     }
-    const change: Change = { all: false, messages: new Set(), runs: new Set() };
+    const change = noChange();
     for (const block of frame.blocks) {
       const from = block.from ?? frame.from;
       block.entries.forEach((entry, i) => {

@@ -2,18 +2,11 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
 import { WebSocket } from "ws";
 import { Everthread, EverthreadError, type ViewJson, type WebSocketConstructor } from "../src/index.js";
-import { FakeServer } from "./fake.js";
+import { entries, FakeServer, live } from "./fake.js";
 
 const options = { timeout: 10_000 };
 const by = { kind: "user", id: "ann" };
 const opened = { type: "session.opened", meta: { title: "Trip" } };
-
-function entries(from: number, ...all: object[]): { t: string } & Record<string, unknown> {
-  const blocks = [{ by, at: 1, entries: all }];
-  return { t: "entries", epoch: "1", since: 1, from, to: from + all.length - 1, blocks };
-}
-
-const live = (seq: number) => ({ t: "live", seq });
 
 let server: FakeServer;
 let client: Everthread;
@@ -65,7 +58,7 @@ test("a write without an answer is repeated with the same id", options, async ()
   assert.deepEqual({ ...again, attachment: 1 }, put);
   assert.equal(again["attachment"], 2);
   second.send({ t: "ok", id: again["id"], cursor: "1.2", message: "m", run: "r", duplicate: true });
-  assert.deepEqual(await sent, { message: "m", run: "r", cursor: "1.2" });
+  assert.deepEqual(await sent, { message: "m", run: "r", cursor: "1.2", control: undefined });
 });
 
 test("a write that was never sent gets its id when it is sent, by the server's clock", options, async () => {
@@ -199,27 +192,6 @@ test("a silent server is left", options, async () => {
   const next = await server.peer();
   await next.welcome();
   assert.equal((await next.next("attach"))["session"], "s1");
-});
-
-test("a cancel gets its receipt at once and its outcome from the log", options, async () => {
-  const session = client.session("s1", { from: "start" });
-  const open = session.open();
-  const peer = await server.peer();
-  await peer.welcome();
-  await peer.attach(1, true, entries(1, opened, { type: "run.requested", run: "r", agent: "a" }), live(2));
-  await open;
-  const asked = session.cancel("r");
-  const { id } = await peer.next("control");
-  peer.send({ t: "receipt", control: id, stage: "accepted", seq: 3 });
-  const receipt = await asked;
-  assert.equal(receipt.stage, "accepted");
-  const settled = session.settled(receipt.control);
-  const request = { type: "control.requested", control: id, kind: "cancel", target: { run: "r" }, expires: 9 };
-  const ended = { type: "run.ended", run: "r", outcome: "cancelled" };
-  const outcome = { type: "control.settled", control: id, outcome: "applied", run: "r" };
-  peer.send({ ...entries(3, request, ended, outcome), attachment: 1 });
-  assert.equal((await settled).outcome, "applied");
-  assert.equal(session.view.run("r")?.outcome, "cancelled");
 });
 
 function reached(session: { on: (name: "status", listener: () => void) => () => void }, is: () => boolean): Promise<void> {

@@ -51,6 +51,11 @@ export class Peer {
     return attach;
   }
 
+  /** What the server tells of a control. */
+  receipt(control: unknown, stage: string, more: object = {}): void {
+    this.send({ t: "receipt", control, stage, seq: 9, ...more });
+  }
+
   close(code: number): void {
     this.#socket.close(code);
   }
@@ -101,3 +106,11 @@ export class FakeServer {
     this.#server.close();
   }
 }
+
+/** An `entries` frame of one block of ann's, for `Peer.attach`. */
+export function entries(from: number, ...all: object[]): Frame {
+  const blocks = [{ by: { kind: "user", id: "ann" }, at: 1, entries: all }];
+  return { t: "entries", epoch: "1", since: 1, from, to: from + all.length - 1, blocks };
+}
+
+export const live = (seq: number): Frame => ({ t: "live", seq });

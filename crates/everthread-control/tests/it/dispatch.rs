@@ -1,7 +1,8 @@
 //! Runs find their workers, and none is left behind.
 
 use everthread_control::{Assignment, Desk, Dispatcher, Leases, Numbered, Seat, TaskGroup, system_author};
-use everthread_protocol::entry::{Object, Outcome, PartKind, PutPart, Role};
+use everthread_protocol::entry::{Object, Outcome, PutPart, Role};
+use everthread_protocol::worker_frame::{Offer, OnLost};
 use everthread_protocol::{PoolKey, SessionKey};
 use everthread_session::Request;
 use everthread_session::decide::Put;
@@ -30,7 +31,8 @@ impl Node {
     fn seat(&self, capacity: u32, occupied: u32) -> (Arc<Seat>, mpsc::Receiver<Assignment>) {
         let (assign, assigned) = mpsc::channel(64);
         let pool = PoolKey { tenant: "t".parse().unwrap(), agent: "guide".parse().unwrap() };
-        (self.dispatcher.seat(pool, "w1".parse().unwrap(), capacity, occupied, assign), assigned)
+        let offer = Offer { name: pool.agent.clone(), capacity, on_lost: OnLost::End };
+        (self.dispatcher.seat(pool, "w1".parse().unwrap(), &offer, occupied, assign), assigned)
     }
 
     async fn ask(&self, key: &SessionKey, request: Request) {
@@ -44,7 +46,7 @@ impl Node {
     }
 
     async fn put(&self, key: &SessionKey, message: &str) {
-        let parts = vec![PutPart { kind: PartKind::Text, value: "hi".into(), attrs: None }];
+        let parts = vec![PutPart::text("hi")];
         let put = Put {
             message: message.parse().unwrap(),
             role: Role::User,
@@ -52,6 +54,7 @@ impl Node {
             reply_to: None,
             agent: Some("guide".parse().unwrap()),
             params: None,
+            when_busy: None,
         };
         self.ask(key, Request::Put(put)).await;
     }
@@ -119,4 +122,37 @@ async fn a_seat_takes_no_more_than_it_offers_nor_anything_once_it_drains() {
     seat.release();
     node.put(&key, "i2").await;
     assert!(tokio::time::timeout(Duration::from_millis(1_500), assigned.recv()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_whose_worker_is_gone_is_tried_once() {
+    let node = node();
+    // Somebody holds the seat still, as a claim under way does.
+    let (_gone, nobody) = node.seat(64, 0);
+    drop(nobody);
+    let (seat, mut assigned) = node.seat(1, 0);
+    for n in 0..4 {
+        let key = node.open(&format!("s{n}")).await;
+        node.put(&key, "i1").await;
+        let got = next(&mut assigned).await;
+        assert!(got.attempt() <= if n == 0 { 2 } else { 1 }, "attempt {} of run {n}", got.attempt());
+        node.end(got).await;
+        seat.release();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_not_heard_from_gets_nothing_until_it_is() {
+    let node = node();
+    let (silent, mut assigned) = node.seat(64, 0);
+    silent.set_silent(true);
+    let (_seat, mut others) = node.seat(1, 0);
+    let key = node.open("s1").await;
+    node.put(&key, "i1").await;
+    next(&mut others).await;
+    let key = node.open("s2").await;
+    node.put(&key, "i1").await;
+    assert!(tokio::time::timeout(Duration::from_millis(1_500), assigned.recv()).await.is_err());
+    silent.set_silent(false);
+    assert_eq!(next(&mut assigned).await.key, key);
 }

@@ -95,7 +95,7 @@ pub(super) struct WriteDone {
 
 /// Makes the worker count as alive, then finds out which of the runs it names it still holds.
 pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello: WorkerHello) -> Job {
-    let lease_ms = u64::try_from(edge.config.leases.lease.as_millis()).unwrap_or(u64::MAX);
+    let lease_ms = millis(edge.config.leases.lease);
     if me.right.is_none()
         && let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await
     {
@@ -303,9 +303,9 @@ pub(super) async fn renew<S: Store>(
     me: Me,
     holder: String,
     left: Duration,
-    hosted: Vec<(u32, SessionKey, Vec<(RunId, Fence)>)>,
+    hosted: Vec<(u32, Renewal)>,
 ) -> Job {
-    let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+    let left_ms = millis(left);
     let store = edge.desk.store();
     let beat = async {
         if me.right.is_none()
@@ -314,9 +314,7 @@ pub(super) async fn renew<S: Store>(
             tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
         }
     };
-    let numbers: Vec<u32> = hosted.iter().map(|(number, ..)| *number).collect();
-    let renewals: Vec<Renewal> =
-        hosted.into_iter().map(|(_, key, runs)| Renewal { key, runs, left_ms }).collect();
+    let (numbers, renewals): (Vec<u32>, Vec<Renewal>) = hosted.into_iter().unzip();
     let renewed = async { if renewals.is_empty() { Ok(Vec::new()) } else { store.renew(&renewals).await } };
     let ((), renewed) = tokio::join!(beat, renewed);
     match renewed {
@@ -326,4 +324,9 @@ pub(super) async fn renew<S: Store>(
         }
         Err(_) => Job::Renewed(Vec::new()),
     }
+}
+
+/// A time on the wire and in the store; never none at all.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }

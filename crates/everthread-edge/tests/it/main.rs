@@ -20,6 +20,8 @@ mod outage;
 #[cfg(test)]
 mod pause;
 #[cfg(test)]
+mod read;
+#[cfg(test)]
 mod receipts;
 #[cfg(test)]
 mod resilience;

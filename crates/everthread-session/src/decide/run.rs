@@ -107,7 +107,7 @@ impl Draft<'_> {
         parts: &[PutPart],
         params: Option<&Object>,
     ) -> Result<(), Refusal> {
-        if !self.state().runs.get(parent).is_some_and(Run::is_open) {
+        if !matches!(self.status_of(Some(parent)), Some(RunStatus::Active { .. })) {
             return Err(Refusal::NotHeld);
         }
         let message: MessageId = self.fresh()?;
@@ -267,7 +267,7 @@ impl Draft<'_> {
         if (outcome == Outcome::Failed) != error.is_some() {
             return Err(Refusal::Invalid("failed comes with an error, other outcomes without"));
         }
-        if !self.state().runs.get(id).is_some_and(|run| matches!(run.status, RunStatus::Active { .. })) {
+        if !matches!(self.status_of(Some(id)), Some(RunStatus::Active { .. })) {
             return Err(Refusal::NotHeld);
         }
         self.end_run(id, outcome, Ending { error, usage, ..Ending::default() });

@@ -24,12 +24,12 @@ impl Draft<'_> {
         self.check_room()?;
         self.ask(asked);
         if self.note_while_held(&message) {
-            self.refuse(&control, RefusalReason::Held, run.as_ref());
+            self.refuse(&control, RefusalReason::Held, None);
             return Ok(None);
         }
-        let has_room = |run: &Run| run.input.len() < RUN_INPUT_MAX;
-        let can_take = run.as_ref().and_then(|run| self.state().runs.get(run)).is_some_and(has_room);
-        let waits = mode == Mode::WhenIdle || !can_take;
+        // A message that somebody cancelled before it came goes into no run that has other work.
+        let is_cancelled = self.waiting_cancels(&message).next().is_some();
+        let waits = mode == Mode::WhenIdle || is_cancelled || !self.can_take_in(run.as_ref());
         let why_new = match (self.status_of(run.as_ref()), &run) {
             (Some(RunStatus::Active { .. }), _) if !waits => return Ok(run),
             (Some(RunStatus::Requested | RunStatus::Suspended), Some(run)) if !waits => {
@@ -41,12 +41,24 @@ impl Draft<'_> {
             (None, _) => Some(RefusalReason::NoActiveRun),
             (Some(_), _) => None,
         };
-        let new = self.request(Run::requested(agent.clone(), input))?;
+        let new: RunId = self.fresh()?;
+        self.request_with_room(new.clone(), Run::requested(agent.clone(), input));
         match why_new {
             Some(reason) => self.refuse(&control, reason, Some(&new)),
             None => self.settle(&control, ControlOutcome::Applied, None, Some(&new)),
         }
+        self.settle_waiting_cancels(&message, &new);
         Ok(Some(new))
+    }
+
+    /// Whether one more message fits into the input of `run`, with those that it may still take in.
+    fn can_take_in(&mut self, run: Option<&RunId>) -> bool {
+        let Some((id, taken)) = run.and_then(|id| Some((id, self.state().runs.get(id)?.input.len()))) else {
+            return false;
+        };
+        // The one that asks is among them.
+        let steers = self.state().controls_of(id).into_iter();
+        taken + steers.filter(|(_, control, _)| control.kind == ControlKind::Steer).count() <= RUN_INPUT_MAX
     }
 
     /// Input for an agent at work, where the policy is to steer. The message is put already.
@@ -118,6 +130,7 @@ impl Draft<'_> {
             (_, Some(RunStatus::Active { .. })) => {}
             (run, _) => self.settle(&control, ControlOutcome::Applied, None, run.as_ref()),
         }
+        self.settle_waiting_cancels(&message, &new);
         Ok(Some(new))
     }
 
@@ -130,7 +143,7 @@ impl Draft<'_> {
     }
 
     /// Steers of `run` that it did not take in: their messages together become the input of a new run, as the session's
-    /// policy says.
+    /// policy says. If it says that none is to come, the outcome names none.
     pub(super) fn give_up_steers(
         &mut self,
         run: &RunId,
@@ -143,7 +156,7 @@ impl Draft<'_> {
             steers.iter().filter_map(|id| self.state().controls.get(id)?.message.clone()).collect();
         let new = self.run_for_left(&agent, &messages);
         for steer in &steers {
-            self.settle(steer, outcome, Some(reason), new.as_ref().or(Some(run)));
+            self.settle(steer, outcome, Some(reason), new.as_ref());
         }
         if let Some(new) = new {
             messages.iter().for_each(|message| self.settle_waiting_cancels(message, &new));

@@ -3,9 +3,9 @@
 use super::run::Ending;
 use super::{Draft, Refusal, agent_of};
 use crate::state::{Hold, Run, RunStatus};
-use everthread_protocol::entry::{Entry, Outcome};
+use everthread_protocol::entry::{Entry, Outcome, RefusalReason};
 use everthread_protocol::limits::RUN_INPUT_MAX;
-use everthread_protocol::{AgentName, Author, MessageId, RunId};
+use everthread_protocol::{AgentName, Author, ControlId, MessageId, RunId};
 
 impl Draft<'_> {
     pub(super) fn hold(&mut self, by: &Author, reason: Option<String>) -> Result<(), Refusal> {
@@ -53,6 +53,9 @@ impl Draft<'_> {
         if hold.input.len() > RUN_INPUT_MAX {
             hold.input.remove(0);
         }
+        // Whoever cancelled it before it came is told now, as whoever cancels it from here on is.
+        let waiting: Vec<ControlId> = self.waiting_cancels(message).cloned().collect();
+        waiting.iter().for_each(|control| self.refuse(control, RefusalReason::Held, None));
         true
     }
 }

@@ -267,6 +267,8 @@ fn appends_merge_past_what_does_not_concern_their_part_and_never_past_what_does(
     };
     let ended = |run: &str| json!({"type": "run.ended", "run": run, "outcome": "completed"});
     let step = |phase: &str| json!({"type": "run.step", "phase": phase});
+    let returned = |run: &str| json!({"type": "run.returned", "run": run, "reason": "worker_lost"});
+    let suspended = |run: &str| json!({"type": "run.suspended", "run": run, "approvals": []});
     let barriers = [
         part("part.start", "m", "p"),
         part("part.set", "m", "p"),
@@ -275,6 +277,8 @@ fn appends_merge_past_what_does_not_concern_their_part_and_never_past_what_does(
         message("message.end", "m"),
         step("reset"),
         ended("r1"),
+        returned("r1"),
+        suspended("r1"),
         json!({"type": "later.type"}),
         json!({"type": "run.step", "phase": "later"}),
     ];
@@ -291,6 +295,11 @@ fn appends_merge_past_what_does_not_concern_their_part_and_never_past_what_does(
         step("start"),
         step("end"),
         ended("r2"),
+        returned("r2"),
+        suspended("r2"),
+        json!({"type": "approval.settled", "run": "r1", "approval": "a", "verdict": "approved"}),
+        json!({"type": "control.settled", "control": "c", "outcome": "applied", "run": "r1"}),
+        json!({"type": "session.held"}),
         json!({"type": "x-mine"}),
         json!({"type": "event", "name": "e"}),
     ];

@@ -17,7 +17,7 @@ pub struct Step {
 }
 
 pub fn steps(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    let step = (0u8..100, any::<u8>(), any::<u8>(), prop::bool::weighted(0.4));
+    let step = (0u8..120, any::<u8>(), any::<u8>(), prop::bool::weighted(0.4));
     prop::collection::vec(step.prop_map(|(what, which, text, cut)| Step { what, which, text, cut }), len)
 }
 
@@ -61,6 +61,10 @@ struct RunModel {
     /// Number of steps begun; what was begun in the last one goes with a reset.
     step: usize,
     attempt: u32,
+    /// No worker holds it: it waits for another, or for people.
+    waits: bool,
+    /// What it waits for.
+    approvals: Vec<String>,
 }
 
 #[derive(Default)]
@@ -71,6 +75,8 @@ struct Maker {
     epoch: u64,
     names: usize,
     runs: Vec<Option<RunModel>>,
+    /// Controls without outcome: id, run, and whether it is a steer.
+    controls: Vec<(String, String, bool)>,
     /// The block that is being filled: its run and entries.
     block: (Option<String>, Vec<Value>),
 }
@@ -141,6 +147,8 @@ impl Maker {
                 self.log.epochs.push((Epoch(self.epoch), Seq(self.seq + 1)));
             }
             91..=99 => self.session_entry(step),
+            100..=102 => self.hold_entry(step),
+            103..=109 => self.settle_entry(step),
             _ => match self.runs[slot].take() {
                 None => self.request(slot),
                 Some(run) => {
@@ -198,6 +206,9 @@ impl Maker {
         let id = run.id.clone();
         let text = TEXTS[usize::from(step.text) % TEXTS.len()];
         match step.what {
+            110..=112 => self.ask_entry(&id, step),
+            _ if run.waits => self.waiting_entry(&mut run, step),
+            113..=119 => self.leave_entry(&mut run, step),
             0 | 1 => {
                 let outcome = ["completed", "cancelled", "failed", "lost"][usize::from(step.text) % 4];
                 self.write(
@@ -239,6 +250,89 @@ impl Maker {
             _ => self.message_entry(&mut run, step),
         }
         Some(run)
+    }
+
+    /// The run loses its worker: it is given back, or waits for people.
+    fn leave_entry(&mut self, run: &mut RunModel, step: &Step) {
+        run.waits = true;
+        if step.what < 116 {
+            let reason = ["worker_lost", "declined"][usize::from(step.text) % 2];
+            self.write(None, json!({"type": "run.returned", "run": run.id, "reason": reason}));
+            return;
+        }
+        run.approvals = (0..=step.text % 3).map(|_| self.name("a")).collect();
+        let asked = |id: &String| json!({"approval": id, "reason": "may I?", "expires": 9, "data": {"n": step.which}});
+        let approvals: Vec<Value> = run.approvals.iter().map(asked).collect();
+        self.write(None, json!({"type": "run.suspended", "run": run.id, "approvals": approvals}));
+    }
+
+    /// What happens to a run that no worker holds: its approvals are settled, then another worker gets it.
+    fn waiting_entry(&mut self, run: &mut RunModel, step: &Step) {
+        if let Some(approval) = run.approvals.pop() {
+            let verdict = ["approved", "denied", "expired"][usize::from(step.text) % 3];
+            let mut entry =
+                json!({"type": "approval.settled", "run": run.id, "approval": approval, "verdict": verdict});
+            if verdict != "expired" {
+                entry["answered_by"] = json!({"kind": "user", "id": "ann"});
+                entry["value"] = json!({"n": step.which});
+            }
+            self.write(None, entry);
+            if run.approvals.is_empty() {
+                self.write(None, json!({"type": "run.resumed", "run": run.id}));
+            }
+            return;
+        }
+        (run.waits, run.attempt) = (false, run.attempt + 1);
+        self.write(
+            None,
+            json!({"type": "run.started", "run": run.id, "worker": "w3", "attempt": run.attempt}),
+        );
+    }
+
+    /// Something other than a cancel is asked of a run.
+    fn ask_entry(&mut self, run: &str, step: &Step) {
+        let control = self.name("c");
+        let kind = ["steer", "pause", "resume", "interrupt"][usize::from(step.text) % 4];
+        let target = json!({"run": run});
+        let mut entry = json!({"type": "control.requested", "control": control, "kind": kind, "target": target, "expires": 9});
+        if matches!(kind, "steer" | "interrupt") {
+            let message = self.name("i");
+            let parts = json!([{"kind": "text", "value": "shorter"}]);
+            self.write(
+                None,
+                json!({"type": "message.put", "message": message, "role": "user", "parts": parts}),
+            );
+            entry["message"] = json!(message);
+        }
+        self.write(None, entry);
+        self.controls.push((control, run.to_owned(), kind == "steer"));
+    }
+
+    fn settle_entry(&mut self, step: &Step) {
+        if self.controls.is_empty() {
+            return;
+        }
+        let (control, run, is_steer) = self.controls.remove(usize::from(step.which) % self.controls.len());
+        let outcome = ["applied", "applied", "refused", "expired"][usize::from(step.text) % 4];
+        let mut entry =
+            json!({"type": "control.settled", "control": control, "outcome": outcome, "run": run});
+        if outcome != "applied" {
+            entry["reason"] = json!("run_ended");
+            if is_steer {
+                let new = self.name("r");
+                self.write(
+                    None,
+                    json!({"type": "run.requested", "run": new, "agent": "guide", "input": ["i1"]}),
+                );
+                entry["run"] = json!(new);
+            }
+        }
+        self.write(None, entry);
+    }
+
+    fn hold_entry(&mut self, step: &Step) {
+        let kind = ["session.held", "session.released"][usize::from(step.text) % 2];
+        self.write(None, json!({"type": kind, "reason": "why"}));
     }
 
     fn message_entry(&mut self, run: &mut RunModel, step: &Step) {

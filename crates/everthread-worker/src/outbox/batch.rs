@@ -1,10 +1,12 @@
 //! One batch in the making, and the frames that batches become.
 
-use super::Name;
-use everthread_protocol::entry::{Object, Outcome, PutPart, RunError};
+use super::{Kind, Name};
+use everthread_protocol::entry::{ControlOutcome, Object, Outcome, PutPart, RefusalReason, RunError};
 use everthread_protocol::limits::{BLOCK_ENTRIES_MAX, FOLDED_TEXT_BYTES_MAX};
-use everthread_protocol::worker_frame::{End, Producer, StartChild, WorkerFrame};
-use everthread_protocol::{AgentName, RequestId, RunId};
+use everthread_protocol::worker_frame::{
+    End, NewApproval, Producer, Settle, StartChild, Suspend, WorkerFrame,
+};
+use everthread_protocol::{AgentName, ControlId, RequestId, RunId};
 use std::fmt::Write as _;
 
 /// Entries that will be written together, as the JSON that is sent.
@@ -150,6 +152,18 @@ pub(crate) enum Request {
         /// Passed to its worker.
         params: Option<Object>,
     },
+    /// The run waits for people.
+    Suspend {
+        /// What for.
+        approvals: Vec<NewApproval>,
+    },
+    /// A control has its outcome.
+    Settle {
+        /// Which.
+        control: ControlId,
+        /// Why it was not applied, if it was not.
+        refusal: Option<RefusalReason>,
+    },
     /// The run is over.
     End {
         /// How.
@@ -168,11 +182,13 @@ impl Request {
         Request::End { outcome: Outcome::Failed, error: Some(error), usage: None }
     }
 
-    /// The child that is asked for.
-    pub(super) fn child(&self) -> Option<&RunId> {
+    /// What the server's answer to it will mean.
+    pub(super) fn kind(&self) -> Kind {
         match self {
-            Request::StartChild { child, .. } => Some(child),
-            Request::End { .. } => None,
+            Request::StartChild { child, .. } => Kind::Child(child.clone()),
+            Request::Suspend { .. } => Kind::Suspend,
+            Request::Settle { control, .. } => Kind::Settle(control.clone()),
+            Request::End { .. } => Kind::End,
         }
     }
 
@@ -180,6 +196,8 @@ impl Request {
     pub(super) fn bytes(&self) -> usize {
         let json = match self {
             Request::StartChild { parts, params, .. } => serde_json::to_string(&(parts, params)),
+            Request::Suspend { approvals } => serde_json::to_string(approvals),
+            Request::Settle { control, refusal } => serde_json::to_string(&(control, refusal)),
             Request::End { error, usage, .. } => serde_json::to_string(&(error, usage)),
         };
         json.map_or(0, |json| json.len())
@@ -196,6 +214,14 @@ impl Request {
         match self {
             Request::StartChild { child, agent, parts, params } => {
                 WorkerFrame::StartChild(StartChild { id, run, fence, producer, agent, child, parts, params })
+            }
+            Request::Suspend { approvals } => {
+                WorkerFrame::Suspend(Suspend { id, run, fence, producer, approvals })
+            }
+            Request::Settle { control, refusal: reason } => {
+                let outcome =
+                    if reason.is_some() { ControlOutcome::Refused } else { ControlOutcome::Applied };
+                WorkerFrame::Settle(Settle { id, run, fence, producer, control, outcome, reason })
             }
             Request::End { outcome, error, usage } => {
                 WorkerFrame::End(End { id, run, fence, producer, outcome, error, usage })

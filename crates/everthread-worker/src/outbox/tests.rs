@@ -2,7 +2,7 @@
 
 use super::*;
 use everthread_protocol::entry::Outcome;
-use everthread_protocol::worker_frame::WorkerFrame;
+use everthread_protocol::worker_frame::{NewApproval, WorkerFrame};
 use everthread_protocol::{Fault, scan};
 use proptest::prelude::*;
 
@@ -22,7 +22,10 @@ fn entries(frame: &str) -> Vec<Entry> {
             let raw = scan::entries(append.entries.get().as_bytes()).unwrap();
             raw.items.iter().map(|item| Entry::read(item.text)).collect()
         }
-        WorkerFrame::End(_) | WorkerFrame::StartChild(_) => Vec::new(),
+        WorkerFrame::End(_)
+        | WorkerFrame::StartChild(_)
+        | WorkerFrame::Settle(_)
+        | WorkerFrame::Suspend(_) => Vec::new(),
         other => panic!("{other:?}"),
     }
 }
@@ -32,6 +35,8 @@ fn batch(frame: &str) -> u64 {
         WorkerFrame::Append(append) => append.producer.batch,
         WorkerFrame::End(end) => end.producer.batch,
         WorkerFrame::StartChild(child) => child.producer.batch,
+        WorkerFrame::Settle(settle) => settle.producer.batch,
+        WorkerFrame::Suspend(suspend) => suspend.producer.batch,
         other => panic!("{other:?}"),
     }
 }
@@ -46,6 +51,14 @@ fn child(id: &str) -> Request {
         agent: "a".parse().unwrap(),
         parts: Vec::new(),
         params: None,
+    }
+}
+
+fn suspend(id: &str) -> Request {
+    let (approval, reason) = (id.parse().unwrap(), "?".to_owned());
+    let (schema, digest, expires_ms, who, data) = (None, None, None, None, None);
+    Request::Suspend {
+        approvals: vec![NewApproval { approval, reason, schema, digest, expires_ms, who, data }],
     }
 }
 
@@ -131,7 +144,7 @@ fn a_log_that_lost_more_than_is_kept_ends_the_run_as_failed() {
 #[test]
 fn a_refused_child_leaves_its_number_to_the_next_write() {
     let mut outbox = outbox();
-    outbox.start_child(child("c1")).unwrap();
+    outbox.request(child("c1")).unwrap();
     outbox.next_frame(later(0)).unwrap();
     outbox.append("m1", "p1", 0, "x").unwrap();
     let limit = Fault::new(Code::LimitReached, "64 open runs").into();
@@ -161,10 +174,72 @@ fn a_fenced_run_sends_nothing_and_takes_nothing() {
     assert_eq!(outbox.append("m1", "p1", 1, "x"), Err(Error::Fenced));
 }
 
+#[test]
+fn an_outcome_stands_among_the_writes_and_is_sent_again_unchanged() {
+    let mut outbox = outbox();
+    outbox.append("m1", "p1", 0, "a").unwrap();
+    outbox.settle("c1".parse().unwrap(), None).unwrap();
+    outbox.append("m1", "p1", 1, "b").unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 0, later(0));
+    let settle = outbox.next_frame(later(0)).unwrap();
+    assert!(settle.contains(r#""batch":2},"control":"c1","outcome":"applied"}"#), "{settle}");
+    outbox.disconnected();
+    assert_eq!(outbox.next_frame(later(1)).unwrap(), settle);
+    outbox.written(2, 0, later(1));
+    assert_eq!(batch(&outbox.next_frame(later(1)).unwrap()), 3);
+}
+
+#[test]
+fn an_outcome_that_comes_too_late_leaves_its_number_to_the_next_write() {
+    let mut outbox = outbox();
+    let refusal = Some(RefusalReason::NotSupported);
+    outbox.settle("c1".parse().unwrap(), refusal).unwrap();
+    let settle = outbox.next_frame(later(0)).unwrap();
+    assert!(settle.contains(r#""outcome":"refused","reason":"not_supported"}"#), "{settle}");
+    outbox.append("m1", "p1", 0, "x").unwrap();
+    let events = outbox.refused(1, &Fault::new(Code::NotFound, "settled before").into(), later(0));
+    assert_eq!(events, [Event::SettleRefused("c1".parse().unwrap())]);
+    assert_eq!(batch(&outbox.next_frame(later(0)).unwrap()), 1);
+}
+
+#[test]
+fn a_run_that_waits_for_people_takes_and_sends_nothing_more() {
+    let mut outbox = outbox();
+    outbox.append("m1", "p1", 0, "x").unwrap();
+    outbox.request(suspend("a1")).unwrap();
+    assert!(!outbox.has_room(), "until the answer is there nobody writes");
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 0, later(0));
+    let asked = outbox.next_frame(later(0)).unwrap();
+    outbox.disconnected();
+    assert_eq!((outbox.next_frame(later(0)), batch(&asked)), (Some(asked.clone()), 2));
+    assert_eq!(outbox.suspended(), None);
+    assert_eq!(outbox.written(2, 0, later(0)), [Event::Suspended]);
+    assert_eq!(outbox.suspended(), Some(Error::Suspended));
+    assert_eq!(outbox.append("m1", "p1", 1, "x"), Err(Error::Suspended));
+    outbox.end(end(Outcome::Completed));
+    assert_eq!(outbox.next_frame(later(0)), None, "what the function returns counts for nothing");
+}
+
+#[test]
+fn a_question_that_is_refused_is_said_and_the_run_goes_on() {
+    let mut outbox = outbox();
+    outbox.request(suspend("a1")).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    assert_eq!(outbox.refused(1, &Fault::new(Code::LimitReached, "32 approvals").into(), later(0)), []);
+    let refused = outbox.suspended().unwrap();
+    assert!(matches!(refused, Error::Refused { code: Code::LimitReached, .. }), "{refused:?}");
+    outbox.append("m1", "p1", 0, "x").unwrap();
+    assert_eq!(batch(&outbox.next_frame(later(0)).unwrap()), 1);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Append(u8, String),
     Child,
+    /// A control gets its outcome.
+    Settle,
     /// The server takes the write and its answer arrives.
     Write,
     /// The server takes the write; the connection breaks before the answer.
@@ -183,6 +258,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..3u8, "[a-cäö\"\\\\\n]{1,6}").prop_map(|(part, text)| Step::Append(part, text)),
         1 => Just(Step::Child),
+        1 => Just(Step::Settle),
         6 => Just(Step::Write),
         1 => Just(Step::WriteAndBreak),
         1 => Just(Step::Break),
@@ -225,6 +301,7 @@ struct Model {
     parts: [String; 3],
     now: u64,
     children: (u32, u32),
+    settled: usize,
 }
 
 impl Model {
@@ -256,7 +333,11 @@ impl Model {
             }
             Step::Child => {
                 self.children.0 += 1;
-                self.outbox.start_child(child(&format!("c{}", self.children.0))).unwrap();
+                self.outbox.request(child(&format!("c{}", self.children.0))).unwrap();
+            }
+            Step::Settle => {
+                self.settled += 1;
+                self.outbox.settle(format!("c{}", self.settled).parse().unwrap(), None).unwrap();
             }
             Step::Write => drop(self.exchange(|log, frame| Some(log.write(frame)))),
             Step::WriteAndBreak => drop(self.exchange(|log, frame| log.write(frame).ok().and(None))),
@@ -290,6 +371,7 @@ proptest! {
             parts: Default::default(),
             now: 0,
             children: (0, 0),
+            settled: 0,
         };
         for step in steps {
             model.step(step);
@@ -312,5 +394,7 @@ proptest! {
         }
         prop_assert_eq!(parts, model.parts);
         prop_assert_eq!(model.children.0, model.children.1);
+        let settled = model.log.batches.iter().filter(|frame| frame.contains(r#""t":"settle""#)).count();
+        prop_assert_eq!(settled, model.settled);
     }
 }

@@ -38,8 +38,9 @@ pub fn header(tree: &Tree) -> Vec<Finding> {
 pub fn lua_header(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (path, text) in tree.ending(".lua") {
-        let end =
-            text.lines().take_while(|line| line.starts_with("--")).map(|line| line.len() + 1).sum::<usize>();
+        // The engine and its flags, if any, come first.
+        let is_head = |line: &&str| line.starts_with("--") || line.starts_with("#!");
+        let end = text.lines().take_while(is_head).map(|line| line.len() + 1).sum::<usize>();
         let (head, body) = text.split_at(end.min(text.len()));
         let mut demand = |word: &str, is_needed: bool| {
             if is_needed && !head.contains(word) {
