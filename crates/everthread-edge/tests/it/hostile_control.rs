@@ -10,6 +10,7 @@ on_both_engines!(
     controls_that_are_wrong_get_typed_errors_and_write_nothing,
     the_same_mistakes_over_a_socket_are_answered_and_it_lives,
     holds_and_releases_that_are_wrong_get_typed_errors,
+    what_does_not_fit_one_block_is_refused_and_nothing_is_written,
     policies_that_nobody_knows_are_refused,
     settlements_that_are_wrong_are_refused_and_the_run_goes_on,
     suspensions_that_are_wrong_are_refused_and_the_run_goes_on,
@@ -162,20 +163,51 @@ async fn holds_and_releases_that_are_wrong_get_typed_errors<E: Engine>() {
         request.send(begun.there.address).await.is_error(400, "bad_request");
     }
     assert_eq!(state(begun.here.address, "s").await, before);
-    // A reason is for people, and theirs to make long; no session grows beyond its bounds by it.
+    let huge = json!({ "reason": "x".repeat(300_000) });
+    Request::post("/v1/sessions/s/hold", &huge).send(begun.there.address).await.is_error(413, "too_large");
+    let refused = begun.client.request(json!({ "t": "hold", "reason": huge["reason"] })).await;
+    assert_eq!(refused["code"], "too_large", "{refused}");
+    assert_eq!(state(begun.here.address, "s").await, before);
+    begun.end("completed").await;
+    begun.all_agree().await;
+}
+
+async fn what_does_not_fit_one_block_is_refused_and_nothing_is_written<E: Engine>() {
+    let mut begun = Begun::<E>::start().await;
+    let before = state(begun.here.address, "s").await;
     let huge = "x".repeat(300_000);
-    let held =
-        Request::post("/v1/sessions/s/hold", &json!({ "reason": huge })).send(begun.there.address).await;
-    assert!([200, 400, 413].contains(&held.status.as_u16()), "{}", held.text);
-    if held.status == 200 {
-        assert_eq!(begun.client.ended(&begun.run).await, "cancelled");
-        Request::post("/v1/sessions/s/release", &json!({ "run": false }))
+    let input = json!({ "text": huge });
+    Request::post("/v1/sessions/s/input", &input).send(begun.there.address).await.is_error(413, "too_large");
+    for kind in ["steer", "interrupt"] {
+        let asked = json!({ "kind": kind, "target": { "run": begun.run }, "payload": { "text": huge } });
+        Request::post("/v1/sessions/s/control", &asked)
             .send(begun.there.address)
             .await
-            .with(200);
-    } else {
-        begun.end("completed").await;
+            .is_error(413, "too_large");
+        begun.ask("c", asked).await;
+        let refused = begun.client.socket.wait(|frame| frame["t"] == "error").await;
+        assert_eq!((&refused["id"], &refused["code"]), (&json!("c"), &json!("too_large")), "{refused}");
     }
+    let approval = json!({ "approval": "a", "reason": "?", "data": { "a": huge } });
+    let mut child = begun.job.clone().start_child("child", "searcher");
+    child["parts"][0]["value"] = huge.clone().into();
+    let mut end = begun.job.clone().end("completed");
+    end["usage"] = json!({ "a": huge });
+    for frame in [begun.job.clone().suspend(json!([approval])), child, end] {
+        let refused = begun.worker.socket.ask(frame).await;
+        assert_eq!(
+            (&refused["code"], &refused["no_side_effects"]),
+            (&json!("too_large"), &json!(true)),
+            "{refused}"
+        );
+    }
+    assert_eq!(state(begun.here.address, "s").await, before);
+    // What fits is taken, and every reader gets it.
+    begun.ask("c1", json!({ "kind": "steer", "payload": { "text": "x".repeat(250_000) } })).await;
+    let told = begun.worker.told("c1").await;
+    assert_eq!(told["message"]["parts"][0]["value"].as_str().unwrap().len(), 250_000);
+    begun.worker.settle(&mut begun.job, "c1", "applied").await;
+    begun.end("completed").await;
     begun.all_agree().await;
 }
 
