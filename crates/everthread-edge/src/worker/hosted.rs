@@ -44,6 +44,8 @@ pub(super) struct Hosted {
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
+    /// The messages of steers are being read: later ones wait, to be told in their order.
+    pub is_reading_steers: bool,
     pub watch: u32,
 }
 
@@ -115,6 +117,7 @@ impl<S: Store> Connection<S> {
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -144,6 +147,7 @@ impl<S: Store> Connection<S> {
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -386,7 +390,7 @@ impl<S: Store> Connection<S> {
             Job::Written(done) => self.on_written(done),
             Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
             Job::Looked(number, result) => self.on_looked(number, result),
-            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Steers(held, steers) => self.on_steers(&held, steers),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
