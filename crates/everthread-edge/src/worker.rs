@@ -370,7 +370,10 @@ impl<S: Store> Connection<S> {
         let (edge, holder) = (self.edge.clone(), self.id.clone());
         let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
+            // Not less than a heartbeat: a newer connection of the worker must have had the time to show that it lives. If
+            // there is none, the keeper sees to leases that end meanwhile.
+            let pause = edge.config.leases.return_grace.min(left).max(edge.config.leases.heartbeat);
+            tokio::time::sleep(pause).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
                 Ok(false) => return forgotten(&edge, &me, runs).await,

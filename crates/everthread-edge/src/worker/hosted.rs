@@ -44,6 +44,8 @@ pub(super) struct Hosted {
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
+    /// The messages of steers are being read: later ones wait, to be told in their order.
+    pub is_reading_steers: bool,
     pub watch: u32,
 }
 
@@ -115,6 +117,7 @@ impl<S: Store> Connection<S> {
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -144,6 +147,7 @@ impl<S: Store> Connection<S> {
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -171,10 +175,13 @@ impl<S: Store> Connection<S> {
         number
     }
 
-    /// The run is no longer served here.
+    /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        for bytes in hosted.queue {
+            self.queued_bytes -= bytes.len();
+            self.error(crate::client::id_of(&bytes), not_held());
+        }
         if let Some(seat) = hosted.seat {
             seat.release();
         }
@@ -383,7 +390,7 @@ impl<S: Store> Connection<S> {
             Job::Written(done) => self.on_written(done),
             Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
             Job::Looked(number, result) => self.on_looked(number, result),
-            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Steers(held, steers) => self.on_steers(&held, steers),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -405,6 +412,11 @@ fn not_held() -> Fault {
 fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
     let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    if !matches!(frame, WorkerFrame::Append(_)) {
+        // The entries of an append are scanned by themselves; all else that is kept, here.
+        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
+        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
+    }
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
             if append.fence != hosted.fence {

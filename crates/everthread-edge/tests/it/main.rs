@@ -10,6 +10,8 @@ mod control;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_control;
+#[cfg(test)]
 mod interrupt;
 #[cfg(test)]
 mod lease;
