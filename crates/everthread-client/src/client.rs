@@ -269,7 +269,7 @@ impl Session {
                 let command = Command::Request { key: self.key, body: body.clone(), reply };
                 self.client.command(command).await?;
                 let error = match timeout(ANSWER_DEADLINE, answer).await {
-                    Ok(Ok(Err(error))) if error.is_retryable() => error,
+                    Ok(Ok(Err(error))) if error.is_retryable() && !error.is_verdict() => error,
                     Ok(Ok(result)) => return result,
                     Ok(Err(_)) => return Err(Error::Closed),
                     Err(_) => Error::Indeterminate,

@@ -98,7 +98,7 @@ impl Controls {
         let Some(at) = self.open.iter().position(|open| open.body.id.as_str() == id) else {
             return Some(error);
         };
-        if error.is_retryable() {
+        if error.is_retryable() && !error.is_verdict() {
             let wait = if let Error::Refused { after_ms: Some(ms), .. } = error {
                 Duration::from_millis(ms).clamp(RETRY, ASK_AGAIN)
             } else {

@@ -42,6 +42,11 @@ impl Error {
             Error::Socket(_) | Error::Closed | Error::Unreadable(_) => false,
         }
     }
+
+    /// Whether it says how the session is, for the caller to decide about, rather than that something is in the way.
+    pub(crate) fn is_verdict(&self) -> bool {
+        matches!(self, Error::Refused { code: Code::Busy | Code::Held, .. })
+    }
 }
 
 impl From<ErrorBody> for Error {

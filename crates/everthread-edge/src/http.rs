@@ -1,11 +1,10 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
 mod control;
+mod read;
 
 use crate::auth::Identity;
 use crate::put::{self, Intent, PutDone};
-use crate::reader::{PAGE_BYTES, fault_of};
-use crate::tail::{is_valid, since_of};
 use crate::{Edge, client, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
@@ -16,9 +15,9 @@ use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
-use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_ENTRIES_MAX, PAGE_SESSIONS_MAX};
+use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
-    AgentName, Code, Cursor, Fault, MessageId, Millis, RequestId, Seq, SessionId, SessionKey, scan,
+    AgentName, Code, Cursor, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
 };
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
@@ -63,8 +62,10 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
-        .route("/v1/sessions/{session}/entries", get(entries::<S>).post(write_entries::<S>))
-        .route("/v1/sessions/{session}/state", get(state::<S>))
+        .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
+        .route("/v1/sessions/{session}/state", get(read::state::<S>))
+        .route("/v1/sessions/{session}/messages", get(read::messages::<S>))
+        .route("/v1/sessions/{session}/export", get(read::export::<S>))
         .route("/v1/sessions/{session}/follow", get(sse::follow::<S>))
         .fallback(|| async { Failed(Fault::new(Code::NotFound, "there is nothing at this address")) })
         .method_not_allowed_fallback(|| async {
@@ -344,47 +345,6 @@ async fn write_entries<S: Store>(
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntriesQuery {
-    after: Option<String>,
-    limit: Option<usize>,
-}
-
-async fn entries<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
-    let (_, key) = enter(&edge, request.headers(), &session)?;
-    let asked: EntriesQuery = query(&request)?;
-    let limit = asked.limit.unwrap_or(1000);
-    if !(1..=PAGE_ENTRIES_MAX).contains(&limit) {
-        return Err(Fault::bad_request(format!("limit is 1 to {PAGE_ENTRIES_MAX}")).into());
-    }
-    let after = read_after(asked.after.as_deref())?;
-    let from = after.map_or(Seq::ZERO, |cursor| cursor.seq);
-    let page = edge.reader.page(&key, from, PAGE_BYTES).await.map_err(|e| fault_of(&key, &e))?;
-    if after.is_some_and(|cursor| !is_valid(&page.epochs, page.head.seq, cursor)) {
-        let message = "the cursor is not of this log any more: read the state and go on from its cursor";
-        return Err(Fault::new(Code::BadCursor, message).into());
-    }
-    let mut out = String::from("{\"records\":[");
-    let mut cursor = after.unwrap_or(Cursor { epoch: page.head.epoch, seq: Seq::ZERO });
-    let mut taken = 0;
-    for record in &page.records {
-        if taken > 0 && taken + record.to.0 - record.from.0 + 1 > limit as u64 {
-            break;
-        }
-        taken += record.to.0 - record.from.0 + 1;
-        let suffix = record.frame_suffix(since_of(&page.epochs, record));
-        // The suffix of a frame begins with a comma.
-        let object = String::from_utf8_lossy(&suffix[1..]);
-        out.push_str(if cursor.seq == from && out.ends_with('[') { "{" } else { ",{" });
-        out.push_str(&object);
-        cursor = Cursor { epoch: record.epoch, seq: record.to };
-    }
-    let live = cursor.seq >= page.head.seq;
-    out.push_str(&format!("],\"cursor\":\"{cursor}\",\"live\":{live}}}"));
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], out).into_response())
-}
-
 /// A cursor of a query: absent and `0` mean the start.
 pub(crate) fn read_after(text: Option<&str>) -> Result<Option<Cursor>, Fault> {
     match text {
@@ -394,12 +354,6 @@ pub(crate) fn read_after(text: Option<&str>) -> Result<Option<Cursor>, Fault> {
             .map(Some)
             .map_err(|_| Fault::new(Code::BadCursor, "after is a cursor, \"<epoch>.<seq>\", or 0")),
     }
-}
-
-async fn state<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
-    let (_, key) = enter(&edge, &headers, &session)?;
-    let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
-    Ok(json_response(StatusCode::OK, &view))
 }
 
 /// An empty body, for responses that stream.

@@ -56,14 +56,26 @@ impl<S: Store> Reader<S> {
 
     /// The session as it stands, with the page that brought its end.
     pub async fn view(&self, key: &SessionKey) -> Result<(View, Page), Error> {
+        self.view_until(key, None).await
+    }
+
+    /// The session as it stood at a seq, or shortly before: see [`View::apply_until`]. Without one, as it stands.
+    pub async fn view_at(&self, key: &SessionKey, at: Option<Seq>) -> Result<View, Error> {
+        Ok(self.view_until(key, at).await?.0)
+    }
+
+    async fn view_until(&self, key: &SessionKey, at: Option<Seq>) -> Result<(View, Page), Error> {
         let mut view = View::new();
+        let limit = at.unwrap_or(Seq(u64::MAX));
+        let mut read = Seq::ZERO;
         loop {
-            let page = self.page(key, view.seq(), PAGE_BYTES).await?;
+            let page = self.page(key, read, PAGE_BYTES).await?;
             for record in &page.records {
                 let since = crate::tail::since_of(&page.epochs, record);
-                view.apply(record, since).map_err(|e| Error::Corrupt(e.to_string()))?;
+                view.apply_until(record, since, limit).map_err(|e| Error::Corrupt(e.to_string()))?;
+                read = record.to;
             }
-            if view.seq() >= page.head.seq || page.records.is_empty() {
+            if read >= page.head.seq.min(limit) || page.records.is_empty() {
                 return Ok((view, page));
             }
         }

@@ -208,9 +208,10 @@ impl Run {
         }
     }
 
-    /// Where it stands among those that wait: the least comes first.
-    pub(crate) fn place(&self) -> (bool, u64) {
-        (!self.goes_first, self.number)
+    /// Where it stands among those that wait: the least comes first. One that was begun is gone on with before any other
+    /// begins, so that nothing gets in between its attempts, and whoever gives it back need wake nobody else.
+    pub(crate) fn place(&self) -> (bool, bool, u64) {
+        (self.attempts == 0, !self.goes_first, self.number)
     }
 
     /// Outcomes of what it asked for.

@@ -475,6 +475,19 @@ impl View {
         self.take(epoch, from, to, &record.parse_blocks()?)
     }
 
+    /// Applies what a record holds up to `limit`. Inside a merged append there is no exact state: then the view stands
+    /// before it, at a lower seq than was asked for.
+    pub fn apply_until(&mut self, record: &Record, since: Seq, limit: Seq) -> Result<Applied, Error> {
+        let Record { epoch, from, to, .. } = *record;
+        if to <= limit {
+            return self.apply(record, since);
+        }
+        if limit < from || self.place(epoch, since, from, to)? == Applied::Duplicate {
+            return Ok(Applied::Duplicate);
+        }
+        self.take_until(epoch, from, limit, &record.parse_blocks()?)
+    }
+
     /// Applies an `entries` frame.
     pub fn apply_blocks(&mut self, frame: &Entries<'_>) -> Result<Applied, Error> {
         if self.place(frame.epoch, frame.since, frame.from, frame.to)? == Applied::Duplicate {

@@ -36,6 +36,7 @@ enum Weather {
 pub struct Proxy {
     address: SocketAddr,
     weather: watch::Sender<Weather>,
+    upstream: watch::Sender<String>,
     /// The accepting task, which owns the connections' tasks.
     _tasks: JoinSet<()>,
 }
@@ -46,14 +47,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (weather, seen) = watch::channel(Weather::Open(None));
+        let (upstream, target) = watch::channel(upstream.into());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, upstream.into(), seen));
-        Ok(Self { address, weather, _tasks: tasks })
+        tasks.spawn(accept(listener, target, seen));
+        Ok(Self { address, weather, upstream, _tasks: tasks })
     }
 
     /// Where clients connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Sends new connections elsewhere, as a load balancer does when a node is gone.
+    pub fn redirect(&self, upstream: impl Into<String>) {
+        self.upstream.send_replace(upstream.into());
     }
 
     /// Drops every connection and refuses new ones until [`Proxy::heal`].
@@ -77,13 +84,14 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: String, weather: watch::Receiver<Weather>) {
+async fn accept(listener: TcpListener, upstream: watch::Receiver<String>, weather: watch::Receiver<Weather>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         if *weather.borrow() == Weather::Cut {
             continue;
         }
-        connections.spawn(serve(client, upstream.clone(), weather.clone()));
+        let upstream = upstream.borrow().clone();
+        connections.spawn(serve(client, upstream, weather.clone()));
         while connections.try_join_next().is_some() {}
     }
 }

@@ -213,6 +213,7 @@ impl DemoModel {
             max_tokens: 1024,
             first_token_ms: 120_000,
             idle_ms: 60_000,
+            tools: None,
         }
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! They are ordinary workers: they connect to the node's own address and use the public library.
 
+mod deletion;
 mod guide;
 mod orchestra;
 
-use everthread_worker::{CancellationToken, Error, Part, Worker, WorkerError};
+use everthread_worker::{AgentOptions, CancellationToken, Error, Part, Worker, WorkerError};
 use std::time::Duration;
 
 /// Runs of each agent at once.
@@ -17,7 +18,7 @@ pub const AGENTS: &[&str] = &["guide", "orchestra"];
 /// Serves the demo agents until `stop`.
 pub async fn run(url: String, token: String, stop: CancellationToken) -> Result<(), WorkerError> {
     let mut builder = Worker::builder(url, token)
-        .agent("guide", CAPACITY, guide::run)
+        .agent_with("guide", CAPACITY, AgentOptions::new().steerable(), guide::run)
         .agent("orchestra", CAPACITY, orchestra::run)
         .drain_deadline(Duration::from_millis(500));
     for (name, role) in orchestra::MEMBERS {

@@ -1,18 +1,27 @@
 //! `everthread worker openai`: serves an agent with any OpenAI-compatible Chat Completions endpoint, streaming.
 
+mod conversation;
 mod sse;
+mod tools;
+mod turn;
 mod upstream;
 
 use clap::Args;
-use everthread_worker::{CancellationToken, Failure, PastMessage, Role, Run, Worker};
-use serde_json::{Value, json};
-use sse::Event;
+use conversation::Said;
+use everthread_worker::{AgentOptions, CancellationToken, Failure, PartKind, Role, Run, Worker};
+use serde_json::Value;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use upstream::{Delta, Upstream};
+use tools::Tools;
+pub use tools::digest;
+use turn::Turn;
+use upstream::Upstream;
 
 /// Characters of earlier messages that are sent along, newest first: about eight thousand tokens.
 const CONTEXT_CHARS_MAX: usize = 32_000;
+/// Answers with calls of tools in one run. A model that calls tools for ever comes to an end.
+const STEPS_MAX: usize = 16;
 
 /// Configuration of the worker.
 #[derive(Debug, Clone, Args)]
@@ -50,87 +59,95 @@ pub struct OpenAiArgs {
     /// How long it may be silent between two tokens, in milliseconds.
     #[arg(long, env = "EVERTHREAD_IDLE_MS", default_value_t = 60_000)]
     pub idle_ms: u64,
+    /// File with the tools that the model may call: see docs/OPERATIONS.md.
+    #[arg(long, env = "EVERTHREAD_TOOLS")]
+    pub tools: Option<PathBuf>,
+}
+
+/// What every run of the worker uses.
+struct Model {
+    upstream: Upstream,
+    tools: Tools,
+    /// The tools as the endpoint takes them.
+    declared: Option<Vec<Value>>,
+    system: Option<String>,
 }
 
 /// Works until `stop`.
 pub async fn run(args: OpenAiArgs, token: String, stop: CancellationToken) -> anyhow::Result<()> {
-    let upstream = Arc::new(Upstream::new(&args)?);
-    let args = Arc::new(args);
+    let upstream = Upstream::new(&args)?;
+    let tools = Tools::new(args.tools.as_deref())?;
+    let (declared, system) = (tools.declared(), args.system.clone());
+    let model = Arc::new(Model { upstream, tools, declared, system });
     tracing::info!(url = args.url, agent = args.agent, model = args.model, "worker: connecting");
-    let agent = args.agent.clone();
-    let (url, capacity) = (args.url.clone(), args.capacity);
     let answer_run = move |run: Run| {
-        let (upstream, args) = (upstream.clone(), args.clone());
+        let model = model.clone();
         async move {
             // A cancel drops the request, which closes the connection to the endpoint: it stops generating.
-            let token = run.cancel_token();
-            token.run_until_cancelled(answer(&run, &upstream, &args)).await.unwrap_or(Ok(()))
+            run.unless_stopped(answer(&run, &model)).await
         }
     };
-    Worker::builder(url, token).agent(&agent, capacity, answer_run).connect()?.run(stop).await?;
+    let options = AgentOptions::new().steerable().retry_lost();
+    let worker = Worker::builder(args.url, token).agent_with(&args.agent, args.capacity, options, answer_run);
+    worker.connect()?.run(stop).await?;
     Ok(())
 }
 
-async fn answer(run: &Run, upstream: &Upstream, args: &OpenAiArgs) -> Result<(), Failure> {
-    let messages = conversation(run.messages(), args.system.as_deref());
-    let mut answer = upstream.ask(&messages).await?;
-    let mut message = run.message(Role::Assistant).await?;
-    let (mut text, mut reasoning) = (None, None);
+async fn answer(run: &Run, model: &Model) -> Result<(), Failure> {
+    let mut said: Vec<Said> = run.messages().iter().map(|message| Said::past(message, run)).collect();
+    if let Some((at, turn)) = left_over(run, &mut said).await? {
+        said[at] = turn.carry_out(run, &model.tools).await?;
+    }
     loop {
-        let delta = match answer.next().await? {
-            Event::Delta(delta) => delta,
-            Event::Done => break,
-        };
-        let Delta { content, reasoning: thought } = delta;
-        if let Some(thought) = thought {
-            if reasoning.is_none() {
-                reasoning = Some(message.reasoning().await?);
-            }
-            if let Some(part) = &mut reasoning {
-                part.append(&thought).await?;
-            }
+        while let Some(steer) = run.try_steer() {
+            said.push(Said::text(Role::User, steer.consume()?.text()));
         }
-        if let Some(content) = content {
-            if let Some(part) = reasoning.take() {
-                part.end().await?;
-            }
-            if text.is_none() {
-                text = Some(message.text().await?);
-            }
-            if let Some(part) = &mut text {
-                part.append(&content).await?;
-            }
+        // An answer that calls no tool, and after which nobody said more, is the last one.
+        if said.last().is_some_and(|last| last.is_own && last.calls.is_empty()) {
+            return Ok(());
+        }
+        if said.iter().filter(|said| said.is_own && !said.calls.is_empty()).count() >= STEPS_MAX {
+            return Err(Failure::new(
+                "too_many_steps",
+                format!("the model has called tools {STEPS_MAX} times and has no answer"),
+            ));
+        }
+        // A later attempt comes back to here if the answer was not whole.
+        run.step("model").await?;
+        let messages = conversation::render(&said, model.system.as_deref());
+        let mut turn = Turn::default();
+        let writing = async {
+            let answer = model.upstream.ask(&messages, model.declared.as_deref()).await?;
+            turn.write(run, answer).await
+        };
+        let is_whole = tokio::select! {
+            result = writing => result.map(|()| true)?,
+            // As with a cancel, but the run goes on.
+            () = run.steered_now() => false,
+        };
+        if is_whole {
+            said.push(turn.carry_out(run, &model.tools).await?);
+        } else {
+            said.extend(turn.give_up().await?);
         }
     }
-    message.complete().await?;
-    Ok(())
 }
 
-/// The conversation as the endpoint takes it: plain texts, as many of the last ones as fit, in order.
-fn conversation(messages: &[PastMessage], system: Option<&str>) -> Vec<Value> {
-    let mut out = Vec::new();
-    let mut chars = 0;
-    for message in messages.iter().rev() {
-        let text = message.text();
-        if text.is_empty() {
-            continue;
-        }
-        chars += text.chars().count();
-        if chars > CONTEXT_CHARS_MAX && !out.is_empty() {
-            break;
-        }
-        let role = match message.role {
-            Role::Assistant => "assistant",
-            Role::System => "system",
-            Role::User | Role::Tool | Role::Operator => "user",
-        };
-        out.push(json!({ "role": role, "content": text }));
+/// What an earlier attempt of this run left: an answer that is whole is carried out, at its place in the conversation; one
+/// that is not is taken back, and asked for again.
+async fn left_over(run: &Run, said: &mut Vec<Said>) -> Result<Option<(usize, Turn)>, Failure> {
+    let Some(at) = said.iter().rposition(|said| said.is_own) else { return Ok(None) };
+    let past = &run.messages()[at];
+    if !past.is_open() {
+        return Ok(None);
     }
-    if let Some(system) = system {
-        out.push(json!({ "role": "system", "content": system }));
+    let has_calls = conversation::of_kind(past, PartKind::ToolCall).next().is_some();
+    if let Some(turn) = Turn::again(run, past).filter(|_| has_calls) {
+        return Ok(Some((at, turn)));
     }
-    out.reverse();
-    out
+    run.step_reset().await?;
+    said.remove(at);
+    Ok(None)
 }
 
 /// Deadlines of an answer.
@@ -140,26 +157,4 @@ pub(crate) struct Deadlines {
     pub first: Duration,
     /// Between two tokens.
     pub idle: Duration,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(role: &str, text: &str) -> PastMessage {
-        let parts = json!([{ "part": "1", "kind": "text", "value": text }]);
-        serde_json::from_value(json!({ "message": "m", "role": role, "parts": parts })).unwrap()
-    }
-
-    #[test]
-    fn the_conversation_is_in_order_and_bounded_from_its_old_end() {
-        let long = "x".repeat(CONTEXT_CHARS_MAX - 10);
-        let messages = [message("user", "old"), message("assistant", &long), message("user", "new")];
-        let sent = conversation(&messages, Some("be kind"));
-        let roles: Vec<_> = sent.iter().map(|m| m["role"].as_str().unwrap()).collect();
-        assert_eq!(roles, ["system", "user", "assistant", "user"]);
-        let longer = "x".repeat(CONTEXT_CHARS_MAX);
-        let sent = conversation(&[message("user", &longer), message("user", "new")], None);
-        assert_eq!(sent, [json!({ "role": "user", "content": "new" })]);
-    }
 }

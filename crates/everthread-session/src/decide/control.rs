@@ -291,29 +291,34 @@ impl Draft<'_> {
                 _ => self.refuse(control, reason, Some(run)),
             }
         } else {
-            self.apply(run, control, kind);
+            self.apply(run, control);
         }
         Ok(())
     }
 
     /// What a control asks of its run is done.
-    fn apply(&mut self, run: &RunId, control: &ControlId, kind: ControlKind) {
+    fn apply(&mut self, run: &RunId, id: &ControlId) {
+        let Some(control) = self.state().controls.get(id).filter(|control| control.is_pending()) else {
+            return;
+        };
+        let (kind, message) = (control.kind, control.message.clone());
         match kind {
-            ControlKind::Steer => self.take_in(run, control),
+            ControlKind::Steer => self.take_in(run, id),
             ControlKind::Pause => self.set_paused(run, true),
             ControlKind::Resume => self.set_paused(run, false),
             ControlKind::Cancel | ControlKind::Interrupt | ControlKind::Answer => return,
         }
-        self.settle(control, ControlOutcome::Applied, None, Some(run));
+        self.settle(id, ControlOutcome::Applied, None, Some(run));
+        if let Some(message) = message {
+            self.settle_waiting_cancels(&message, run);
+        }
     }
 
     /// The run has no worker any more: what waits for one is done at once, for the next to find.
     pub(super) fn settle_without_worker(&mut self, run: &RunId) {
         let waiting = self.state().controls_of(run).into_iter();
-        let waiting: Vec<_> = waiting.map(|(id, control, _)| (id.clone(), control.kind)).collect();
-        for (control, kind) in waiting {
-            self.apply(run, &control, kind);
-        }
+        let waiting: Vec<ControlId> = waiting.map(|(id, ..)| id.clone()).collect();
+        waiting.iter().for_each(|control| self.apply(run, control));
     }
 
     /// The run has ended: so have the controls that were about it.
@@ -352,15 +357,22 @@ impl Draft<'_> {
         self.state().pending_controls().filter(move |(_, control, _)| waits(control)).map(|(id, ..)| id)
     }
 
-    /// An input has arrived that somebody cancelled before: its run ends in the block that requests it.
+    /// A message has become input of a run: cancels that waited for it mean that run from here on. One that no worker
+    /// holds ends in the same block.
     pub(super) fn settle_waiting_cancels(&mut self, message: &MessageId, run: &RunId) {
         let waiting: Vec<ControlId> = self.waiting_cancels(message).cloned().collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let grace_ends = self.context.now.plus(self.context.cancel_grace_ms);
         for control in &waiting {
-            if let Some(control) = self.state().controls.get_mut(control) {
-                control.runs.push(run.clone());
+            let Some(control) = self.state().controls.get_mut(control) else { continue };
+            control.runs.push(run.clone());
+            if let ControlStage::Pending { expires } = &mut control.stage {
+                *expires = grace_ends.min(*expires);
             }
         }
-        if !waiting.is_empty() {
+        if !matches!(self.status_of(Some(run)), Some(RunStatus::Active { .. })) {
             self.end_run(run, Outcome::Cancelled, Ending::because("cancel"));
         }
     }

@@ -35,6 +35,38 @@ impl View {
         Ok(Applied::Yes)
     }
 
+    /// Applies the entries up to `limit` of a record that goes on behind it.
+    pub(super) fn take_until(
+        &mut self,
+        epoch: Epoch,
+        from: Seq,
+        limit: Seq,
+        blocks: &[Block<'_>],
+    ) -> Result<Applied, Error> {
+        let mut entries = Vec::new();
+        for block in blocks {
+            entries.extend(numbered(block, from)?.into_iter().map(|entry| (block, entry)));
+        }
+        let mut cut = limit;
+        while let Some(first) = entries
+            .iter()
+            .map(|(_, entry)| entry)
+            .find_map(|(first, last, _)| (*first <= cut && cut < *last).then_some(*first))
+        {
+            cut = Seq(first.0 - 1);
+        }
+        if cut <= self.seq {
+            return Ok(Applied::Duplicate);
+        }
+        for (block, (first, last, raw)) in entries {
+            if last > self.seq && last <= cut {
+                self.entry(block, first, last, Entry::read(raw.get()))?;
+            }
+        }
+        (self.epoch, self.seq) = (epoch, cut);
+        Ok(Applied::Yes)
+    }
+
     fn entry(&mut self, block: &Block<'_>, seq: Seq, last: Seq, entry: Entry) -> Result<(), Error> {
         let run = block.run.as_ref();
         match entry {

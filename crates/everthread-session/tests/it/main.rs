@@ -5,6 +5,7 @@
 mod decide_table;
 mod decide_walk;
 mod law;
+mod ledger;
 mod log;
 mod paging;
 mod vectors;

@@ -1,7 +1,7 @@
-//! The guide: explains what the reader is looking at, and what to try next.
+//! The guide: explains what the reader is looking at, and what to try next. It can be steered while it talks.
 
-use super::type_out;
-use everthread_worker::{Error, Role, Run};
+use super::{deletion, tokens, type_out};
+use everthread_worker::{Error, Message, MessageStatus, Part, Role, Run, Steer};
 use serde_json::json;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ const TOPICS: &[(&[&str], &str)] = &[
     (&["kill", "crash", "restart", "durab", "lost", "lose"], CRASH),
     (&["cursor", "seq", "epoch", "position"], CURSOR),
     (&["stop", "cancel", "interrupt"], STOP),
+    (&["steer", "pause", "approv", "control"], STEER),
 ];
 
 const WELCOME: &str = "\
@@ -30,8 +31,10 @@ That has pleasant consequences, and you can try each of them while I am still wr
 - **Kill the server** with `kill -9` and start it again. What was acknowledged is there; my run, which dies with the \
 process, ends as `lost` instead of “generating…” for ever.
 - **Press Stop.** Closing a tab never stops an answer. Stop always does.
+- **Write while I write.** I take it in and change direction, in the same run.
+- **Ask me to delete something.** I have a tool for that, and it asks you first.
 
-Ask me about *resuming*, *crashes*, *cursors*, *stopping*, or *how to connect your own agent*. Or pick the agent \
+Ask me about *resuming*, *crashes*, *cursors*, *stopping*, *steering*, or *how to connect your own agent*. Or pick the agent \
 `orchestra`: it starts three sub-agents that all write to this session themselves, side by side.";
 
 const RESUME: &str = "\
@@ -84,6 +87,20 @@ the next run.
 
 Press **Stop** now, if you like: I will not mind.";
 
+const STEER: &str = "\
+Everything you can do to an answer while it is being written is a **control**: a request in the log with exactly one outcome, \
+which everybody sees, from whichever device it came.
+
+- **Steer**: say more. It reaches the run at work, at its next step or, if you are in a hurry, in the middle of a word. If the \
+run ends before it has read it, your words become the input of the next run. They are never lost.
+- **Pause** and **resume**: the run stands still where it is and keeps its place.
+- **Interrupt**: stop and begin anew with these words, as one step: nothing slips in between.
+- **Approve**: a run that wants to do something dangerous asks. It gives its worker back and waits, for a day if need be; \
+the first answer wins, and whoever was second is told who was first. Ask me to *delete* something and you will see.
+- **Take over**: the agents stop, and you answer yourself until you hand back.
+
+Try it now: write *what is a cursor?* while I am still talking.";
+
 const WORKER: &str = "\
 An agent is a process that says which role it serves, gets runs, and writes entries. In Rust it is this:
 
@@ -110,17 +127,40 @@ documented in `docs/PROTOCOL.md`, if you would rather write it yourself.";
 
 /// The agent.
 pub async fn run(run: Run) -> Result<(), Error> {
-    let token = run.cancel_token();
     // Dropping the future at any await is fine: what was appended was counted.
-    token.run_until_cancelled(explain(&run)).await.unwrap_or(Ok(()))
+    run.unless_stopped(explain(&run)).await
 }
 
 async fn explain(run: &Run) -> Result<(), Error> {
-    let question = run.input_text();
+    if let Some(asked) = deletion::asked_before(run) {
+        return deletion::go_on(run, asked).await;
+    }
+    let mut question = run.input_text();
     let mut message = run.message(Role::Assistant).await?;
+    look_at_the_session(run, &mut message, &question).await?;
+    let mut opening = None;
+    loop {
+        if deletion::is_wanted(&question) {
+            return deletion::ask(run, message).await;
+        }
+        let mut text = message.text().await?;
+        if let Some(opening) = opening.take() {
+            type_out(&mut text, opening, PAUSE).await?;
+        }
+        let Some(steer) = tell(run, &mut text, answer(&question)).await? else {
+            text.end().await?;
+            return message.complete().await;
+        };
+        question = steer.consume()?.text();
+        message.end(MessageStatus::Partial, None).await?;
+        message = run.message(Role::Assistant).await?;
+        opening = Some("Understood, I leave that and turn to what you say.\n\n");
+    }
+}
 
+async fn look_at_the_session(run: &Run, message: &mut Message, question: &str) -> Result<(), Error> {
     let mut reasoning = message.reasoning().await?;
-    let thought = format!("The reader writes “{}”. I look at the session first.", shortened(&question));
+    let thought = format!("The reader writes “{}”. I look at the session first.", shortened(question));
     type_out(&mut reasoning, &thought, PAUSE).await?;
     reasoning.end().await?;
 
@@ -131,12 +171,27 @@ async fn explain(run: &Run) -> Result<(), Error> {
     output
         .set(json!({ "messages_before": run.messages().len(), "attempt": run.attempt(), "run": run.id() }))
         .await?;
-    output.end().await?;
+    output.end().await
+}
 
-    let mut text = message.text().await?;
-    type_out(&mut text, answer(&question), PAUSE).await?;
-    text.end().await?;
-    message.complete().await
+/// Writes a text until somebody steers: in the middle of a word if that is urgent, else at the end of a paragraph.
+async fn tell(run: &Run, text: &mut Part, answer: &str) -> Result<Option<Steer>, Error> {
+    for paragraph in answer.split_inclusive("\n\n") {
+        for token in tokens(paragraph) {
+            text.append(token).await?;
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = run.steered_now() => {
+                    text.append(" …").await?;
+                    break;
+                }
+            }
+        }
+        if let Some(steer) = run.try_steer() {
+            return Ok(Some(steer));
+        }
+    }
+    Ok(None)
 }
 
 fn answer(question: &str) -> &'static str {
@@ -168,6 +223,7 @@ mod tests {
         assert_eq!(answer("What happens when I CUT the connection?"), RESUME);
         assert_eq!(answer("What is a cursor?"), CURSOR);
         assert_eq!(answer("How do I connect my own agent?"), WORKER);
+        assert_eq!(answer("Can I steer you?"), STEER);
         assert_eq!(answer("hi"), WELCOME);
     }
 }

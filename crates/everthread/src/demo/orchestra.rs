@@ -42,8 +42,7 @@ const PAUSE: Duration = Duration::from_millis(24);
 
 /// The orchestrator.
 pub async fn run(run: Run) -> Result<(), Failure> {
-    let token = run.cancel_token();
-    token.run_until_cancelled(conduct(&run)).await.unwrap_or(Ok(()))
+    run.unless_stopped(conduct(&run)).await
 }
 
 async fn conduct(run: &Run) -> Result<(), Failure> {
@@ -83,8 +82,7 @@ async fn conduct(run: &Run) -> Result<(), Failure> {
 
 /// A sub-agent.
 pub async fn member(run: Run, member: &'static Member) -> Result<(), Error> {
-    let token = run.cancel_token();
-    token.run_until_cancelled(play(&run, member)).await.unwrap_or(Ok(()))
+    run.unless_stopped(play(&run, member)).await
 }
 
 async fn play(run: &Run, member: &Member) -> Result<(), Error> {

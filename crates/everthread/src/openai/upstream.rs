@@ -1,4 +1,4 @@
-//! The endpoint: one request per run, read as it comes, with every failure typed.
+//! The endpoint: one request per answer, read as it comes, with every failure typed.
 //!
 //! An answer is whole only with a `finish_reason` and `[DONE]`. Endpoints are known to end a stream cleanly without either when
 //! they refuse a prompt, and to send `[DONE]` alone when they broke off.
@@ -29,12 +29,39 @@ pub struct Upstream {
 }
 
 /// More of an answer.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {
     /// For people.
     pub content: Option<String>,
     /// The model's reasoning.
     pub reasoning: Option<String>,
+    /// Calls of tools.
+    pub calls: Vec<CallDelta>,
+}
+
+/// More of a call of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct CallDelta {
+    /// Which of the answer's calls.
+    #[serde(default)]
+    pub index: usize,
+    /// Its id, once.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Name and arguments.
+    #[serde(default)]
+    pub function: FunctionDelta,
+}
+
+/// Name of a tool, and more of its arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct FunctionDelta {
+    /// Once.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// JSON as text, in pieces.
+    #[serde(default)]
+    pub arguments: Option<String>,
 }
 
 impl Upstream {
@@ -56,9 +83,12 @@ impl Upstream {
         Ok(Upstream { client, url, model, api_key, max_tokens, deadlines })
     }
 
-    /// Sends the conversation. Dropping the answer ends the request.
-    pub async fn ask(&self, messages: &[Value]) -> Result<Answer, Failure> {
-        let body = json!({ "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens });
+    /// Sends the conversation and what tools there are. Dropping the answer ends the request.
+    pub async fn ask(&self, messages: &[Value], tools: Option<&[Value]>) -> Result<Answer, Failure> {
+        let mut body = json!({ "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens });
+        if let Some(tools) = tools {
+            body["tools"] = tools.into();
+        }
         let mut request = self.client.post(&self.url).json(&body);
         if let Some(key) = &self.api_key {
             request = request.bearer_auth(key);
@@ -113,6 +143,8 @@ struct ChunkDelta {
     content: Option<String>,
     #[serde(default, alias = "reasoning")]
     reasoning_content: Option<String>,
+    #[serde(default)]
+    tool_calls: Option<Vec<CallDelta>>,
 }
 
 impl Answer {
@@ -166,8 +198,9 @@ impl Answer {
             self.finished = choice.finish_reason;
         }
         let some = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let delta =
-            Delta { content: some(choice.delta.content), reasoning: some(choice.delta.reasoning_content) };
+        let ChunkDelta { content, reasoning_content, tool_calls } = choice.delta;
+        let calls = tool_calls.unwrap_or_default();
+        let delta = Delta { content: some(content), reasoning: some(reasoning_content), calls };
         if delta == Delta::default() {
             return Ok(None);
         }

@@ -1,9 +1,21 @@
 //! The binary as its users run it: real processes, real signals.
 
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod control;
+#[cfg(test)]
+mod crew;
+#[cfg(test)]
+mod death;
+#[cfg(test)]
 mod follower;
+#[cfg(test)]
+mod history;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]

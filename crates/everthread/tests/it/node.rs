@@ -12,6 +12,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Node {
     process: Child,
+    is_alive: bool,
     pub url: String,
     pub admin: String,
     log: PathBuf,
@@ -35,7 +36,7 @@ impl Node {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let mut node = Node { process, url: String::new(), admin: String::new(), log };
+        let mut node = Node { process, is_alive: true, url: String::new(), admin: String::new(), log };
         let started = Instant::now();
         while node.url.is_empty() || node.admin.is_empty() {
             let text = node.log();
@@ -61,7 +62,12 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    pub fn is_alive(&self) -> bool {
+        self.is_alive
+    }
+
     pub fn kill9(&mut self) {
+        self.is_alive = false;
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
@@ -99,6 +105,34 @@ impl Node {
         body
     }
 
+    /// Posts as somebody; none if the node is not there or cannot now.
+    pub async fn post_as(&self, subject: &str, path: &str, body: Value) -> Option<Value> {
+        let request = http().post(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let request = request.header("Everthread-Subject", subject).body(body.to_string());
+        let answer = request.timeout(PATIENCE).send().await.ok()?;
+        let status = answer.status();
+        let body: Value = answer.json().await.ok()?;
+        assert!(status.is_success() || body["error"]["retryable"] == true, "{path}: {status} {body}");
+        status.is_success().then_some(body)
+    }
+
+    /// Asks something of a run and waits for its outcome for so long; the receipt.
+    pub async fn control(&self, session: &str, body: Value, wait_ms: u32) -> Value {
+        self.post(&format!("/v1/sessions/{session}/control?wait_ms={wait_ms}"), body).await
+    }
+
+    /// Puts input; what came of it.
+    pub async fn input(&self, session: &str, body: Value) -> Value {
+        self.post(&format!("/v1/sessions/{session}/input"), body).await
+    }
+
+    /// A counter, over all of its labels that contain `label`.
+    pub async fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
     pub async fn get(&self, path: &str) -> Value {
         let request = http().get(format!("{}{path}", self.url)).bearer_auth(TOKEN);
         request.send().await.unwrap().json().await.unwrap()
@@ -111,23 +145,30 @@ impl Node {
         asked["run"].as_str().unwrap().to_owned()
     }
 
-    /// Every entry of a session with its seq, read page by page. Panics if a seq is missing or doubled.
-    pub async fn entries(&self, session: &str) -> Vec<Value> {
-        let (mut out, mut after) = (Vec::new(), "0".to_owned());
+    /// Every record of a session, read page by page. Panics if a seq is missing or doubled.
+    pub async fn records(&self, session: &str) -> Vec<Value> {
+        let (mut out, mut after, mut seq) = (Vec::new(), "0".to_owned(), 0);
         loop {
             let page = self.get(&format!("/v1/sessions/{session}/entries?limit=5000&after={after}")).await;
             for record in page["records"].as_array().unwrap_or_else(|| panic!("{page}")) {
-                assert_eq!(record["from"], out.len() + 1, "a gap or an overlap");
-                for block in record["blocks"].as_array().unwrap() {
-                    out.extend(block["entries"].as_array().unwrap().iter().cloned());
-                }
-                assert_eq!(record["to"], out.len());
+                assert_eq!(record["from"], seq + 1, "a gap or an overlap");
+                let entries = |block: &Value| block["entries"].as_array().unwrap().len();
+                seq += record["blocks"].as_array().unwrap().iter().map(entries).sum::<usize>();
+                assert_eq!(record["to"], seq);
+                out.push(record.clone());
             }
             after = page["cursor"].as_str().unwrap().to_owned();
             if page["live"] == true {
                 return out;
             }
         }
+    }
+
+    /// Every entry of a session, in order.
+    pub async fn entries(&self, session: &str) -> Vec<Value> {
+        let records = self.records(session).await;
+        let blocks = records.iter().flat_map(|record| record["blocks"].as_array().unwrap());
+        blocks.flat_map(|block| block["entries"].as_array().unwrap()).cloned().collect()
     }
 
     pub async fn run_status(&self, session: &str, run: &str) -> (String, String) {

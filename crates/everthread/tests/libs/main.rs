@@ -2,19 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod live;
+mod model;
 mod node;
+mod stage;
 
-use everthread_client::{Client, Event, Follow, From};
+use everthread_client::{Client, From};
 use everthread_protocol::entry::{Outcome, PartKind, PutPart, Target};
-use everthread_session::view::{Run as RunView, RunStatus, View};
-use everthread_worker::{CancellationToken, Cause, Error, Role, Run, Worker};
+use everthread_worker::{Builder, CancellationToken, Cause, Error, Role, Run, Worker};
 use node::{Node, TOKEN};
+use stage::{DEADLINE, Stage, answer, ended, until};
 use std::time::Duration;
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 
-/// For anything that should happen; a test that reaches it has failed.
-const DEADLINE: Duration = Duration::from_secs(40);
 /// Pieces of the long answer.
 const PIECES: usize = 300;
 
@@ -56,68 +56,19 @@ async fn parent(run: Run) -> Result<(), Error> {
     message.text().await?.append(&format!("child: {outcome:?}")).await
 }
 
-/// A worker in this process, and a client that follows a fresh session.
-struct Stage {
-    tasks: TaskTracker,
-    stop: CancellationToken,
-    client: Client,
-}
-
-impl Stage {
-    fn new(node: &Node) -> Stage {
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let worker = Worker::builder(node.url(), TOKEN)
-            .agent("long", 4, long)
-            .agent("endless", 4, endless)
-            .agent("broken", 4, broken)
-            .agent("parent", 4, parent)
-            .drain_deadline(Duration::from_millis(100))
-            .connect()
-            .unwrap();
-        tasks.spawn(worker.run(stop.clone()));
-        Stage { tasks, stop, client: Client::builder(node.url(), TOKEN).connect() }
-    }
-
-    async fn close(self) {
-        self.client.close().await;
-        self.stop.cancel();
-        self.tasks.close();
-        timeout(DEADLINE, self.tasks.wait()).await.unwrap();
-    }
-}
-
-/// Follows until the view is as wanted.
-async fn until<T>(follow: &mut Follow, mut wanted: impl FnMut(&View) -> Option<T>) -> T {
-    let following = async {
-        loop {
-            let event = follow.next().await.unwrap();
-            assert!(!matches!(event, Event::Gone(_) | Event::Reset(_)), "{event:?}");
-            if let Some(found) = wanted(follow.view().unwrap()) {
-                return found;
-            }
-        }
-    };
-    match timeout(DEADLINE, following).await {
-        Ok(found) => found,
-        Err(_) => panic!("not in time; the view is {:#?}", follow.view()),
-    }
-}
-
-fn ended(view: &View, agent: &str) -> Option<RunView> {
-    view.runs().iter().find(|run| run.agent.as_str() == agent && run.status == RunStatus::Ended).cloned()
-}
-
-fn answer(view: &View, agent: &str) -> String {
-    let of = |run: &everthread_protocol::RunId| view.run(run).is_some_and(|run| run.agent.as_str() == agent);
-    let message = view.messages().iter().find(|message| message.run.as_ref().is_some_and(of));
-    message.map_or_else(String::new, |m| m.parts[0].value.as_str().unwrap_or_default().to_owned())
+fn agents(worker: Builder) -> Builder {
+    worker
+        .agent("long", 4, long)
+        .agent("endless", 4, endless)
+        .agent("broken", 4, broken)
+        .agent("parent", 4, parent)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_killed_twice_costs_no_text_and_doubles_none() {
     let mut node = Node::start().await;
     let session = node.session("killed").await;
-    let stage = Stage::new(&node);
+    let stage = Stage::new(&node, agents);
     let mut follow = stage.client.follow(session, From::Start).await.unwrap();
     follow.session().input("go", Some("long")).await.unwrap();
     for pieces in [40, 150] {
@@ -143,7 +94,7 @@ async fn a_node_that_is_killed_twice_costs_no_text_and_doubles_none() {
 async fn a_cancel_ends_the_run_and_keeps_its_last_word() {
     let node = Node::start().await;
     let session = node.session("cancel").await;
-    let stage = Stage::new(&node);
+    let stage = Stage::new(&node, agents);
     let mut follow = stage.client.follow(session, From::Start).await.unwrap();
     let done = follow.session().input("go", Some("endless")).await.unwrap();
     until(&mut follow, |view| (answer(view, "endless") == "working").then_some(())).await;
@@ -160,7 +111,7 @@ async fn a_cancel_ends_the_run_and_keeps_its_last_word() {
 async fn a_panic_ends_the_run_as_failed_and_the_worker_goes_on() {
     let node = Node::start().await;
     let session = node.session("panic").await;
-    let stage = Stage::new(&node);
+    let stage = Stage::new(&node, agents);
     let mut follow = stage.client.follow(session, From::Start).await.unwrap();
     follow.session().input("go", Some("broken")).await.unwrap();
     let run = until(&mut follow, |view| ended(view, "broken")).await;
@@ -178,7 +129,7 @@ async fn a_panic_ends_the_run_as_failed_and_the_worker_goes_on() {
 async fn a_put_that_is_repeated_under_its_id_is_written_once() {
     let node = Node::start().await;
     let session = node.session("twice").await;
-    let stage = Stage::new(&node);
+    let stage = Stage::new(&node, agents);
     let mut follow = stage.client.follow(session, From::Start).await.unwrap();
     let id = stage.client.fresh_id();
     let entries =

@@ -1,0 +1,152 @@
+//! Routes that read a session: its state, its messages, its log, all of it.
+
+use super::{Answer, Named, enter, json_response, query, read_after};
+use crate::Edge;
+use crate::reader::{PAGE_BYTES, fault_of};
+use crate::tail::{is_valid, since_of};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use everthread_protocol::limits::{HISTORY_MESSAGES_MAX, PAGE_ENTRIES_MAX};
+use everthread_protocol::{Code, Cursor, Fault, Record, Seq, SessionKey};
+use everthread_store::{Page, Store};
+use futures_util::stream;
+use http::{StatusCode, header};
+use serde::Deserialize;
+use serde_json::json;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntriesQuery {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+pub(super) async fn entries<S: Store>(
+    State(edge): State<Edge<S>>,
+    Named(session): Named,
+    request: Request,
+) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let asked: EntriesQuery = query(&request)?;
+    let limit = asked.limit.unwrap_or(1000);
+    if !(1..=PAGE_ENTRIES_MAX).contains(&limit) {
+        return Err(Fault::bad_request(format!("limit is 1 to {PAGE_ENTRIES_MAX}")).into());
+    }
+    let after = read_after(asked.after.as_deref())?;
+    let from = after.map_or(Seq::ZERO, |cursor| cursor.seq);
+    let page = edge.reader.page(&key, from, PAGE_BYTES).await.map_err(|e| fault_of(&key, &e))?;
+    if after.is_some_and(|cursor| !is_valid(&page.epochs, page.head.seq, cursor)) {
+        let message = "the cursor is not of this log any more: read the state and go on from its cursor";
+        return Err(Fault::new(Code::BadCursor, message).into());
+    }
+    let mut out = String::from("{\"records\":[");
+    let mut cursor = after.unwrap_or(Cursor { epoch: page.head.epoch, seq: Seq::ZERO });
+    let mut taken = 0;
+    for record in &page.records {
+        if taken > 0 && taken + record.to.0 - record.from.0 + 1 > limit as u64 {
+            break;
+        }
+        taken += record.to.0 - record.from.0 + 1;
+        if !out.ends_with('[') {
+            out.push(',');
+        }
+        push_object(&mut out, record, &page.epochs);
+        cursor = Cursor { epoch: record.epoch, seq: record.to };
+    }
+    let live = cursor.seq >= page.head.seq;
+    out.push_str(&format!("],\"cursor\":\"{cursor}\",\"live\":{live}}}"));
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], out).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateQuery {
+    at: Option<Seq>,
+}
+
+pub(super) async fn state<S: Store>(
+    State(edge): State<Edge<S>>,
+    Named(session): Named,
+    request: Request,
+) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let StateQuery { at } = query(&request)?;
+    let view = edge.reader.view_at(&key, at).await.map_err(|e| fault_of(&key, &e))?;
+    Ok(json_response(StatusCode::OK, &view))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MessagesQuery {
+    before: Option<Seq>,
+    limit: Option<usize>,
+}
+
+/// A page of messages, as in a `history` frame.
+pub(super) async fn messages<S: Store>(
+    State(edge): State<Edge<S>>,
+    Named(session): Named,
+    request: Request,
+) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let MessagesQuery { before, limit } = query(&request)?;
+    let limit = limit.unwrap_or(50);
+    if !(1..=HISTORY_MESSAGES_MAX).contains(&limit) {
+        return Err(Fault::bad_request(format!("limit is 1 to {HISTORY_MESSAGES_MAX}")).into());
+    }
+    let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let (messages, more) = view.messages_before(before, limit);
+    Ok(json_response(StatusCode::OK, &json!({ "messages": messages, "more": more })))
+}
+
+/// The whole session as JSON Lines: what it is, then its records, page by page as the reader takes them.
+pub(super) async fn export<S: Store>(
+    State(edge): State<Edge<S>>,
+    Named(session): Named,
+    request: Request,
+) -> Answer {
+    let (_, key) = enter(&edge, request.headers(), &session)?;
+    let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
+    let epochs: Vec<_> =
+        loaded.epochs.iter().map(|(epoch, since)| json!({ "epoch": epoch, "since": since })).collect();
+    let head = json!({ "session": key.session, "meta": state.meta, "seq": loaded.head, "epochs": epochs });
+    let reading = Some((edge, key, Seq::ZERO, loaded.head));
+    let pages = stream::try_unfold(reading, |reading| async move {
+        let Some((edge, key, after, until)) = reading else { return Ok(None) };
+        if after >= until {
+            return Ok::<_, std::io::Error>(None);
+        }
+        let page =
+            page(&edge, &key, after).await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
+        // A log that has got shorter meanwhile ends here.
+        let Some(last) = page.records.last() else { return Ok(None) };
+        let next = Some((edge, key, last.to, until));
+        Ok(Some((lines(&page), next)))
+    });
+    let first = stream::iter([Ok(Bytes::from(format!("{head}\n")))]);
+    let body = Body::from_stream(futures_util::StreamExt::chain(first, pages));
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+async fn page<S: Store>(edge: &Edge<S>, key: &SessionKey, after: Seq) -> Result<Page, Fault> {
+    edge.reader.page(key, after, PAGE_BYTES).await.map_err(|error| fault_of(key, &error))
+}
+
+fn lines(page: &Page) -> Bytes {
+    let mut out = String::new();
+    for record in &page.records {
+        push_object(&mut out, record, &page.epochs);
+        out.push('\n');
+    }
+    Bytes::from(out)
+}
+
+/// A record as an object of its own.
+fn push_object(out: &mut String, record: &Record, epochs: &[(everthread_protocol::Epoch, Seq)]) {
+    let suffix = record.frame_suffix(since_of(epochs, record));
+    out.push('{');
+    // The suffix of a frame begins with a comma, and ends the frame.
+    out.push_str(&String::from_utf8_lossy(&suffix[1..]));
+}

@@ -1,0 +1,99 @@
+//! Reading a session over HTTP: as it is, as it was, page by page, and all of it.
+
+use crate::harness::history::History;
+use crate::harness::http::{create, input, state};
+use crate::harness::{Engine, Request, Worker, World};
+use serde_json::{Value, json};
+
+on_both_engines!(
+    the_state_at_a_seq_is_what_a_follower_held_there,
+    messages_come_backwards_in_pages_without_holes,
+    an_export_is_the_whole_log_line_by_line,
+    wrong_questions_are_told_apart,
+);
+
+async fn the_state_at_a_seq_is_what_a_follower_held_there<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    for round in 0..3 {
+        input(node.address, "s", &format!("Question {round}")).await;
+        worker.serve(&["some ", "words ", "more"]).await;
+    }
+    let page = Request::get("/v1/sessions/s/entries?after=0&limit=5000").send(node.address).await.with(200);
+    let mut history = History::new();
+    for record in page["records"].as_array().unwrap() {
+        history.apply(record);
+        let at = history.view.seq().0;
+        let then = Request::get(format!("/v1/sessions/s/state?at={at}")).send(node.address).await;
+        assert_eq!(then.text, history.text(), "at {at}");
+    }
+    let now = state(node.address, "s").await;
+    assert_eq!(history.text(), now);
+    let beyond = Request::get("/v1/sessions/s/state?at=999999").send(node.address).await;
+    assert_eq!(beyond.text, now, "there is nothing beyond the end");
+}
+
+async fn messages_come_backwards_in_pages_without_holes<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    for round in 0..5 {
+        input(node.address, "s", &format!("Question {round}")).await;
+        worker.serve(&["answer"]).await;
+    }
+    let all: Value = serde_json::from_str(&state(node.address, "s").await).unwrap();
+    let all = all["messages"].as_array().unwrap();
+    let mut read: Vec<Value> = Vec::new();
+    loop {
+        let before = read.first().map_or(String::new(), |first| format!("&before={}", first["seq"]));
+        let path = format!("/v1/sessions/s/messages?limit=3{before}");
+        let page = Request::get(path).send(node.address).await.with(200);
+        let messages = page["messages"].as_array().unwrap();
+        assert!(messages.len() <= 3);
+        read.splice(0..0, messages.iter().cloned());
+        if page["more"] == false {
+            break;
+        }
+    }
+    assert_eq!(&read, all);
+}
+
+async fn an_export_is_the_whole_log_line_by_line<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    let long = "x".repeat(100_000);
+    for _ in 0..12 {
+        input(node.address, "s", "More").await;
+        worker.serve(&[&long, "end"]).await;
+    }
+    let export = Request::get("/v1/sessions/s/export").send(node.address).await;
+    let mut lines = export.text.lines();
+    let head: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
+    assert_eq!((&head["session"], &head["meta"]["agent"]), (&json!("s"), &json!("guide")));
+    let mut history = History::new();
+    for line in lines {
+        history.apply(&serde_json::from_str(line).unwrap());
+    }
+    assert_eq!(history.view.seq().0, head["seq"].as_u64().unwrap());
+    assert_eq!(history.text(), state(node.address, "s").await);
+}
+
+async fn wrong_questions_are_told_apart<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    for path in ["state?at=x", "state?at=-1", "messages?limit=0", "messages?limit=201", "messages?color=1"] {
+        Request::get(format!("/v1/sessions/s/{path}")).send(node.address).await.is_error(400, "bad_request");
+    }
+    for path in ["state", "messages", "export"] {
+        Request::get(format!("/v1/sessions/none/{path}"))
+            .send(node.address)
+            .await
+            .is_error(404, "no_session");
+    }
+}
