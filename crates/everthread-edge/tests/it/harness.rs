@@ -10,7 +10,7 @@ pub mod worker;
 use axum::serve::ListenerExt as _;
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, http as routes};
+use everthread_edge::{Config, Edge, folder, http as routes};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
@@ -133,6 +133,8 @@ pub struct World<E> {
     pub engine: E,
     pub leases: Leases,
     pub hosts: Vec<String>,
+    /// Often, so that every test reads across seams.
+    pub folding: folder::Options,
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
@@ -155,7 +157,8 @@ impl<E: Engine> World<E> {
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        Self { engine, leases, hosts: Vec::new(), nodes_made: 0.into() }
+        let folding = folder::Options { at_entries: 4, at_end_entries: 3, keep_entries: 1 };
+        Self { engine, leases, hosts: Vec::new(), folding, nodes_made: 0.into() }
     }
 
     /// One more node.
@@ -168,6 +171,7 @@ impl<E: Engine> World<E> {
             leases: self.leases.clone(),
             heartbeat: Duration::from_secs(20),
             stall_max: Duration::from_secs(60),
+            folding: self.folding,
         };
         Node::start(Edge::start(self.engine.store(&id).await, config))
     }
