@@ -128,12 +128,17 @@ impl Drop for OnRedis {
     }
 }
 
+/// Folds that leave hardly anything raw: every test reads across seams.
+const FOLDING: folder::Options = folder::Options { at_entries: 4, at_end_entries: 3, keep_entries: 1 };
+/// None at all.
+pub const NO_FOLDING: folder::Options =
+    folder::Options { at_entries: u64::MAX, at_end_entries: u64::MAX, keep_entries: 0 };
+
 /// A store and the settings of the nodes on it.
 pub struct World<E> {
     pub engine: E,
     pub leases: Leases,
     pub hosts: Vec<String>,
-    /// Often, so that every test reads across seams.
     pub folding: folder::Options,
     nodes_made: std::sync::atomic::AtomicU32,
 }
@@ -150,6 +155,11 @@ impl<E: Engine> World<E> {
         Self::on(E::start().await)
     }
 
+    /// Its nodes fold as they are told.
+    pub async fn folding(folding: folder::Options) -> Self {
+        Self { folding, ..Self::start().await }
+    }
+
     fn on(engine: E) -> Self {
         let leases = Leases {
             lease: Duration::from_secs(3),
@@ -157,8 +167,7 @@ impl<E: Engine> World<E> {
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        let folding = folder::Options { at_entries: 4, at_end_entries: 3, keep_entries: 1 };
-        Self { engine, leases, hosts: Vec::new(), folding, nodes_made: 0.into() }
+        Self { engine, leases, hosts: Vec::new(), folding: FOLDING, nodes_made: 0.into() }
     }
 
     /// One more node.

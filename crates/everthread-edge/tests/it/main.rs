@@ -6,6 +6,8 @@ mod harness;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod folding;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod interrupt;
