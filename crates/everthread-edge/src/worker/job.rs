@@ -198,6 +198,9 @@ pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
             let numbered = Numbered::Run { run: &run, fence, producer };
             let result = edge.desk.decide(&key, &by, &request, numbered).await;
             let is_last = matches!(*request, Request::End { .. } | Request::Suspend { .. });
+            if let Ok(decided) = &result {
+                edge.folder.after_write(&key, &decided.written, is_last);
+            }
             let kind = if is_last { WriteKind::Last } else { WriteKind::Decided(request) };
             (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
         }
@@ -242,7 +245,9 @@ async fn append<S: Store>(
         change: None,
         not_after: None,
     };
-    edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    edge.folder.after_write(key, &written, false);
+    Ok(written)
 }
 
 /// Reads the log for the open messages and parts of a run.

@@ -8,6 +8,8 @@ mod approval;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod folding;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod hostile_control;
