@@ -10,6 +10,7 @@
 pub mod auth;
 mod client;
 mod control;
+pub mod folder;
 pub mod http;
 pub mod metrics;
 pub mod put;
@@ -24,6 +25,7 @@ use auth::Auth;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
+use folder::Folder;
 use metrics::Metrics;
 use reader::Reader;
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// A client whose socket takes no byte for this long is closed.
     pub stall_max: Duration,
+    /// When logs are folded in the store.
+    pub folding: folder::Options,
 }
 
 /// One edge node. Cheap to clone.
@@ -75,6 +79,8 @@ pub struct Shared<S> {
     pub reader: Reader<S>,
     /// Live ends of sessions.
     pub tails: Tails<S>,
+    /// Folds logs in the store.
+    pub folder: Folder<S>,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -92,7 +98,8 @@ impl<S: Store> Edge<S> {
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
         let metrics = Metrics::new();
-        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, tasks, metrics }) }
+        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
+        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, folder, tasks, metrics }) }
     }
 
     /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.

@@ -24,6 +24,10 @@ pub struct Metrics {
     pub resets: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
+    /// Folds of logs in the store by result: done, raced, stale, dropped, error.
+    pub folds: IntCounterVec,
+    /// Entries that were folded in the store.
+    pub folded_entries: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -63,6 +67,11 @@ impl Metrics {
             controls_delivered: counter(
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
+            ),
+            folds: counters("everthread_folds_total", "Folds of logs in the store by result.", "result"),
+            folded_entries: counter(
+                "everthread_folded_entries_total",
+                "Entries that were folded in the store.",
             ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,

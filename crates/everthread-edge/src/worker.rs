@@ -37,6 +37,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long a worker may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// A worker that has not been heard from for so many heartbeats gets no new runs until it is.
+const SILENT_HEARTBEATS: u32 = 2;
 /// Bytes of blocks that wait behind the one of their run that is being written; beyond it nothing more is read.
 const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Jobs of one connection at once; beyond it nothing more is read.
@@ -63,12 +65,14 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         queued_bytes: 0,
         wake: Arc::default(),
         jobs: FuturesUnordered::new(),
+        is_welcomed: false,
         is_draining: false,
         pings: 0,
         pongs: 0,
         deliveries: VecDeque::new(),
         opened: Instant::now(),
         heard: Instant::now(),
+        is_silent: false,
     };
     connection.run().await;
     gauge.dec();
@@ -103,6 +107,8 @@ struct Connection<S> {
     /// Marked with the numbers of watched sessions whose state changed.
     wake: Arc<Wake>,
     jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    /// `welcome` is sent: nothing goes before it.
+    is_welcomed: bool,
     /// The worker wants no new runs.
     is_draining: bool,
     /// Pings sent and answered: an answer shows that everything before the ping has arrived.
@@ -112,6 +118,8 @@ struct Connection<S> {
     deliveries: VecDeque<Delivery>,
     opened: Instant,
     heard: Instant,
+    /// Its seats get nothing until it is heard again.
+    is_silent: bool,
 }
 
 /// Why a connection ends.
@@ -164,6 +172,9 @@ impl<S: Store> Connection<S> {
 
     fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
         self.heard = Instant::now();
+        if std::mem::take(&mut self.is_silent) {
+            self.seats.values().for_each(|seat| seat.set_silent(false));
+        }
         match message {
             Ok(Message::Text(bytes)) => self.on_text(bytes),
             Ok(Message::Ping(payload)) => {
@@ -278,6 +289,7 @@ impl<S: Store> Connection<S> {
             kept: kept.iter().map(|kept| kept.run.clone()).collect(),
         };
         self.outbox.text(WorkerServerFrame::Welcome(welcome).encode());
+        self.is_welcomed = true;
         for kept in kept {
             self.host_kept(kept);
         }
@@ -290,6 +302,13 @@ impl<S: Store> Connection<S> {
         };
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
+        }
+        if !self.is_welcomed {
+            return Ok(());
+        }
+        if self.heard.elapsed() > self.edge.config.leases.heartbeat * SILENT_HEARTBEATS {
+            self.is_silent = true;
+            self.seats.values().for_each(|seat| seat.set_silent(true));
         }
         let me = me.clone();
         self.ping();
@@ -322,6 +341,8 @@ impl<S: Store> Connection<S> {
 
     /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
     fn leave(&mut self) {
+        // Whoever still holds a seat may not think that somebody sits there.
+        self.seats.values().for_each(|seat| seat.drain());
         let Some(me) = self.me.take() else { return };
         if me.right.is_some() {
             // The run is its worker's still, or its lease ends.
@@ -349,7 +370,10 @@ impl<S: Store> Connection<S> {
         let (edge, holder) = (self.edge.clone(), self.id.clone());
         let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
+            // Not less than a heartbeat: a newer connection of the worker must have had the time to show that it lives. If
+            // there is none, the keeper sees to leases that end meanwhile.
+            let pause = edge.config.leases.return_grace.min(left).max(edge.config.leases.heartbeat);
+            tokio::time::sleep(pause).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
                 Ok(false) => return forgotten(&edge, &me, runs).await,

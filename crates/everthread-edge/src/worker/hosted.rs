@@ -14,7 +14,7 @@ use everthread_protocol::{
     AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Follower, Following, Interest, Store};
+use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -33,8 +33,10 @@ pub(super) struct Hosted {
     pub seat: Option<Arc<Seat>>,
     /// Its messages and parts; none while they are to be rebuilt.
     pub parts: Option<Parts>,
-    /// What the next new batch must be.
+    /// What the next new batch must be, as far as this connection knows.
     pub next: Producer,
+    /// `parts` and `next` come from the log, and nothing was written here since.
+    pub is_rebuilt: bool,
     /// Writes that wait for the one before.
     pub queue: VecDeque<Bytes>,
     /// Whether a write or a rebuild is under way.
@@ -42,6 +44,8 @@ pub(super) struct Hosted {
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
+    /// The messages of steers are being read: later ones wait, to be told in their order.
+    pub is_reading_steers: bool,
     pub watch: u32,
 }
 
@@ -108,10 +112,12 @@ impl<S: Store> Connection<S> {
                 seat: Some(seat),
                 parts,
                 next,
+                is_rebuilt: false,
                 queue: VecDeque::new(),
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -136,10 +142,12 @@ impl<S: Store> Connection<S> {
                 seat,
                 parts: None,
                 next: kept.next,
+                is_rebuilt: false,
                 queue: VecDeque::new(),
                 is_busy: false,
                 told_controls: HashSet::new(),
                 told_children: HashSet::new(),
+                is_reading_steers: false,
                 watch,
             },
         );
@@ -167,10 +175,13 @@ impl<S: Store> Connection<S> {
         number
     }
 
-    /// The run is no longer served here.
+    /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        for bytes in hosted.queue {
+            self.queued_bytes -= bytes.len();
+            self.error(crate::client::id_of(&bytes), not_held());
+        }
         if let Some(seat) = hosted.seat {
             seat.release();
         }
@@ -229,8 +240,15 @@ impl<S: Store> Connection<S> {
             match prepare(hosted, run, &bytes) {
                 Ok(write) => {
                     hosted.is_busy = true;
+                    hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
                     return;
+                }
+                // Another connection may have written what seems to be missing: the log tells.
+                Err((_, fault)) if fault.code == Code::Gap && !hosted.is_rebuilt => {
+                    hosted.parts = None;
+                    self.queued_bytes += bytes.len();
+                    hosted.queue.push_front(bytes);
                 }
                 Err((id, fault)) => {
                     hosted.parts = None;
@@ -248,6 +266,7 @@ impl<S: Store> Connection<S> {
             Ok((parts, next)) => {
                 hosted.parts = Some(parts);
                 hosted.next = next;
+                hosted.is_rebuilt = true;
             }
             Err(fault) => {
                 // Refuse what waits: it was not written, and the worker sends it again.
@@ -274,6 +293,7 @@ impl<S: Store> Connection<S> {
         }
         match result {
             Ok(written) => {
+                let is_repeat = written.duplicate.is_some();
                 let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
                 let ack = Ack {
                     id,
@@ -289,7 +309,13 @@ impl<S: Store> Connection<S> {
                 };
                 self.outbox.text(frame.encode());
                 if let Some(hosted) = self.runs.get_mut(&run) {
-                    hosted.next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
+                    let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
+                    let is_new = producer == hosted.next && !is_repeat;
+                    if !is_new && next != hosted.next {
+                        // Another connection has written, too: what is open is not known here.
+                        hosted.parts = None;
+                    }
+                    hosted.next = next;
                     let watch = hosted.watch;
                     if self.watched.get(&watch).is_some_and(|watched| watched.version != written.version) {
                         self.wake.mark(watch);
@@ -364,7 +390,7 @@ impl<S: Store> Connection<S> {
             Job::Written(done) => self.on_written(done),
             Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
             Job::Looked(number, result) => self.on_looked(number, result),
-            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Steers(held, steers) => self.on_steers(&held, steers),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -386,8 +412,16 @@ fn not_held() -> Fault {
 fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
     let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    if !matches!(frame, WorkerFrame::Append(_)) {
+        // The entries of an append are scanned by themselves; all else that is kept, here.
+        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
+        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
+    }
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
+            if append.fence != hosted.fence {
+                return Err(of(&append.id, not_held()));
+            }
             let (entries, count) =
                 check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
             (append.id, append.fence, append.producer, WriteKind::Append { entries, count })
@@ -432,12 +466,18 @@ fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (St
     })
 }
 
-/// One pass over a block. A batch that was written before is not held against the parts again: the store answers it.
+/// One pass over a block. A batch that was written before is not held against the parts again: the store answers it. One
+/// that comes too early is not let through: it could not be checked.
 fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Result<(Bytes, u32), Fault> {
     let text = append.entries.get().as_bytes();
     let raw = scan::entries(text).map_err(|e| crate::put::fault_of_scan(&e))?;
-    let is_new = append.producer == hosted.next
-        || (append.producer.incarnation > hosted.next.incarnation && append.producer.batch == 1);
+    let Producer { incarnation, batch } = append.producer;
+    let is_restart = incarnation > hosted.next.incarnation;
+    let expected = if is_restart { 1 } else { hosted.next.batch };
+    if incarnation >= hosted.next.incarnation && batch > expected {
+        return Err(Error::Refused(Refusal::Gap { expected }).fault());
+    }
+    let is_new = incarnation >= hosted.next.incarnation && batch == expected;
     if is_new {
         let parts = hosted.parts.get_or_insert_with(Parts::default);
         for index in 0..raw.items.len() {

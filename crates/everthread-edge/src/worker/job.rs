@@ -29,10 +29,13 @@ pub(super) enum Job {
     Written(WriteDone),
     Rebuilt(RunId, Result<(Parts, Producer), Fault>),
     Looked(u32, Result<(Loaded, State), Fault>),
-    Steer(WorkerControl, Result<(), Fault>),
+    Steers((RunId, Fence), Vec<SteerRead>),
     Marked,
     Renewed(Vec<(u32, Version)>),
 }
+
+/// A steer with its message, or why that could not be read.
+pub(super) type SteerRead = (WorkerControl, Result<(), Fault>);
 
 /// `hello` is done.
 pub(super) struct Greeted {
@@ -195,6 +198,9 @@ pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
             let numbered = Numbered::Run { run: &run, fence, producer };
             let result = edge.desk.decide(&key, &by, &request, numbered).await;
             let is_last = matches!(*request, Request::End { .. } | Request::Suspend { .. });
+            if let Ok(decided) = &result {
+                edge.folder.after_write(&key, &decided.written, is_last);
+            }
             let kind = if is_last { WriteKind::Last } else { WriteKind::Decided(request) };
             (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
         }
@@ -239,7 +245,9 @@ async fn append<S: Store>(
         change: None,
         not_after: None,
     };
-    edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    edge.folder.after_write(key, &written, false);
+    Ok(written)
 }
 
 /// Reads the log for the open messages and parts of a run.
@@ -260,27 +268,26 @@ pub(super) async fn look<S: Store>(edge: Edge<S>, key: SessionKey, number: u32) 
     Job::Looked(number, edge.desk.load(&key).await.map_err(|failure| failure.fault()))
 }
 
-/// The message of a steer, as its worker is told.
-pub(super) async fn steer<S: Store>(
+/// The messages of steers, as their worker is told: all of them from one look at the log.
+pub(super) async fn steers<S: Store>(
     edge: Edge<S>,
     key: SessionKey,
-    mut frame: WorkerControl,
-    message: MessageId,
+    held: (RunId, Fence),
+    steers: Vec<(WorkerControl, MessageId)>,
 ) -> Job {
-    let result = match edge.reader.view(&key).await {
-        Ok((view, _)) => {
+    let view = edge.reader.view(&key).await.map(|(view, _)| view).map_err(|error| fault_of(&key, &error));
+    let read = |(mut frame, message): (WorkerControl, MessageId)| {
+        let result = view.as_ref().map_err(Clone::clone).and_then(|view| {
             let is_it = |m: &&everthread_session::view::Message| m.run.is_none() && m.message == message;
             let found = view.messages().iter().rfind(is_it);
             frame.message = found.and_then(|found| serde_json::to_value(found).ok());
-            if frame.message.is_some() {
-                Ok(())
-            } else {
-                Err(Fault::new(Code::Internal, "the message of a steer is not in the log"))
-            }
-        }
-        Err(error) => Err(fault_of(&key, &error)),
+            let missing = || Fault::new(Code::Internal, "the message of a steer is not in the log");
+            if frame.message.is_some() { Ok(()) } else { Err(missing()) }
+        });
+        (frame, result)
     };
-    Job::Steer(frame, result)
+    let steers = steers.into_iter().map(read).collect();
+    Job::Steers(held, steers)
 }
 
 /// Notes that a worker has got a control: its asker is told.

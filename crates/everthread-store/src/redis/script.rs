@@ -41,6 +41,8 @@ pub(super) struct Scripts {
     pub(super) write: Script,
     /// A session as the core needs it.
     pub(super) load: Script,
+    /// Puts folded records in the place of raw ones.
+    pub(super) fold: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -67,6 +69,7 @@ impl Scripts {
         Self {
             write: Script::new(include_str!("lua/write.lua")),
             load: Script::new(include_str!("lua/load.lua")),
+            fold: Script::new(include_str!("lua/fold.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             take: Script::new(include_str!("lua/take.lua")),
@@ -84,6 +87,7 @@ impl Scripts {
         let all = [
             &self.write,
             &self.load,
+            &self.fold,
             &self.renew,
             &self.deliver,
             &self.take,
