@@ -15,11 +15,12 @@ use everthread_protocol::{
     Version, WorkerId,
 };
 use everthread_session::state::Run;
+use everthread_session::view::Message;
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Renewal, Store, Written};
 use std::time::Duration;
 
-/// Messages that come with `work`.
+/// Messages that come with `work`, besides those that the run cannot do without.
 const WORK_MESSAGES: usize = 100;
 
 /// What a job came to.
@@ -158,9 +159,15 @@ pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job
 
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
     let (view, _) = edge.reader.view(&assignment.key).await?;
-    let (messages, _) = view.messages_before(None, WORK_MESSAGES);
-    let messages = serde_json::value::to_raw_value(messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let run = &assignment.run;
+    // The last ones, and of those before them what this run cannot do without: its input, and its own words.
+    let (older, last) = view.messages().split_at(view.messages().len().saturating_sub(WORK_MESSAGES));
+    let is_needed = |message: &&Message| match &message.run {
+        Some(by) => *by == assignment.id,
+        None => run.input.iter().any(|input| input == message.message.as_str()),
+    };
+    let messages: Vec<&Message> = older.iter().filter(is_needed).chain(last).collect();
+    let messages = serde_json::value::to_raw_value(&messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let token = edge.config.auth.run_token(&RunRight {
         tenant: assignment.key.tenant.clone(),
         session: assignment.key.session.clone(),
@@ -278,7 +285,7 @@ pub(super) async fn steers<S: Store>(
     let view = edge.reader.view(&key).await.map(|(view, _)| view).map_err(|error| fault_of(&key, &error));
     let read = |(mut frame, message): (WorkerControl, MessageId)| {
         let result = view.as_ref().map_err(Clone::clone).and_then(|view| {
-            let is_it = |m: &&everthread_session::view::Message| m.run.is_none() && m.message == message;
+            let is_it = |m: &&Message| m.run.is_none() && m.message == message;
             let found = view.messages().iter().rfind(is_it);
             frame.message = found.and_then(|found| serde_json::to_value(found).ok());
             let missing = || Fault::new(Code::Internal, "the message of a steer is not in the log");

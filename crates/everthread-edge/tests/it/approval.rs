@@ -20,6 +20,7 @@ on_both_engines!(
     an_answer_to_nothing_that_is_asked_is_refused,
     a_suspension_whose_answer_was_lost_is_not_doubled,
     a_run_waits_for_its_answers_without_any_worker,
+    a_run_gets_its_input_and_its_own_words_however_much_was_said_since,
 );
 
 fn ask_for(approval: &str) -> Value {
@@ -428,4 +429,29 @@ async fn a_run_waits_for_its_answers_without_any_worker<E: Engine>() {
     assert_eq!(client.ended(&begun.run).await, "completed");
     client.holds_the_state(begun.there.address).await;
     assert_eq!(begun.client.ended(&begun.run).await, "completed");
+}
+
+async fn a_run_gets_its_input_and_its_own_words_however_much_was_said_since<E: Engine>() {
+    let mut begun = suspended::<E>(ask_for("a1")).await;
+    // People talk on among themselves, well beyond what comes with `work`.
+    for number in 0..130 {
+        let parts = json!([{ "kind": "text", "value": format!("talk {number}") }]);
+        let entries = json!([{ "type": "message.put", "role": "operator", "parts": parts }]);
+        let path = "/v1/sessions/s/entries";
+        let body = json!({ "entries": entries });
+        Request::post(path, &body).send(begun.there.address).await.with(202);
+    }
+    begun.ask("c1", yes("a1")).await;
+    let mut job = begun.worker.work().await;
+    assert_eq!((job.attempt, job.input_texts()), (2, vec!["Hi"]));
+    assert_eq!(job.go_on(), "Hel");
+    let messages = job.work["messages"].as_array().unwrap();
+    assert!(messages.iter().map(|message| message["seq"].as_u64().unwrap()).is_sorted(), "in their order");
+    assert_eq!(messages.last().unwrap()["parts"][0]["value"], "talk 129");
+    assert!(messages.len() < 130, "{}", messages.len());
+    begun.worker.say(&mut job, "lo").await;
+    begun.worker.end(&mut job, "completed").await;
+    assert_eq!(begun.client.ended(&begun.run).await, "completed");
+    assert_eq!(begun.client.history.answer(&begun.run), "Hello");
+    begun.all_agree().await;
 }

@@ -2,7 +2,7 @@
 
 use crate::harness::http::{control, create, input, settled, state};
 use crate::harness::socket::Heard;
-use crate::harness::{Begun, Client, Engine, Request, Worker};
+use crate::harness::{Begun, Client, Engine, Request, Socket, Worker};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -21,6 +21,7 @@ on_both_engines!(
     ids_that_belong_to_something_else_are_refused,
     pongs_that_nobody_asked_for_harm_nobody,
     controls_of_many_kinds_at_once_each_have_one_outcome,
+    nobody_but_a_worker_speaks_as_an_agent,
 );
 
 fn nested(depth: usize) -> String {
@@ -595,4 +596,22 @@ async fn controls_of_many_kinds_at_once_each_have_one_outcome<E: Engine>() {
     for message in view["messages"].as_array().unwrap().iter().filter(|m| m["role"] == "user") {
         assert!(inputs.contains(&&message["message"]), "{message}");
     }
+}
+
+async fn nobody_but_a_worker_speaks_as_an_agent<E: Engine>() {
+    let mut begun = Begun::<E>::start().await;
+    let mut socket = Socket::open(begun.there.address, "/v1/connect").await;
+    let refused = socket.ask(json!({ "t": "hello", "subject": "guide", "kind": "agent" })).await;
+    assert_eq!(refused["code"], "forbidden", "{refused}");
+    assert_eq!(socket.closed().await, Some(4403));
+    let mut socket = Socket::open(begun.there.address, "/v1/connect").await;
+    assert_eq!(socket.ask(json!({ "t": "hello", "kind": "martian" })).await["code"], "bad_request");
+    assert_eq!(socket.closed().await, Some(4400));
+    for kind in ["agent", "martian", ""] {
+        let request = Request::get("/v1/sessions/s").header("everthread-kind", "x");
+        let request = request.header("everthread-kind", kind);
+        let expected = if kind.is_empty() { 200 } else { 400 };
+        assert_eq!(request.send(begun.there.address).await.status, expected, "{kind:?}");
+    }
+    begun.end("completed").await;
 }
