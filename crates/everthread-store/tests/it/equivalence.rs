@@ -375,7 +375,8 @@ impl Teller {
         };
         let mut raw = read_all(store, key, head.folded_to, ALL).await;
         raw.truncate(count);
-        let mut records = fold(&raw, Limits { record_bytes: 400, text_bytes: 99 }).unwrap();
+        // One by one: what a fold merges depends on the times of the blocks, which are the store's own.
+        let mut records = fold(&raw, Limits { record_bytes: 0, text_bytes: 99 }).unwrap();
         let mut epoch = head.epoch;
         let many = records.len() > 1;
         match (aim, records.last_mut()) {
