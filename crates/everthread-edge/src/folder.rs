@@ -129,10 +129,14 @@ impl<S: Store> Folder<S> {
                 return Ok(());
             }
             let records = fold(old, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))?;
-            match reader.store().fold(key, Fold { epoch: head.epoch, records: &records }).await? {
-                Folded::Done => self.count("done"),
-                Folded::Elsewhere { .. } => return Ok(self.count("raced")),
-                Folded::NewEpoch { .. } | Folded::NoSuchRecord => return Ok(self.count("stale")),
+            let folded = reader.store().fold(key, Fold { epoch: head.epoch, records: &records }).await?;
+            self.count(match folded {
+                Folded::Done => "done",
+                Folded::Elsewhere { .. } => "raced",
+                Folded::NewEpoch { .. } | Folded::NoSuchRecord => "stale",
+            });
+            if folded != Folded::Done {
+                return Ok(());
             }
             let to = old.last().map_or(folded_to, |record| record.to);
             self.inner.metrics.folded_entries.inc_by(to.0 - folded_to.0);

@@ -1,6 +1,6 @@
 //! Reading sessions: state, pages of the log, heads.
 //!
-//! A page begins in one `MULTI` with the head and the seam between folded and raw, so that an entry which should be there
+//! A page begins in one script with the head and the seam between folded and raw, so that an entry which should be there
 //! and is not is a broken log, never a race. Records move from `log` to `folded` while a long page is being read: what the
 //! seam says is folded stays so, and a raw record that has gone since ends the page, at least one record later.
 
@@ -45,37 +45,33 @@ impl Redis {
         after: Seq,
         bytes_max: usize,
     ) -> Result<Page, Error> {
-        let (meta, log) = (self.inner.keys.meta(key), self.inner.keys.log(key));
+        let keys = &self.inner.keys;
+        let (meta, log, folded) = (keys.meta(key), keys.log(key), keys.folded(key));
         // A cursor is a client's word and may be any number.
         let next = Seq(after.0.saturating_add(1));
-        let mut request = ::redis::pipe();
-        request.atomic();
-        request.cmd("HMGET").arg(&meta).arg(&HEAD_FIELDS).arg("epochs");
-        request.cmd("XRANGE").arg(&log).arg(id(next)).arg("+").arg("COUNT").arg(FIRST_COUNT);
-        let answer: (Vec<Value>, Vec<Value>) =
-            self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-        let (meta, first) = answer;
-        let epochs = match &meta[HEAD_FIELDS.len()] {
-            Value::Nil => return Err(crate::Refusal::NoSession.into()),
-            epochs => epochs_of(text(epochs)?)?,
+        let args = [next.to_string(), FIRST_COUNT.to_string(), FOLDED_FIRST_COUNT.to_string()];
+        let args = args.each_ref().map(String::as_bytes);
+        let script = &self.inner.scripts.read;
+        let answer = self.inner.range.script(script, &[&meta, &log, &folded], &args).await;
+        let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
+        let (meta, first) = match answer.as_slice() {
+            [] => return Err(crate::Refusal::NoSession.into()),
+            [Value::Array(meta), Value::Array(first)] if meta.len() == HEAD_FIELDS.len() + 1 => (meta, first),
+            _ => return Err(broken("an unknown answer to a read")),
         };
+        let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
         let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
-        // The first raw records there are: they follow the seam.
-        let mut first = Some(first);
-        loop {
+        let mut open = taking.take(first)?;
+        while open {
             let more = if taking.next <= head.folded_to {
-                let folded = self.inner.keys.folded(key);
                 self.range(&folded, (taking.next, head.folded_to), taking.folded_count()).await?
-            } else if let Some(first) = first.take() {
-                first
             } else {
                 self.range(&log, (taking.next, head.seq), taking.count()).await?
             };
-            if !taking.take(&more)? {
-                return Ok(Page { records: taking.records, head, epochs });
-            }
+            open = taking.take(&more)?;
         }
+        Ok(Page { records: taking.records, head, epochs })
     }
 
     async fn range(&self, stream: &str, (from, to): (Seq, Seq), count: usize) -> Result<Vec<Value>, Error> {
@@ -148,9 +144,9 @@ impl Taking {
         (room / average.max(1)).saturating_add(1).min(COUNT_MAX)
     }
 
-    /// The same for folded records.
+    /// The same for folded records, which may be a hundred times as large as those before.
     fn folded_count(&self) -> usize {
-        if self.records.is_empty() { FOLDED_FIRST_COUNT } else { self.count().min(FOLDED_COUNT_MAX) }
+        self.count().min(FOLDED_COUNT_MAX)
     }
 }
 

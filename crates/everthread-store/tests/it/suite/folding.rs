@@ -283,6 +283,6 @@ pub async fn readers_appenders_and_folders_do_not_get_in_each_others_way<S: Stor
     catch_up(store, &key, &mut view, ALL).await;
     let whole = text(&view);
     assert!(views.iter().all(|view| *view == whole));
-    assert_eq!(view.seq().0 as usize, 5 + TOKENS + 1);
+    assert_eq!(usize::try_from(view.seq().0).unwrap(), 5 + TOKENS + 1);
     assert!(folds.load(Ordering::Relaxed) > 3, "{folds:?} folds");
 }
