@@ -42,7 +42,14 @@ impl<S: Store> Connection<S> {
 
     fn tell(&mut self, run: &RunId, loaded: &Loaded, state: &State) {
         let mut steers = Vec::new();
-        for (id, control, expires) in state.controls_of(run) {
+        let is_handed = self.runs.get(run).is_some_and(|hosted| hosted.is_handed);
+        let asked = if is_handed { state.controls_of(run) } else { Vec::new() };
+        if let Some(hosted) = self.runs.get_mut(run) {
+            // What is settled or forgotten is not told again.
+            hosted.told_controls.retain(|told| asked.iter().any(|(id, ..)| *id == told));
+            hosted.told_children.retain(|told| state.runs.contains_key(told));
+        }
+        for (id, control, expires) in asked {
             let Some(hosted) = self.runs.get_mut(run) else { return };
             let steer = control.message.as_ref().filter(|_| control.kind == ControlKind::Steer);
             // Texts of earlier ones are still being read: this one comes after them.
@@ -65,7 +72,7 @@ impl<S: Store> Connection<S> {
             let work = job::steers(self.edge.clone(), hosted.key.clone(), held, steers);
             self.jobs.push(Box::pin(work));
         }
-        for (child, outcome) in ended_children(state, run) {
+        for (child, outcome) in ended_children(state, run).filter(|_| is_handed) {
             if hosted.told_children.insert(child.clone()) {
                 let frame = ChildEnded { run: run.clone(), child: child.clone(), outcome };
                 self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());

@@ -18,17 +18,20 @@ use everthread_session::state::Run;
 use everthread_session::view::Message;
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Renewal, Store, Written};
+use futures_util::StreamExt as _;
 use std::time::Duration;
 
+/// Sessions that are looked at at once for a worker that comes back.
+const LOOKS_AT_ONCE: usize = 16;
 /// Messages that come with `work`, besides those that the run cannot do without.
 const WORK_MESSAGES: usize = 100;
 
 /// What a job came to.
 pub(super) enum Job {
     Greeted(Result<Greeted, (RequestId, Fault)>),
-    Work(RunId, Result<String, (SessionKey, Error)>),
+    Work((RunId, Fence), Result<String, (SessionKey, Error)>),
     Written(WriteDone),
-    Rebuilt(RunId, Result<(Parts, Producer), Fault>),
+    Rebuilt((RunId, Fence), Result<(Parts, Producer), Fault>),
     Looked(u32, Result<(Loaded, State), Fault>),
     Steers((RunId, Fence), Vec<SteerRead>),
     Marked,
@@ -70,16 +73,8 @@ pub(super) struct Write {
 pub(super) enum WriteKind {
     /// Entries as they came.
     Append { entries: Bytes, count: u32 },
-    /// After this write the run is not the worker's any more. Only the kind is left once it is written.
-    Last,
     /// A decision.
     Decided(Box<Request>),
-}
-
-impl PartialEq for WriteKind {
-    fn eq(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
-    }
 }
 
 impl WriteKind {
@@ -92,8 +87,10 @@ impl WriteKind {
 pub(super) struct WriteDone {
     pub id: RequestId,
     pub run: RunId,
+    pub fence: Fence,
     pub producer: Producer,
-    pub kind: WriteKind,
+    /// Once it is written the run is not the worker's any more.
+    pub is_last: bool,
     pub result: Result<Written, Fault>,
 }
 
@@ -105,18 +102,31 @@ pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello
     {
         return Job::Greeted(Err((hello.id, error.fault())));
     }
+    let looks = hello.runs.iter().map(|held| keep(&edge, &me, held));
+    let looks: Vec<_> = futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).collect().await;
     let mut kept = Vec::new();
-    for held in &hello.runs {
-        match keep(&edge, &me, held, lease_ms).await {
-            Ok(Some(run)) => kept.push(run),
-            Ok(None) => {}
-            Err(fault) => return Job::Greeted(Err((hello.id, fault))),
+    for look in looks {
+        match look {
+            Ok(run) => kept.extend(run),
+            Err(fault) if fault.code.is_retryable() => return Job::Greeted(Err((hello.id, fault))),
+            // One session that cannot be read does not keep its worker from all the others.
+            Err(fault) => tracing::error!(worker = %me.worker, %fault, "a run is not kept"),
         }
     }
-    Job::Greeted(Ok(Greeted { hello, kept }))
+    // At once: what is left of the leases may not last until the next heartbeat.
+    let renewal = |kept: &Kept| Renewal {
+        key: kept.key.clone(),
+        runs: vec![(kept.run.clone(), kept.fence)],
+        left_ms: lease_ms,
+    };
+    let renewals: Vec<Renewal> = kept.iter().map(renewal).collect();
+    match edge.desk.store().renew(&renewals).await {
+        Ok(_) => Job::Greeted(Ok(Greeted { hello, kept })),
+        Err(error) => Job::Greeted(Err((hello.id, error.fault()))),
+    }
 }
 
-async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held, lease_ms: u64) -> Result<Option<Kept>, Fault> {
+async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<Kept>, Fault> {
     let key = SessionKey { tenant: me.tenant.clone(), session: held.session.clone() };
     let (loaded, state) = match edge.desk.load(&key).await {
         Ok(found) => found,
@@ -127,9 +137,6 @@ async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held, lease_ms: u64) -> 
     // Whoever has the token of a run writes it in the place of the worker that it was given to.
     let is_allowed = |run: &Run| has_fence && (me.right.is_some() || run.is_held_by(&me.worker));
     let Some(run) = state.runs.get(&held.run).filter(|run| is_allowed(run)) else { return Ok(None) };
-    // At once: what is left of the lease may not last until the next heartbeat.
-    let renewal = Renewal { key: key.clone(), runs: vec![(held.run.clone(), held.fence)], left_ms: lease_ms };
-    edge.desk.store().renew(&[renewal]).await.map_err(|error| fault_of(&key, &error))?;
     Ok(Some(Kept {
         run: held.run.clone(),
         agent: run.agent.clone(),
@@ -152,9 +159,9 @@ fn next_of(loaded: &Loaded, run: &RunId, attempts: u32) -> Producer {
 
 /// The `work` frame of a run that was claimed.
 pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job {
-    let run = assignment.id.clone();
+    let held = (assignment.id.clone(), assignment.fence);
     let frame = work_frame(&edge, &assignment).await.map_err(|error| (assignment.key, error));
-    Job::Work(run, frame)
+    Job::Work(held, frame)
 }
 
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
@@ -195,10 +202,9 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
     let Write { id, key, agent, run, fence, producer, kind } = write;
-    let (kind, result) = match kind {
+    let (is_last, result) = match kind {
         WriteKind::Append { entries, count } => {
-            let result = append(&edge, &key, &agent, &run, fence, producer, &entries, count).await;
-            (WriteKind::Append { entries: Bytes::new(), count }, result)
+            (false, append(&edge, &key, &agent, &run, fence, producer, &entries, count).await)
         }
         WriteKind::Decided(request) => {
             let by = agent_author(&agent);
@@ -208,12 +214,10 @@ pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
             if let Ok(decided) = &result {
                 edge.folder.after_write(&key, &decided.written, is_last);
             }
-            let kind = if is_last { WriteKind::Last } else { WriteKind::Decided(request) };
-            (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
+            (is_last, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
         }
-        WriteKind::Last => (WriteKind::Last, Err(Fault::new(Code::Internal, "a last write is decided"))),
     };
-    Job::Written(WriteDone { id, run, producer, kind, result })
+    Job::Written(WriteDone { id, run, fence, producer, is_last, result })
 }
 
 fn agent_author(agent: &AgentName) -> Author {
@@ -258,7 +262,7 @@ async fn append<S: Store>(
 }
 
 /// Reads the log for the open messages and parts of a run.
-pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId) -> Job {
+pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId, fence: Fence) -> Job {
     let result = async {
         let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
         let attempts = state.runs.get(&run).map_or(0, |run| run.attempts);
@@ -267,7 +271,7 @@ pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId
         Ok((Parts::of_run(&view, &run), next))
     };
     let result = result.await;
-    Job::Rebuilt(run, result)
+    Job::Rebuilt((run, fence), result)
 }
 
 /// Loads the state of a watched session.

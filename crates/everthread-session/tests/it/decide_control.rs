@@ -229,13 +229,13 @@ fn a_steer_that_the_run_does_not_outlast_is_not_lost() {
         (
             "the worker dies, and nothing was written",
             "steered",
-            world::died("r", "w1", false),
+            world::died("r", "w1", 1, false),
             "run.returned r worker_lost; control.settled r c0 applied; revoke r; enqueue r for guide; unless r wrote",
         ),
         (
             "the worker dies, and the run with it",
             "steered",
-            world::died("r", "w1", true),
+            world::died("r", "w1", 1, true),
             "run.ended r lost worker_lost; run.requested F; control.settled F c0 refused run_ended; revoke r; enqueue F for guide",
         ),
         (
@@ -357,7 +357,7 @@ fn an_interrupt_is_applied_however_the_run_ends() {
         (
             "the worker dies",
             "interrupted",
-            world::died("r", "w1", false),
+            world::died("r", "w1", 1, false),
             "run.ended r cancelled worker_lost forced; control.settled r c0 applied; revoke r; enqueue 0100000004 for guide",
         ),
         (
@@ -450,7 +450,7 @@ fn what_becomes_of_a_pause_that_waits() {
         (
             "the worker dies: nobody begins it again",
             "pausing",
-            world::died("r", "w1", false),
+            world::died("r", "w1", 1, false),
             "run.returned r worker_lost; control.settled r c0 applied; revoke r; enqueue r for guide; unless r wrote",
         ),
         (

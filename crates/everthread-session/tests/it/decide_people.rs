@@ -207,7 +207,7 @@ fn a_run_that_no_worker_holds_is_nobody_s_to_write() {
         ("nor what never was", "active", world::suspend("x", ask()), NOT_HELD),
         ("it is not claimed", "suspended", world::claim("r", "w2"), NOT_HELD),
         ("nor ended by a worker", "suspended", world::end("r", Outcome::Completed), NOT_HELD),
-        ("nor lost with one", "suspended", world::died("r", "w1", true), NOT_HELD),
+        ("nor lost with one", "suspended", world::died("r", "w1", 1, true), NOT_HELD),
         ("nor given back", "suspended", world::decline("r", "w1", 1), NOT_HELD),
         ("nor does it start children", "suspended", world::child("r", "new", "helper"), NOT_HELD),
         (

@@ -56,7 +56,7 @@ fn a_steer_that_crosses_the_end_of_its_run_becomes_the_input_of_a_new_run() {
 
 #[test]
 fn a_steer_is_lost_with_no_worker_and_at_no_time() {
-    for end in [world::died("r", "w1", true), world::end("r", Outcome::Failed), world::hold()] {
+    for end in [world::died("r", "w1", 1, true), world::end("r", Outcome::Failed), world::hold()] {
         let mut world = steered();
         world.must(&end);
         if world.core().held.is_some() {
@@ -119,7 +119,7 @@ fn many_steers_do_not_fill_the_input_of_a_run_beyond_its_limit() {
 #[test]
 fn a_worker_that_dies_right_after_it_took_a_run_wedges_nothing() {
     let mut world = active();
-    world.must(&world::died("r", "w1", false));
+    world.must(&world::died("r", "w1", 1, false));
     world.start("r", "w2");
     world.must(&world::end("r", Outcome::Completed));
 }
@@ -136,10 +136,10 @@ fn a_worker_that_retries_hands_its_run_on_at_most_four_times() {
         });
         world.wrote.insert("r".parse().unwrap());
         let returned = "run.returned r worker_lost; revoke r; enqueue r for guide";
-        assert_eq!(line(&world.apply(&world::died("r", "w", true))), returned, "{attempt}");
+        assert_eq!(line(&world.apply(&world::died("r", "w", attempt, true))), returned, "{attempt}");
     }
     world.must(&Request::Claim { run: "r".parse().unwrap(), worker: "w".parse().unwrap(), retries: true });
-    assert_eq!(line(&world.apply(&world::died("r", "w", false))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(line(&world.apply(&world::died("r", "w", 5, false))), "run.ended r lost worker_lost; revoke r");
 }
 
 #[test]
@@ -147,9 +147,9 @@ fn a_worker_that_does_not_retry_loses_a_run_that_another_one_began() {
     let mut world = World::new();
     world.run("r", "guide", None, &["i"]);
     world.must(&Request::Claim { run: "r".parse().unwrap(), worker: "w1".parse().unwrap(), retries: true });
-    world.must(&world::died("r", "w1", true));
+    world.must(&world::died("r", "w1", 1, true));
     world.start("r", "w2");
-    assert_eq!(line(&world.apply(&world::died("r", "w2", true))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(line(&world.apply(&world::died("r", "w2", 2, true))), "run.ended r lost worker_lost; revoke r");
 }
 
 #[test]

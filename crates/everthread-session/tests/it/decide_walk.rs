@@ -410,11 +410,12 @@ impl Walk {
     /// As the desk does: what is believed to be unwritten and is not, is decided again.
     fn die(&mut self, a: u8, b: u8) {
         let hand = if b.is_multiple_of(5) { self.hand(a) } else { self.live_hand(a) };
-        let Some(Hand { run, worker, .. }) = hand else { return };
+        let Some(Hand { run, worker, attempt, .. }) = hand else { return };
         let has_written = self.world.wrote.contains(&run);
-        self.ask(&Request::WorkerDied { run: run.clone(), worker: worker.clone(), wrote: b > 200 });
+        let (of, by) = (run.clone(), worker.clone());
+        self.ask(&Request::WorkerDied { run: of, worker: by, attempt, wrote: b > 200 });
         if has_written && self.world.wrote.contains(&run) {
-            self.ask(&Request::WorkerDied { run, worker, wrote: true });
+            self.ask(&Request::WorkerDied { run, worker, attempt, wrote: true });
         }
     }
 
@@ -463,7 +464,7 @@ impl Walk {
                     0 if !self.deadly => {
                         self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed))
                     }
-                    _ => drop(self.ask(&world::died(hand.run.as_str(), hand.worker.as_str(), true))),
+                    _ => drop(self.ask(&world::died(hand.run.as_str(), hand.worker.as_str(), hand.attempt, true))),
                 }
             } else if let Some(due) = self.world.core().next_due() {
                 self.world.now = self.world.now.max(due.0);
