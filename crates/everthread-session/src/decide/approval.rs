@@ -106,12 +106,11 @@ impl Draft<'_> {
     ) -> Result<(), (RefusalReason, Option<Author>)> {
         let (now, is_held) = (self.context.now, self.state().held.is_some());
         let run = self.state().runs.get(run);
-        if !run.is_some_and(Run::is_open) {
-            return Err((RefusalReason::RunEnded, None));
-        }
         let mut approvals = run.into_iter().flat_map(|run| &run.approvals);
         let Some(approval) = approvals.find(|known| known.approval == *answer.approval) else {
-            return Err((RefusalReason::NoApproval, None));
+            let is_open = run.is_some_and(Run::is_open);
+            let reason = if is_open { RefusalReason::NoApproval } else { RefusalReason::RunEnded };
+            return Err((reason, None));
         };
         match approval.verdict {
             Some(Verdict::Approved | Verdict::Denied) => {
