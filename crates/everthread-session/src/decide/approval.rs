@@ -70,7 +70,7 @@ impl Draft<'_> {
                 schema: asked.schema.clone(),
                 digest: asked.digest.clone(),
                 expires,
-                who: asked.who.clone(),
+                who: asked.who.as_ref().and_then(|who| serde_json::to_value(who).ok()),
                 data: asked.data.clone(),
             });
         }
@@ -159,7 +159,7 @@ impl Draft<'_> {
             run: id.clone(),
             approval: approval.clone(),
             verdict,
-            answered_by: by.cloned(),
+            answered_by: by.and_then(|by| serde_json::to_value(by).ok()),
             value: value.cloned(),
         });
         if is_last {

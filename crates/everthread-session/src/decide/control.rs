@@ -270,6 +270,7 @@ impl Draft<'_> {
         let Some(control) = self.state().controls.get_mut(id).filter(|c| c.is_pending()) else { return };
         control.stage =
             ControlStage::Settled { outcome, reason, run: run.clone(), answered_by: answered_by.clone(), at };
+        let answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
         self.push(Entry::ControlSettled { control: id.clone(), outcome, reason, run, answered_by });
     }
 
