@@ -299,7 +299,9 @@ async fn a_click_that_is_repeated_approves_once<E: Engine>() {
     completes(&mut begun, 2).await;
     // Late clicks do nothing either.
     assert_eq!(settled(there, "s", &bodies[0]).await["outcome"], receipts[0]["outcome"]);
-    came_to(&settled(there, "s", &answer_of("c4", &begun.run, payload)).await, "refused", Some("run_ended"));
+    let late = settled(there, "s", &answer_of("c4", &begun.run, payload)).await;
+    came_to(&late, "refused", Some("already_answered"));
+    assert_eq!(late["answered_by"]["id"], "dev", "also after the end: {late}");
     for (kind, count) in
         [("approval.settled", 1), ("run.resumed", 1), ("run.started", 2), ("control.requested", 4)]
     {

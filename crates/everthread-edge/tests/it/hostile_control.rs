@@ -278,7 +278,8 @@ async fn settlements_that_are_wrong_are_refused_and_the_run_goes_on<E: Engine>()
     let frame = begun.job.settle("mine", "applied", None);
     assert_eq!(begun.worker.socket.ask(frame.clone()).await["t"], "ok");
     assert_eq!(begun.worker.socket.ask(frame).await["t"], "duplicate");
-    assert_eq!(begun.worker.settle(&mut begun.job, "mine", "refused").await["t"], "ok");
+    let other = begun.worker.socket.ask(begun.job.clone().settle("mine", "refused", None)).await;
+    assert_eq!(other["code"], "id_conflict", "{other}");
     assert_eq!(begun.client.settled("mine").await["outcome"], "applied");
     // A cancel is answered by the end, and by nothing else.
     begun.ask("cancel", json!({ "kind": "cancel" })).await;
@@ -507,8 +508,11 @@ async fn ids_that_belong_to_something_else_are_refused<E: Engine>() {
     // The same control with other contents is the first one still.
     let (status, receipt) = control(begun.here.address, "s", &steer("c1", "m2"), 0).await;
     assert_eq!((status, &receipt["stage"]), (202, &json!("accepted")), "{receipt}");
+    // Something else under its id is not answered with its outcome.
     let cancel = json!({ "id": "c1", "kind": "cancel", "target": { "all": true } });
-    assert_eq!(control(begun.here.address, "s", &cancel, 0).await.1["stage"], "accepted");
+    Request::post(path, &cancel).send(begun.here.address).await.is_error(409, "id_conflict");
+    let stranger = Request::post(path, &steer("c1", "m3")).header("everthread-subject", "bea");
+    stranger.send(begun.here.address).await.is_error(409, "id_conflict");
     begun.worker.told("c1").await;
     begun.worker.settle(&mut begun.job, "c1", "applied").await;
     begun.end("completed").await;

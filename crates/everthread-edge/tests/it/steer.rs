@@ -118,9 +118,10 @@ async fn a_steer_that_is_not_taken_in_time_is_the_input_of_a_new_run<E: Engine>(
     assert!(told["grace_ms"].as_u64().unwrap() <= 300, "{told}");
     let control = begun.worker.meanwhile(begun.client.settled("c1")).await;
     came_to(&control, "expired", Some("timeout"));
-    // The worker could not know: that it settles late changes nothing.
+    // The worker could not know: it is told, and nothing is written.
     let head = begun.client.history.view.seq();
-    assert_eq!(begun.worker.settle(&mut begun.job, "c1", "applied").await["t"], "ok");
+    let late = begun.worker.socket.ask(begun.job.clone().settle("c1", "applied", None)).await;
+    assert_eq!((&late["code"], &late["no_side_effects"]), (&json!("id_conflict"), &json!(true)), "{late}");
     begun.end("completed").await;
     assert_eq!(begun.client.history.view.seq(), head.next(), "only the end");
     let mut job = begun.worker.work().await;

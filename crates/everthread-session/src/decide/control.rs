@@ -33,9 +33,11 @@ impl Draft<'_> {
     pub(super) fn control(&mut self, ask: &Ask) -> Result<(), Refusal> {
         let by = ask.by.id.clone();
         if let Some(known) = self.state().controls.get(&ask.control) {
+            // What carries nothing of its asker's is the same whoever asks.
+            let is_alike = matches!(ask.what, What::Cancel | What::Pause | What::Resume);
             let is_it = known.kind == ask.what.kind()
                 && known.target == ask.target
-                && known.by.as_ref().is_none_or(|known| *known == by);
+                && (is_alike || known.by.as_ref() == Some(&by));
             return Err(if is_it { Refusal::Known } else { Refusal::IdInUse(ask.control.to_string()) });
         }
         // It may have been carried out and forgotten: done again, it would hit what has come since.
@@ -275,7 +277,7 @@ impl Draft<'_> {
     }
 
     /// A worker says what became of a control. One that has that outcome already, or is not known any more, changes nothing.
-    /// One that has another is refused, so that the worker undoes what it did.
+    /// One that has another is refused, so that the worker undoes what it did; unless a later control does so anyway.
     pub(super) fn settle_by_worker(
         &mut self,
         run: &RunId,
@@ -291,8 +293,9 @@ impl Draft<'_> {
         }
         let asked = match self.state().controls.get(control) {
             None => return Ok(()),
-            Some(Control { stage: ControlStage::Settled { outcome: first, .. }, .. }) => {
-                return if *first == outcome { Ok(()) } else { Err(Refusal::IdInUse(control.to_string())) };
+            Some(Control { stage: ControlStage::Settled { outcome: first, reason, .. }, .. }) => {
+                let agrees = *first == outcome || *reason == Some(RefusalReason::Superseded);
+                return if agrees { Ok(()) } else { Err(Refusal::IdInUse(control.to_string())) };
             }
             Some(asked) => asked,
         };
