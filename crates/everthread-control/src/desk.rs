@@ -5,7 +5,7 @@
 //! written is dropped by whoever finds it.
 
 use crate::{Leases, millis};
-use everthread_protocol::limits::REQUEST_MEMORY_MS;
+use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
@@ -90,6 +90,9 @@ pub enum Failure {
     /// The request's id is older than the memory for repeats.
     #[error("the id is too old")]
     TooOld,
+    /// What was decided does not fit one block.
+    #[error("the entries of one request are too large")]
+    TooLarge,
     /// The session changed again and again while it was decided.
     #[error("the session changes too fast to decide")]
     TooFast,
@@ -108,6 +111,11 @@ impl Failure {
                 Code::TooOld,
                 "ids are remembered for ten minutes and this one is older: look at the session before you send it anew",
             ),
+            Failure::TooLarge => {
+                let message =
+                    format!("BLOCK_BYTES_MAX: what one request writes has at most {BLOCK_BYTES_MAX} bytes");
+                Fault::new(Code::TooLarge, message)
+            }
             Failure::TooFast => {
                 Fault::new(Code::Conflict, "the session changes too fast to decide: try again")
             }
@@ -192,6 +200,10 @@ impl<S: Store> Desk<S> {
                 Some(verbatim) => verbatim,
                 None => (&*serde_json::to_string(&decision.entries)?, decision_len(&decision)),
             };
+            // Only what somebody sends can be so large: what Everthread decides by itself is a few entries per run.
+            if entries.0.len() > BLOCK_BYTES_MAX {
+                return Err(Failure::TooLarge);
+            }
             match self.write(key, &by, loaded.as_ref(), &decision, entries, numbered).await {
                 Ok(written) => {
                     let decision = written.duplicate.is_none().then_some(decision);

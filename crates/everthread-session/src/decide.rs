@@ -148,6 +148,8 @@ pub enum Request {
         run: RunId,
         /// Who held it.
         worker: WorkerId,
+        /// Which attempt: the same worker may have got the run again since.
+        attempt: u32,
         /// Whether this attempt has written anything.
         wrote: bool,
     },
@@ -255,8 +257,8 @@ pub enum Refusal {
     /// A newer release wrote the state.
     #[error("the session was written by a newer release")]
     NewerSchema,
-    /// Another run of the same agent goes first.
-    #[error("another run of the same agent goes first")]
+    /// It is not this run's turn.
+    #[error("another run of the agent goes first, this one is paused, or a person holds the session")]
     Waits,
     /// Nothing is due.
     #[error("nothing is due")]
@@ -325,7 +327,9 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Control(ask) => draft.control(ask)?,
         Request::Hold { by, reason } => draft.hold(by, reason.clone())?,
         Request::Release { reason, agent, run } => draft.release(reason.clone(), agent.as_ref(), *run)?,
-        Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
+        Request::WorkerDied { run, worker, attempt, wrote } => {
+            draft.worker_died(run, worker, *attempt, *wrote)?;
+        }
         Request::Due => draft.due()?,
     }
     draft.finish(begins_something(request))

@@ -52,7 +52,7 @@ impl Draft<'_> {
             }
             let wait = asked.expires_ms.unwrap_or(APPROVAL_WAIT_MS);
             if wait == 0 || wait > APPROVAL_WAIT_MAX_MS {
-                return Err(Refusal::Invalid("expires_ms of an approval is 1 to 30 days"));
+                return Err(Refusal::Invalid("expires_ms of an approval is from 1 ms to 30 days"));
             }
             let expires = now.plus(wait);
             run.approvals.push(Approval {

@@ -2,7 +2,7 @@
 
 use super::run::Ending;
 use super::{Ask, Draft, Refusal};
-use crate::state::{Control, ControlStage, Run, RunStatus};
+use crate::state::{Control, ControlStage, Hold, Run, RunStatus};
 use everthread_protocol::control::{Mode, What};
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Entry, Outcome, RefusalReason, Role, Target};
 use everthread_protocol::limits::{CANCEL_INPUT_WAIT_MS, PAUSE_WAIT_MS, PENDING_CONTROLS_MAX, STEER_WAIT_MS};
@@ -147,12 +147,8 @@ impl Draft<'_> {
             asked.wait_ms = CANCEL_INPUT_WAIT_MS;
             self.ask(asked);
             // Input that came while a person holds the session asks for nothing by itself.
-            if self
-                .state()
-                .held
-                .as_ref()
-                .is_some_and(|hold| hold.input.iter().any(|id| id == message.as_str()))
-            {
+            let is_held = |hold: &Hold| hold.input.iter().any(|id| id == message.as_str());
+            if self.state().held.as_ref().is_some_and(is_held) {
                 self.refuse(&control, RefusalReason::Held, None);
             }
             return Ok(());

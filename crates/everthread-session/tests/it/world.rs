@@ -50,8 +50,8 @@ pub fn decline(run: &str, worker: &str, attempt: u32) -> Request {
     Request::Decline { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt }
 }
 
-pub fn died(run: &str, worker: &str, wrote: bool) -> Request {
-    Request::WorkerDied { run: run.parse().unwrap(), worker: worker.parse().unwrap(), wrote }
+pub fn died(run: &str, worker: &str, attempt: u32, wrote: bool) -> Request {
+    Request::WorkerDied { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt, wrote }
 }
 
 pub fn end(run: &str, outcome: Outcome) -> Request {
@@ -316,16 +316,10 @@ impl World {
             assert!(dropped.is_empty() || hold.input.len() == RUN_INPUT_MAX, "{dropped:?} dropped with room");
             free.extend(dropped);
         }
-        let rejects = when_busy_of(&before.meta) == Some(WhenBusy::Reject);
         for entry in &decision.entries {
             match entry {
                 Entry::ControlRequested { message: Some(message), .. } => {
                     self.asked_for_work.insert(message.to_string(), false);
-                }
-                Entry::ControlSettled { control, run: None, outcome, .. } => {
-                    let message = self.ledger.controls[control].message.as_ref().map(ToString::to_string);
-                    let dropped = *outcome != ControlOutcome::Applied && rejects;
-                    free.extend(message.filter(|id| dropped && !kept(id)));
                 }
                 _ => {}
             }

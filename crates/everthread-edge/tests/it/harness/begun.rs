@@ -2,6 +2,8 @@
 
 use super::worker::Job;
 use super::{Client, Engine, Node, Worker, World, http};
+use everthread_protocol::{Millis, RunId, SessionKey};
+use everthread_store::{Loaded, Store as _};
 use serde_json::{Value, json};
 
 /// A run at work. The worker is at `here`, the client at `there`, and the session is `s`.
@@ -48,6 +50,18 @@ impl<E: Engine> Begun<E> {
         self.client.ask(id, control).await;
     }
 
+    /// The session as the store has it, from the client's node.
+    pub async fn loaded(&self) -> Loaded {
+        self.there.edge.desk.store().load(&key("s")).await.unwrap().unwrap()
+    }
+
+    /// When the lease of the run ends, on the store's clock; none once nobody holds it.
+    pub async fn lease_ends(&self) -> Option<Millis> {
+        let run: RunId = self.run.parse().unwrap();
+        let leases = self.loaded().await.leases;
+        leases.into_iter().find(|(id, _)| *id == run).map(|(_, ends)| ends)
+    }
+
     /// The worker adds to its answer.
     pub async fn say(&mut self, text: &str) {
         self.worker.say(&mut self.job, text).await;
@@ -65,4 +79,9 @@ impl<E: Engine> Begun<E> {
         self.client.holds_the_state(self.here.address).await;
         self.client.holds_the_state(self.there.address).await;
     }
+}
+
+/// A session of the tests' one tenant.
+pub fn key(session: &str) -> SessionKey {
+    SessionKey { tenant: "default".parse().unwrap(), session: session.parse().unwrap() }
 }
