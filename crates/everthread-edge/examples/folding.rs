@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
 
+use axum::serve::ListenerExt as _;
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
 use everthread_edge::folder::{Folder, Options};
@@ -140,6 +141,7 @@ async fn compare<S: Store>(
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let routes = http::router(edge.clone());
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
     tasks.spawn_until_stopped(async move { drop(axum::serve(listener, routes).await) });
 
     let (bytes, before) = attach(address, key).await?;

@@ -102,7 +102,7 @@ pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello
     {
         return Job::Greeted(Err((hello.id, error.fault())));
     }
-    let looks = hello.runs.iter().map(|held| keep(&edge, &me, held));
+    let looks: Vec<_> = hello.runs.iter().map(|held| keep(&edge, &me, held)).collect();
     let looks: Vec<_> = futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).collect().await;
     let mut kept = Vec::new();
     for look in looks {
