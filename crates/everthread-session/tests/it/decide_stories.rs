@@ -139,7 +139,10 @@ fn a_worker_that_retries_hands_its_run_on_at_most_four_times() {
         assert_eq!(line(&world.apply(&world::died("r", "w", attempt, true))), returned, "{attempt}");
     }
     world.must(&Request::Claim { run: "r".parse().unwrap(), worker: "w".parse().unwrap(), retries: true });
-    assert_eq!(line(&world.apply(&world::died("r", "w", 5, false))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(
+        line(&world.apply(&world::died("r", "w", 5, false))),
+        "run.ended r lost worker_lost; revoke r"
+    );
 }
 
 #[test]
@@ -149,7 +152,10 @@ fn a_worker_that_does_not_retry_loses_a_run_that_another_one_began() {
     world.must(&Request::Claim { run: "r".parse().unwrap(), worker: "w1".parse().unwrap(), retries: true });
     world.must(&world::died("r", "w1", 1, true));
     world.start("r", "w2");
-    assert_eq!(line(&world.apply(&world::died("r", "w2", 2, true))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(
+        line(&world.apply(&world::died("r", "w2", 2, true))),
+        "run.ended r lost worker_lost; revoke r"
+    );
 }
 
 #[test]

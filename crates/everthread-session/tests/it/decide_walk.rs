@@ -464,7 +464,12 @@ impl Walk {
                     0 if !self.deadly => {
                         self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed))
                     }
-                    _ => drop(self.ask(&world::died(hand.run.as_str(), hand.worker.as_str(), hand.attempt, true))),
+                    _ => drop(self.ask(&world::died(
+                        hand.run.as_str(),
+                        hand.worker.as_str(),
+                        hand.attempt,
+                        true,
+                    ))),
                 }
             } else if let Some(due) = self.world.core().next_due() {
                 self.world.now = self.world.now.max(due.0);
