@@ -9,6 +9,7 @@ use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
+use everthread_session::state::{SCHEMA, schema_of};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
 use everthread_store::{
     Change, Error, Loaded, Producer, Refusal as WriteRefusal, Store, WorkItem, Write, Written,
@@ -153,7 +154,7 @@ impl<S: Store> Desk<S> {
     /// Loads a session with its state read.
     pub async fn load(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let loaded = self.store.load(key).await?.ok_or(NO_SESSION)?;
-        let state = serde_json::from_str(&loaded.state)?;
+        let state = state_of(&loaded)?;
         Ok((loaded, state))
     }
 
@@ -182,7 +183,7 @@ impl<S: Store> Desk<S> {
         let fresh = ulid::Ulid::generate().to_string();
         for _ in 0..DECISIONS_MAX {
             let loaded = self.store.load(key).await?;
-            let state: Option<State> = loaded.as_ref().map(|l| serde_json::from_str(&l.state)).transpose()?;
+            let state: Option<State> = loaded.as_ref().map(state_of).transpose()?;
             if state.is_none() && !matches!(request, Request::Open { .. }) {
                 return Err(NO_SESSION.into());
             }
@@ -333,6 +334,14 @@ impl<S: Store> Desk<S> {
         let leases = state.active_runs().map(|(run, _)| lease_of(loaded, run).unwrap_or(full_term));
         state.next_due().into_iter().chain(leases).min()
     }
+}
+
+/// The state of a session. What a newer release wrote may not be readable at all, so its schema is looked at first.
+fn state_of(loaded: &Loaded) -> Result<State, Failure> {
+    if schema_of(&loaded.state)? > SCHEMA {
+        return Err(Refusal::NewerSchema.into());
+    }
+    Ok(serde_json::from_str(&loaded.state)?)
 }
 
 /// When the lease of a run ends, if the store knows.

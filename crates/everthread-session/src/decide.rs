@@ -168,6 +168,8 @@ pub struct Ask {
     pub target: Target,
     /// What.
     pub what: What,
+    /// When the id was made, if it tells.
+    pub made_at: Option<Millis>,
     /// How long the asker waits for the outcome; each kind has a default.
     pub expires_ms: Option<u64>,
 }
@@ -251,6 +253,11 @@ pub enum Refusal {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
+    /// This control may have been asked before, and forgotten.
+    #[error(
+        "ids of controls are remembered for ten minutes and this one is older: look at the session first"
+    )]
+    TooOld,
     /// This control was asked before; its state tells how far it is.
     #[error("the control is known")]
     Known,
@@ -283,6 +290,7 @@ impl Refusal {
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
+            Refusal::TooOld => Code::TooOld,
             Refusal::Busy => Code::Busy,
             Refusal::Held(_) => Code::Held,
         };

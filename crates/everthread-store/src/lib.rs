@@ -158,7 +158,7 @@ pub trait Store: Send + Sync + 'static {
 /// How long an item that was taken from a pool stays hidden from other consumers.
 pub const ITEM_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a due session that was claimed stays hidden from other nodes.
-pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(3);
+pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long it is remembered, at least, who has got a control. An outcome comes sooner than that, or the control is sent
 /// again.

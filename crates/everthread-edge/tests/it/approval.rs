@@ -42,7 +42,7 @@ fn came_to(control: &Value, outcome: &str, reason: Option<&str>) {
 
 /// A run that waits for one approval.
 async fn suspended<E: Engine>(approvals: Value) -> Begun<E> {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     begun.say("Hel").await;
     let ack = begun.worker.suspend(&mut begun.job, approvals).await;
     assert_eq!(ack["t"], "ok", "{ack}");
@@ -410,7 +410,11 @@ async fn a_suspension_whose_answer_was_lost_is_not_doubled<E: Engine>() {
 }
 
 async fn a_run_waits_for_its_answers_without_any_worker<E: Engine>() {
-    let mut begun = suspended::<E>(ask_for("a1")).await;
+    // With the usual lease, which is over before anybody answers.
+    let mut begun = Begun::<E>::start().await;
+    begun.say("Hel").await;
+    assert_eq!(begun.worker.suspend(&mut begun.job, ask_for("a1")).await["t"], "ok");
+    begun.client.run_is(&begun.run, "suspended").await;
     // Neither the worker nor its node is needed, and nobody's lease ends meanwhile.
     drop(begun.worker);
     begun.here.drain().await;

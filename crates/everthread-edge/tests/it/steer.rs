@@ -297,7 +297,7 @@ async fn a_steer_of_a_run_that_has_just_ended_is_not_lost<E: Engine>() {
 }
 
 async fn steers_and_the_end_that_race_lose_no_text<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     let mut expected = Vec::new();
     let mut heard: Vec<String> = Vec::new();
     for round in 0..15 {
@@ -378,7 +378,7 @@ async fn a_steer_that_was_not_settled_is_told_again_on_the_next_connection<E: En
 }
 
 async fn steers_are_told_in_the_order_in_which_they_were_asked<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     let ids: Vec<String> = (0..40).map(|number| format!("c{number}")).collect();
     for id in &ids {
         begun.ask(id, steer(id)).await;

@@ -66,7 +66,7 @@ impl Draft<'_> {
                 let mut run = Run::requested(agent, vec![put.message.to_string()]);
                 run.params = put.params.clone();
                 let run = self.request(run)?;
-                self.settle_waiting_cancels(&put.message, &run);
+                self.bind_waiting_cancels(&put.message, &run);
                 Some(run)
             }
         };

@@ -123,7 +123,7 @@ fn a_steer_of_nothing_that_works_becomes_a_run_or_an_error() {
         (
             "the same id does nothing",
             "steered",
-            world::ask("c0", run("r"), What::Pause),
+            world::ask("c0", run("r"), What::Steer { mode: Mode::Now, input: world::input(None) }),
             "refused id_conflict: the control is known",
         ),
         (
@@ -193,7 +193,13 @@ fn what_becomes_of_a_steer_that_waits() {
             "refused bad_request: a worker settles as applied, or as refused with a reason",
         ),
         ("what is not known changes nothing", "active", settle(Applied, None), ""),
-        ("nor what has its outcome", "paused", settle(Refused, None), ""),
+        ("nor what has that outcome", "paused", settle(Applied, None), ""),
+        (
+            "what has another is to be undone",
+            "paused",
+            settle(Refused, None),
+            "refused id_conflict: the id c0 is in use",
+        ),
         (
             "a cancel is not the worker's to settle",
             "cancelling",

@@ -6,10 +6,10 @@ use crate::world::{self, GRACE_MS, World};
 use everthread_protocol::control::{Mode, What, WhenBusy};
 use everthread_protocol::entry::{ControlOutcome, Outcome, Target};
 use everthread_protocol::limits::{
-    APPROVAL_WAIT_MS, CANCEL_INPUT_WAIT_MS, PENDING_CONTROLS_MAX, RUN_INPUT_MAX, SETTLED_MEMORY_MS,
-    STEER_WAIT_MS,
+    APPROVAL_WAIT_MS, CANCEL_INPUT_WAIT_MS, PENDING_CONTROLS_MAX, RUN_INPUT_MAX, SETTLED_MAX,
+    SETTLED_MEMORY_MS, STEER_WAIT_MS,
 };
-use everthread_protocol::{MessageId, RunId};
+use everthread_protocol::{MessageId, Millis, RunId};
 use everthread_session::{Refusal, Request};
 
 fn input(message: &str) -> Target {
@@ -237,17 +237,47 @@ fn what_a_user_has_stopped_is_not_begun_again_by_a_repeat() {
 }
 
 #[test]
+fn a_control_that_may_have_been_forgotten_is_not_carried_out_again() {
+    let mut world = World::new();
+    world.run("r", "guide", None, &["i"]);
+    world.start("r", "w1");
+    world.now += SETTLED_MEMORY_MS;
+    let cancel = |made_at: u64| {
+        let Request::Control(mut ask) = world::cancel("c1", Target::Agent("guide".parse().unwrap())) else {
+            unreachable!()
+        };
+        ask.made_at = Some(Millis(made_at));
+        Request::Control(ask)
+    };
+    let now = world.now;
+    assert_eq!(world.decide(&cancel(now - SETTLED_MEMORY_MS)), Err(Refusal::TooOld));
+    world.must(&cancel(now - SETTLED_MEMORY_MS + 1));
+    // Where there is no room for memory it is shorter.
+    let mut full = World::new();
+    for n in 0..=SETTLED_MAX {
+        full.must(&world::put(&format!("i{n}"), Some("guide")));
+        full.must(&world::cancel(&format!("c{n}"), input(&format!("i{n}"))));
+    }
+    let Request::Control(mut ask) = world::cancel("c0", input("i0")) else { unreachable!() };
+    ask.made_at = Some(Millis(full.now));
+    assert_eq!(full.decide(&Request::Control(ask)), Err(Refusal::TooOld));
+}
+
+#[test]
 fn a_repeated_control_does_nothing_whatever_it_asks() {
     let mut world = steered();
-    let again = [
-        steer("s1", run("r"), "more"),
+    let again = [steer("s1", run("r"), "more"), steer("s1", run("r"), "other")];
+    for request in again {
+        assert_eq!(world.decide(&request), Err(Refusal::Known), "{request:?}");
+    }
+    // Whoever asks something else under it learns that it is taken, and is not told a stranger's outcome.
+    let other = [
         interrupt("s1", run("r"), "other"),
         world::ask("s1", run("never"), What::Resume),
-        answer("ann", run("r"), "a", true, None),
+        world::cancel("s1", run("r")),
     ];
-    for (n, request) in again.into_iter().enumerate() {
-        let is_known = world.decide(&request) == Err(Refusal::Known);
-        assert_eq!(is_known, n < 3, "{request:?}");
+    for request in other {
+        assert_eq!(world.decide(&request), Err(Refusal::IdInUse("s1".into())), "{request:?}");
     }
     world.must(&world::end("r", Outcome::Completed));
     assert_eq!(world.decide(&steer("s1", run("r"), "more")), Err(Refusal::Known));

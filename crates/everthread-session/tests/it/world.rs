@@ -8,7 +8,7 @@ use everthread_protocol::entry::{
 use everthread_protocol::limits::{OPEN_RUNS_MAX, PENDING_CONTROLS_MAX, RUN_INPUT_MAX};
 use everthread_protocol::worker_frame::NewApproval;
 use everthread_protocol::{Author, AuthorKind, Entry, Epoch, Millis, Record, RunId, Seq};
-use everthread_session::decide::{Ask, Put, agent_of, when_busy_of};
+use everthread_session::decide::{Ask, Put, agent_of};
 use everthread_session::state::{Run, RunStatus};
 use everthread_session::view::{self, View};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -82,7 +82,7 @@ pub fn ask(id: &str, target: Target, what: What) -> Request {
 
 pub fn ask_as(by: &str, id: &str, target: Target, what: What) -> Request {
     let (by, control) = (author(by), id.parse().unwrap());
-    Request::Control(Box::new(Ask { control, by, target, what, expires_ms: None }))
+    Request::Control(Box::new(Ask { control, by, target, what, made_at: None, expires_ms: None }))
 }
 
 pub fn cancel(id: &str, target: Target) -> Request {
