@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 const QUEUE_MAX: usize = 1024;
 /// Sessions that are folded at once: a fold is work for a core, and nobody waits for it.
 const FOLDS_MAX: usize = 2;
-/// Bytes of raw blocks that one fold takes, about 1 000 tokens: bounds how long one step keeps a core and the store.
+/// Bytes of raw blocks that one fold takes, several hundred tokens: bounds how long one step keeps a core and the store.
 const STEP_BYTES: usize = 128 * 1024;
 /// Pause before a session whose fold has failed may be folded again.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
