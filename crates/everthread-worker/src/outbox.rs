@@ -2,7 +2,7 @@
 //!
 //! One write is under way per run. While it is, what the run writes is gathered and becomes the next batch, so a quiet
 //! run is sent at once and a busy one in larger pieces, without a timer. Batches are numbered when they are made and kept
-//! as the bytes that were sent, so a repeat is the same write.
+//! as the bytes that were sent, so a repeat is the same write. Only one that the server has refused leaves a number behind.
 //!
 //! **Invariant:** kept batches are numbered without gaps up to `next - 1`, and the server has been asked to write batch n
 //! only after n - 1 was confirmed on the same log or was sent again before it.
@@ -11,7 +11,7 @@ mod batch;
 
 use crate::error::Error;
 pub(crate) use batch::Request;
-use batch::{Gathered, append_frame};
+use batch::{Gathered, append_frame, renumbered};
 use everthread_protocol::entry::RefusalReason;
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
@@ -444,39 +444,43 @@ impl Outbox {
 
     /// A write that will never be made. Its number is free again.
     fn refuse(&mut self, batch: u64, error: &ErrorBody) -> Vec<Event> {
-        let is_last = batch + 1 == self.next;
         match self.kind(batch) {
             Some(Kind::End) | None => {
                 self.over = true;
                 vec![Event::Over]
             }
-            Some(Kind::Child(child)) if is_last => {
+            Some(Kind::Child(child)) => {
                 let event = Event::ChildRefused(child.clone(), refusal(error));
                 self.take_back(batch);
                 vec![event]
             }
-            Some(Kind::Settle(control)) if is_last => {
+            Some(Kind::Settle(control)) => {
                 let event = Event::SettleRefused(control.clone());
                 self.take_back(batch);
                 vec![event]
             }
-            Some(Kind::Suspend) if is_last => {
+            Some(Kind::Suspend) => {
                 self.suspension = Suspension::Refused(refusal(error));
                 self.take_back(batch);
                 Vec::new()
             }
-            Some(Kind::Append | Kind::Child(_) | Kind::Settle(_) | Kind::Suspend) => {
-                self.give_up(batch, refusal(error))
-            }
+            Some(Kind::Append) => self.give_up(batch, refusal(error)),
         }
     }
 
-    /// The last batch was not written: its number goes to the next one.
+    /// A batch was not written: its number goes to the next one. Where batches are sent again there are some after it; none
+    /// of them is in the log either, so they move up.
     fn take_back(&mut self, batch: u64) {
-        if let Some(kept) = self.kept.pop_back() {
+        let Some(at) = self.index(batch) else { return };
+        if let Some(kept) = self.kept.remove(at) {
             self.kept_bytes -= kept.frame.len();
         }
-        self.next = batch;
+        for (number, kept) in (batch..).zip(self.kept.iter_mut().skip(at)) {
+            self.kept_bytes -= kept.frame.len();
+            kept.frame = renumbered(&kept.frame, &self.name, number + 1, number).into();
+            self.kept_bytes += kept.frame.len();
+        }
+        self.next -= 1;
         self.cursor = batch;
     }
 

@@ -204,6 +204,36 @@ fn an_outcome_that_comes_too_late_leaves_its_number_to_the_next_write() {
 }
 
 #[test]
+fn an_outcome_that_is_refused_when_it_is_sent_again_leaves_its_number_to_those_after_it() {
+    let mut outbox = outbox();
+    outbox.settle("c1".parse().unwrap(), None).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 0, later(0));
+    for (n, text) in (2..).zip(["x", "y"]) {
+        outbox.append("m1", "p1", n - 2, text).unwrap();
+        outbox.next_frame(later(0)).unwrap();
+        outbox.written(n, 0, later(0));
+    }
+    outbox.request(child("k1")).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    // The log has lost all of it, and by now the control has another outcome.
+    let gap = Fault { expected: Some(1), ..Fault::new(Code::Gap, "") };
+    outbox.refused(4, &gap.into(), later(0));
+    assert!(outbox.next_frame(later(0)).unwrap().contains("settle"));
+    let events = outbox.refused(1, &Fault::new(Code::IdConflict, "it is expired").into(), later(0));
+    assert_eq!(events, [Event::SettleRefused("c1".parse().unwrap())]);
+    for (number, text) in [(1, r#""text":"x""#), (2, r#""text":"y""#), (3, r#""child":"k1""#)] {
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.contains(text) && frame.contains(&format!(r#""id":"7-{number}""#)), "{frame}");
+        assert_eq!(batch(&frame), number);
+        outbox.written(number, number, later(0));
+    }
+    outbox.end(end(Outcome::Completed));
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.contains("completed") && batch(&frame) == 4, "{frame}");
+}
+
+#[test]
 fn a_run_that_waits_for_people_takes_and_sends_nothing_more() {
     let mut outbox = outbox();
     outbox.append("m1", "p1", 0, "x").unwrap();
@@ -246,6 +276,8 @@ enum Step {
     WriteAndBreak,
     /// The connection breaks before the server has the write.
     Break,
+    /// As a write, but a control has another outcome by now.
+    Late,
     /// The server asks to try again.
     Retry(bool),
     /// The server loses its last n writes that it never called safe.
@@ -262,6 +294,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Write),
         1 => Just(Step::WriteAndBreak),
         1 => Just(Step::Break),
+        1 => Just(Step::Late),
         1 => any::<bool>().prop_map(Step::Retry),
         1 => (1..5u64).prop_map(Step::LoseTail),
         1 => Just(Step::Safe),
@@ -301,7 +334,9 @@ struct Model {
     parts: [String; 3],
     now: u64,
     children: (u32, u32),
+    /// Controls whose outcome is to stand in the log.
     settled: usize,
+    controls: usize,
 }
 
 impl Model {
@@ -317,8 +352,11 @@ impl Model {
             }
         };
         for event in events {
-            assert!(matches!(event, Event::ChildStarted(_) | Event::Over), "{event:?}");
-            self.children.1 += u32::from(matches!(event, Event::ChildStarted(_)));
+            match event {
+                Event::ChildStarted(_) => self.children.1 += 1,
+                Event::SettleRefused(_) => self.settled -= 1,
+                event => assert_eq!(event, Event::Over),
+            }
         }
         true
     }
@@ -337,11 +375,19 @@ impl Model {
             }
             Step::Settle => {
                 self.settled += 1;
-                self.outbox.settle(format!("c{}", self.settled).parse().unwrap(), None).unwrap();
+                self.controls += 1;
+                self.outbox.settle(format!("c{}", self.controls).parse().unwrap(), None).unwrap();
             }
             Step::Write => drop(self.exchange(|log, frame| Some(log.write(frame)))),
             Step::WriteAndBreak => drop(self.exchange(|log, frame| log.write(frame).ok().and(None))),
             Step::Break => drop(self.exchange(|_, _| None)),
+            Step::Late => drop(self.exchange(|log, frame| {
+                let is_new = batch(frame) == log.last() + 1;
+                if is_new && frame.contains(r#""t":"settle""#) {
+                    return Some(Err(Fault::new(Code::IdConflict, "").into()));
+                }
+                Some(log.write(frame))
+            })),
             Step::Retry(is_written) => drop(self.exchange(|log, frame| {
                 if is_written && log.write(frame).is_ok() {
                     return Some(Err(Fault::new(Code::Indeterminate, "").into()));
@@ -372,6 +418,7 @@ proptest! {
             now: 0,
             children: (0, 0),
             settled: 0,
+            controls: 0,
         };
         for step in steps {
             model.step(step);
