@@ -4,12 +4,14 @@
 //! has room, so batches grow while the socket is busy.
 
 use crate::error::WorkerError;
+use crate::outbox::Event;
 use crate::run::Cause;
 use crate::runs::Runs;
 use crate::shared::{ChildState, Shared};
 use crate::worker::Config;
 use everthread_protocol::entry::ControlKind;
 use everthread_protocol::frame::{Bye, ErrorFrame};
+use everthread_protocol::limits::FRAME_BYTES_MAX;
 use everthread_protocol::worker_frame::{
     Ack, ChildEnded, Decline, Held, Work, WorkerControl, WorkerFrame, WorkerHello, WorkerWelcome,
 };
@@ -113,16 +115,8 @@ impl<'a> Connection<'a> {
     }
 
     async fn hello(&mut self, connection: &mut RawConnection) -> Result<(), Left> {
-        let held = self.runs.held();
-        let id: RequestId = "hello".parse().map_err(|_| SocketError::Broken("hello is no id".to_owned()))?;
-        let hello = WorkerHello {
-            id,
-            token: None,
-            worker: self.config.id.clone(),
-            agents: self.config.offers.clone(),
-            runs: held.clone(),
-        };
-        connection.send(WorkerFrame::Hello(hello).encode()).await?;
+        let (hello, held) = self.greeting()?;
+        connection.send(hello).await?;
         let frame = connection.receive().await?;
         let welcome: WorkerWelcome = match &*read::<Peek<'_>>(&frame)?.t {
             "welcome" => read(&frame)?,
@@ -150,6 +144,31 @@ impl<'a> Connection<'a> {
             run.offer();
         }
         Ok(())
+    }
+
+    /// The first frame, and the runs that it names.
+    fn greeting(&self) -> Result<(String, Vec<Held>), Left> {
+        let id: RequestId = "hello".parse().map_err(|_| SocketError::Broken("hello is no id".to_owned()))?;
+        let mut hello = WorkerHello {
+            id,
+            token: None,
+            worker: self.config.id.clone(),
+            agents: self.config.offers.clone(),
+            runs: Vec::new(),
+        };
+        let mut bytes = WorkerFrame::Hello(hello.clone()).encode().len() + "\"runs\":[],".len();
+        for held in self.runs.held() {
+            bytes += serde_json::to_string(&held).map_or(0, |held| held.len()) + ",".len();
+            if bytes <= FRAME_BYTES_MAX {
+                hello.runs.push(held);
+            } else if let Some(run) = self.runs.get(&held.run) {
+                // A larger frame would cost the connection, and with it every run.
+                tracing::warn!(run = %held.run, "more runs than a connection can be begun with: giving it up");
+                self.runs.fence(&run);
+            }
+        }
+        let held = hello.runs.clone();
+        Ok((WorkerFrame::Hello(hello).encode(), held))
     }
 
     async fn work(&mut self, mut receiver: Receiver, outbound: mpsc::Sender<Utf8Bytes>) -> Left {
@@ -201,9 +220,18 @@ impl<'a> Connection<'a> {
         if let Some(signal) = self.signals.pop_front() {
             return Some(signal.into());
         }
-        // The list may hold runs that have nothing to send any more.
-        std::iter::from_fn(|| self.runs.ready.pop())
-            .find_map(|run| run.with(|outbox| outbox.next_frame(std::time::Instant::now())))
+        while let Some(run) = self.runs.ready.pop() {
+            let now = std::time::Instant::now();
+            // The list may hold runs that have nothing to send any more.
+            let Some(frame) = run.with(|outbox| outbox.next_frame(now)) else { continue };
+            if frame.len() <= FRAME_BYTES_MAX {
+                return Some(frame);
+            }
+            // The server would close the connection, and every run would go with this one.
+            let events = run.with(|outbox| outbox.too_large(now));
+            self.settle(&run, events);
+        }
+        None
     }
 
     fn signal(&mut self, frame: String) {
@@ -305,10 +333,16 @@ impl<'a> Connection<'a> {
         self.settle(&run, events);
     }
 
-    fn settle(&mut self, run: &Arc<Shared>, events: Vec<crate::outbox::Event>) {
+    fn settle(&self, run: &Arc<Shared>, events: Vec<Event>) {
         for event in &events {
-            if let crate::outbox::Event::Broken(error) = event {
-                tracing::warn!(run = %run.run, %error, "the run cannot be written any more and fails");
+            match event {
+                Event::Broken(error) => {
+                    tracing::warn!(run = %run.run, %error, "the run cannot be written any more and fails");
+                }
+                Event::EndRefused(error) => {
+                    tracing::warn!(run = %run.run, %error, "the end of the run was refused: it fails");
+                }
+                _ => {}
             }
         }
         if run.settle(events) {
@@ -333,3 +367,6 @@ fn bye(frame: &str) -> Result<Left, Left> {
     let reason = "the server says goodbye for good".to_owned();
     Ok(Left::Refused(SocketError::Closed { code, reason }.into()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! The outbox against a model of the server that loses replies, connections and its own tail.
 
 use super::*;
-use everthread_protocol::entry::Outcome;
-use everthread_protocol::worker_frame::{NewApproval, WorkerFrame};
+use everthread_protocol::entry::{Outcome, PartKind, PutPart, RunError};
+use everthread_protocol::worker_frame::{End, NewApproval, WorkerFrame};
 use everthread_protocol::{Fault, scan};
 use proptest::prelude::*;
 
@@ -231,6 +231,99 @@ fn an_outcome_that_is_refused_when_it_is_sent_again_leaves_its_number_to_those_a
     outbox.end(end(Outcome::Completed));
     let frame = outbox.next_frame(later(0)).unwrap();
     assert!(frame.contains("completed") && batch(&frame) == 4, "{frame}");
+}
+
+fn ended(frame: &str) -> End {
+    let WorkerFrame::End(end) = WorkerFrame::decode(frame.as_bytes()).unwrap() else { panic!("{frame}") };
+    end
+}
+
+#[test]
+fn an_end_says_no_more_than_the_server_takes() {
+    let (code, message) = ("c".repeat(1000), "ö".repeat(150_000));
+    let deep = (0..200).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+    let wide: Vec<u32> = (0..100_000).collect();
+    for (usage, is_kept) in [(deep, false), (wide.into(), false), (serde_json::json!({ "n": 1 }), true)] {
+        let mut outbox = outbox();
+        let error = Some(RunError { code: code.clone(), message: message.clone() });
+        let usage = serde_json::json!({ "tokens": usage }).as_object().cloned();
+        outbox.end(Request::End { outcome: Outcome::Failed, error, usage });
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.len() < 16 * 1024, "{}", frame.len());
+        let End { error, usage, .. } = ended(&frame);
+        let error = error.unwrap();
+        assert!(error.message.starts_with("öö") && error.message.ends_with("ö…"));
+        assert!(error.code.starts_with("ccc") && error.code.len() < 200);
+        assert_eq!(usage.is_some(), is_kept);
+    }
+}
+
+#[test]
+fn an_end_that_is_refused_is_said_once_more_in_few_words_under_the_same_number() {
+    let mut outbox = outbox();
+    outbox.append("m1", "p1", 0, "x").unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 1, later(0));
+    outbox.end(end(Outcome::Completed));
+    outbox.next_frame(later(0)).unwrap();
+    let refused = Fault::new(Code::BadRequest, "x".repeat(400_000)).into();
+    let events = outbox.refused(2, &refused, later(0));
+    assert!(matches!(&events[..], [Event::EndRefused(_)]) && !outbox.is_over(), "{events:?}");
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.len() < 1024, "{}", frame.len());
+    let End { outcome, error, producer, .. } = ended(&frame);
+    assert_eq!((outcome, producer.batch, error.unwrap().code.as_str()), (Outcome::Failed, 2, "bad_request"));
+    assert_eq!(outbox.refused(2, &refused, later(0)), [Event::Over]);
+    assert_eq!(outbox.next_frame(later(0)), None);
+}
+
+/// As many characters as an id may have.
+fn long_id() -> String {
+    "i".repeat(128)
+}
+
+#[test]
+fn no_write_becomes_a_frame_that_closes_the_connection() {
+    let name = Name {
+        local: u64::MAX,
+        run: long_id().parse().unwrap(),
+        fence: Fence(u64::MAX),
+        incarnation: u64::MAX,
+    };
+    let mut outbox = Outbox::new(name, usize::MAX);
+    let part = |bytes: usize| PutPart { kind: PartKind::Text, value: "x".repeat(bytes).into(), attrs: None };
+    let child = |bytes: usize| Request::StartChild {
+        child: long_id().parse().unwrap(),
+        agent: long_id().parse().unwrap(),
+        parts: vec![part(bytes)],
+        params: None,
+    };
+    let largest = (0..BLOCK_BYTES_MAX).rev().find(|bytes| child(*bytes).bytes() <= BLOCK_BYTES_MAX).unwrap();
+    assert!(matches!(outbox.request(child(largest + 1)), Err(Error::TooLarge { .. })));
+    outbox.request(child(largest)).unwrap();
+    outbox.raw_entry(&format!("\"{}\"", "x".repeat(BLOCK_BYTES_MAX - 10))).unwrap();
+    assert!(outbox.raw_entry(&"x".repeat(BLOCK_BYTES_MAX)).is_err());
+    outbox.end(Request::failed("c", &"\u{1}".repeat(BLOCK_BYTES_MAX)));
+    for number in 1..=3 {
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.len() <= FRAME_BYTES_MAX, "{}", frame.len());
+        outbox.written(number, number, later(0));
+    }
+    assert!(outbox.is_over());
+}
+
+#[test]
+fn a_frame_that_is_too_large_all_the_same_is_the_failure_of_its_run() {
+    let mut outbox = outbox();
+    outbox.raw_entry_of_any_size(&format!("\"{}\"", "x".repeat(FRAME_BYTES_MAX)));
+    outbox.next_frame(later(0)).unwrap();
+    let events = outbox.too_large(later(0));
+    assert!(
+        matches!(&events[..], [Event::Broken(Error::Refused { code: Code::TooLarge, .. })]),
+        "{events:?}"
+    );
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.len() < 1024 && frame.contains("too_large") && batch(&frame) == 1, "{frame}");
 }
 
 #[test]
