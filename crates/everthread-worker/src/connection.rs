@@ -27,8 +27,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Frames between the side that makes them and the side that writes them. When full, nothing more is made.
 const OUTBOUND_FRAMES_MAX: usize = 16;
-/// Frames besides writes that wait: pongs, declines, drain. Beyond it the oldest go: each is repeated when it matters.
-const SIGNALS_MAX: usize = 256;
 /// For the answer to `hello`.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 /// After this many heartbeats without a frame the connection is taken for dead.
@@ -56,12 +54,40 @@ impl From<SocketError> for Left {
     }
 }
 
+/// Frames besides writes that wait to be sent. None is dropped, and they take no more room than was offered.
+#[derive(Default)]
+struct Signals {
+    /// Pings that have no answer yet.
+    pongs: u64,
+    /// At most as many as the server may give runs: one that is declined counts until the server has read it.
+    declines: VecDeque<Decline>,
+    drains: bool,
+}
+
+impl Signals {
+    fn is_empty(&self) -> bool {
+        self.pongs == 0 && self.declines.is_empty() && !self.drains
+    }
+
+    /// Pongs go first: the server waits for them.
+    fn pop(&mut self) -> Option<WorkerFrame<'static>> {
+        if self.pongs > 0 {
+            self.pongs -= 1;
+            return Some(WorkerFrame::Pong {});
+        }
+        if let Some(decline) = self.declines.pop_front() {
+            return Some(WorkerFrame::Decline(decline));
+        }
+        std::mem::take(&mut self.drains).then_some(WorkerFrame::Drain {})
+    }
+}
+
 /// One connection.
 pub(crate) struct Connection<'a> {
     config: &'a Config,
     runs: &'a Runs,
     shutdown: &'a CancellationToken,
-    signals: VecDeque<String>,
+    signals: Signals,
     /// Runs that wait before they send again.
     paused: Vec<Arc<Shared>>,
     block_bytes_max: usize,
@@ -91,7 +117,7 @@ impl<'a> Connection<'a> {
             config,
             runs,
             shutdown,
-            signals: VecDeque::new(),
+            signals: Signals::default(),
             paused: Vec::new(),
             block_bytes_max: everthread_protocol::limits::BLOCK_BYTES_MAX,
             silence_max: SILENCE_MIN,
@@ -209,7 +235,7 @@ impl<'a> Connection<'a> {
                 _ = forget.tick() => self.runs.forget_old(std::time::Instant::now()),
                 () = self.shutdown.cancelled(), if !is_draining => {
                     is_draining = true;
-                    self.signal(WorkerFrame::Drain {}.encode());
+                    self.signals.drains = true;
                 }
             }
         }
@@ -217,8 +243,8 @@ impl<'a> Connection<'a> {
 
     /// What is to be sent next: signals before writes.
     fn next_frame(&mut self) -> Option<Utf8Bytes> {
-        if let Some(signal) = self.signals.pop_front() {
-            return Some(signal.into());
+        if let Some(signal) = self.signals.pop() {
+            return Some(signal.encode().into());
         }
         while let Some(run) = self.runs.ready.pop() {
             let now = std::time::Instant::now();
@@ -232,13 +258,6 @@ impl<'a> Connection<'a> {
             self.settle(&run, events);
         }
         None
-    }
-
-    fn signal(&mut self, frame: String) {
-        if self.signals.len() == SIGNALS_MAX {
-            self.signals.pop_front();
-        }
-        self.signals.push_back(frame);
     }
 
     fn resume_paused(&mut self) {
@@ -255,7 +274,7 @@ impl<'a> Connection<'a> {
         match &*read::<Peek<'_>>(frame)?.t {
             "ok" | "duplicate" => self.written(&read(frame)?),
             "error" => self.refused(&read(frame)?),
-            "work" => self.begin(&read(frame)?),
+            "work" => self.begin(&read(frame)?)?,
             "control" => {
                 // A later release may ask for more: what is not understood gets its outcome by its deadline.
                 match serde_json::from_str(frame) {
@@ -276,10 +295,7 @@ impl<'a> Connection<'a> {
                     run.child(&child, ChildState::Ended(outcome));
                 }
             }
-            "ping" => {
-                self.signals.push_front(WorkerFrame::Pong {}.encode());
-                self.signals.truncate(SIGNALS_MAX);
-            }
+            "ping" => self.signals.pongs += 1,
             "bye" => return Err(bye(frame)?),
             // A later release may say more.
             other => tracing::debug!(t = other, "a frame of an unknown type"),
@@ -287,11 +303,16 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    fn begin(&mut self, work: &Work<'_>) {
-        if self.shutdown.is_cancelled() || !self.runs.begin(work, self.block_bytes_max) {
-            let decline = Decline { run: work.run.clone(), fence: work.fence };
-            self.signal(WorkerFrame::Decline(decline).encode());
+    fn begin(&mut self, work: &Work<'_>) -> Result<(), Left> {
+        if !self.shutdown.is_cancelled() && self.runs.begin(work, self.block_bytes_max) {
+            return Ok(());
         }
+        let offered: u64 = self.config.offers.iter().map(|offer| u64::from(offer.capacity)).sum();
+        if self.signals.declines.len() as u64 >= offered {
+            return Err(SocketError::Broken("the server gives more runs than were offered".to_owned()).into());
+        }
+        self.signals.declines.push_back(Decline { run: work.run.clone(), fence: work.fence });
+        Ok(())
     }
 
     fn asked(&mut self, asked: WorkerControl) {

@@ -44,6 +44,21 @@ fn sent(connection: &mut Connection<'_>) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn however_many_wait_every_ping_has_its_pong_and_every_run_that_is_not_taken_its_decline() {
+    let (config, runs, shutdown) = (config(), runs(), CancellationToken::new());
+    shutdown.cancel();
+    let mut connection = Connection::new(&config, &runs, &shutdown);
+    for n in 0..CAPACITY {
+        assert!(connection.frame(&work(&format!("r{n}"))).is_ok());
+        assert!(connection.frame(r#"{"t":"ping"}"#).is_ok());
+    }
+    let frames = sent(&mut connection);
+    let of = |kind: &str| frames.iter().filter(|frame| frame.contains(kind)).count() as u32;
+    assert_eq!((of("pong"), of("decline")), (CAPACITY, CAPACITY));
+    assert_eq!(frames[0], r#"{"t":"pong"}"#, "the server waits for it");
+}
+
+#[tokio::test]
 async fn a_control_that_comes_before_its_run_is_not_answered_and_is_heard_when_it_comes_again() {
     let (config, runs, shutdown) = (config(), runs(), CancellationToken::new());
     let _abort = runs.abort_guard();
@@ -91,4 +106,15 @@ async fn a_write_that_no_frame_holds_is_not_sent_and_fails_its_run() {
     let frames = sent(&mut connection);
     assert!(frames.len() == 1 && frames[0].contains(r#""outcome":"failed""#), "{}", frames.len());
     assert_eq!(run.cause(), Some(Cause::Broken));
+}
+
+#[tokio::test]
+async fn a_server_that_gives_more_runs_than_were_offered_is_not_listened_to() {
+    let (config, runs, shutdown) = (config(), runs(), CancellationToken::new());
+    shutdown.cancel();
+    let mut connection = Connection::new(&config, &runs, &shutdown);
+    for n in 0..CAPACITY {
+        assert!(connection.frame(&work(&format!("r{n}"))).is_ok());
+    }
+    assert!(matches!(connection.frame(&work("more")), Err(Left::Lost(_))));
 }
