@@ -16,6 +16,7 @@ mod group;
 mod leases;
 mod lenient;
 mod liveness;
+mod people;
 mod pools;
 mod registry;
 mod session;
@@ -23,11 +24,11 @@ mod views;
 mod writer;
 
 use crate::{
-    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Renewal, Store, Taken, WorkItem,
-    Write, Written,
+    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Renewal, Store, Taken,
+    WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -123,6 +124,7 @@ impl Embedded {
             sessions: HashMap::new(),
             pools: pools::Pools::stored(pools),
             deadlines: pools::Deadlines::stored(deadlines),
+            devices: people::Devices::default(),
             groups: 0,
             cached_bytes: 0,
             cached_bytes_max,
@@ -339,6 +341,34 @@ impl Store for Embedded {
 
     async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
         Ok(self.0.shared.liveness.bury(tenant, worker, holder))
+    }
+
+    async fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> Result<Option<Cursor>, Error> {
+        let (key, device) = (key.clone(), device.clone());
+        self.ask(|reply| Request::Ack(key, device, cursor, reply)).await
+    }
+
+    async fn devices(&self, key: &SessionKey) -> Result<Vec<Device>, Error> {
+        let (key, now) = (key.clone(), self.0.shared.clock.now());
+        let mut devices = self.on_disk(move |shared| shared.disk.devices(&key)).await?;
+        devices.retain(|device| !device.is_idle(now));
+        Ok(devices)
+    }
+
+    async fn device_in(&self, keys: &[SessionKey], device: &DeviceId) -> Result<Vec<Option<Device>>, Error> {
+        let (keys, device, now) = (keys.to_vec(), device.clone(), self.0.shared.clock.now());
+        let found = self.on_disk(move |shared| shared.disk.device_in(&keys, &device)).await?;
+        Ok(found.into_iter().map(|device| device.filter(|device| !device.is_idle(now))).collect())
+    }
+
+    async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
+        let (key, device) = (key.clone(), device.clone());
+        self.ask(|reply| Request::ForgetDevice(key, device, reply)).await
     }
 
     fn is_ready(&self) -> bool {

@@ -9,13 +9,16 @@
 //! feed may.
 
 pub mod embedded;
+mod people;
 pub mod redis;
 mod types;
 
+pub use people::*;
 pub use types::*;
 
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::sync::Arc;
 
@@ -139,6 +142,35 @@ pub trait Store: Send + Sync + 'static {
         tenant: &TenantId,
         worker: &WorkerId,
         holder: &str,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Moves the device's durable cursor forward to `cursor`, and tells where it then stands.
+    ///
+    /// It never goes back, and never beyond the log: `None`, and nothing changes, if `cursor` is not of this log. A known
+    /// cursor that the log has lost gives way to any that it has. A new device takes the place of those that were idle for
+    /// [`DEVICE_IDLE`], and, of [`DEVICES_MAX`], of the one idle for longest. Repeating it is harmless.
+    fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> impl Future<Output = Result<Option<Cursor>, Error>> + Send;
+
+    /// The devices of a session, by name; none of those that were idle for [`DEVICE_IDLE`]. The session need not exist.
+    fn devices(&self, key: &SessionKey) -> impl Future<Output = Result<Vec<Device>, Error>> + Send;
+
+    /// One device in many sessions, in the order asked; `None` where it has no durable cursor.
+    fn device_in(
+        &self,
+        keys: &[SessionKey],
+        device: &DeviceId,
+    ) -> impl Future<Output = Result<Vec<Option<Device>>, Error>> + Send;
+
+    /// Forgets a device. Returns whether it was known.
+    fn forget_device(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Whether reads, writes and the live feed work now: the last probe through all of them came back.

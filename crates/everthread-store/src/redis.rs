@@ -6,13 +6,14 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`leases`] and [`index`] translate between them and the trait.
+//! scripts; [`write`], [`read`], [`leases`], [`people`] and [`index`] translate between them and the trait.
 
 mod feed;
 mod index;
 mod keys;
 mod leases;
 mod link;
+mod people;
 mod read;
 mod script;
 mod write;
@@ -22,12 +23,12 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Due, Error, Follower, Following, Head, Interest, Loaded, Page, Renewal, Store, Taken, WorkItem, Write,
-    Written,
+    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, Renewal, Store, Taken, WorkItem,
+    Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -247,6 +248,27 @@ impl Store for Redis {
 
     async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
         self.bury_worker(tenant, worker, holder).await
+    }
+
+    async fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> Result<Option<Cursor>, Error> {
+        self.ack_device(key, device, cursor).await
+    }
+
+    async fn devices(&self, key: &SessionKey) -> Result<Vec<Device>, Error> {
+        self.list_devices(key).await
+    }
+
+    async fn device_in(&self, keys: &[SessionKey], device: &DeviceId) -> Result<Vec<Option<Device>>, Error> {
+        self.device_in_many(keys, device).await
+    }
+
+    async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
+        self.drop_device(key, device).await
     }
 
     fn is_ready(&self) -> bool {

@@ -47,6 +47,11 @@ impl Keys {
         format!("{}:{{{session}}}:delivered", self.prefix)
     }
 
+    /// Hash: durable cursors of the devices of a session.
+    pub(super) fn devices(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:devices", self.prefix)
+    }
+
     /// Channel: the state of a session changed, or a worker has got a control.
     pub(super) fn control(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:control", self.prefix)
@@ -102,6 +107,7 @@ mod tests {
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
+        assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");
         assert_eq!(keys.control(&session), "et:{acme/s1}:control");
         assert_eq!(keys.pool(&pool), "et:{agent:acme:guide:0}:work");
         assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");

@@ -45,6 +45,10 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     /// Notes who has got a control.
     pub(super) deliver: Script,
+    /// Moves the durable cursor of a device.
+    pub(super) ack: Script,
+    /// Forgets a device.
+    pub(super) forget_device: Script,
     /// Takes items from a pool.
     pub(super) take: Script,
     /// Notes when a session is due.
@@ -69,6 +73,8 @@ impl Scripts {
             load: Script::new(include_str!("lua/load.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
+            ack: Script::new(include_str!("lua/ack.lua")),
+            forget_device: Script::new(include_str!("lua/forget_device.lua")),
             take: Script::new(include_str!("lua/take.lua")),
             arm: Script::new(include_str!("lua/arm.lua")),
             claim_due: Script::new(include_str!("lua/claim_due.lua")),
@@ -86,6 +92,8 @@ impl Scripts {
             &self.load,
             &self.renew,
             &self.deliver,
+            &self.ack,
+            &self.forget_device,
             &self.take,
             &self.arm,
             &self.claim_due,

@@ -1,0 +1,120 @@
+//! Devices: how far each has read.
+
+use super::{append, created, entries, fresh, until};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Seq, SessionKey};
+use everthread_store::{DEVICES_MAX, Error, Refusal, Store};
+use futures_util::stream::{self, StreamExt as _};
+
+fn device(name: &str) -> DeviceId {
+    name.parse().unwrap()
+}
+
+/// A session of ten entries, and the cursor at a seq of it.
+async fn session<S: Store>(store: &S) -> (SessionKey, impl Fn(u64) -> Cursor) {
+    let (key, first) = created(store).await;
+    store.write(&key, append(&entries("d", 9), 9)).await.unwrap();
+    (key, move |seq| Cursor { epoch: first.epoch, seq: Seq(seq) })
+}
+
+pub async fn a_device_goes_forward_and_never_back<S: Store>(store: &S) {
+    let (key, at) = session(store).await;
+    let phone = device("phone");
+    assert_eq!(store.devices(&key).await.unwrap(), []);
+    assert_eq!(store.ack(&key, &phone, at(0)).await.unwrap(), Some(at(0)));
+    for (acked, stands) in [(4, 4), (2, 4), (4, 4), (10, 10), (9, 10)] {
+        assert_eq!(store.ack(&key, &phone, at(acked)).await.unwrap(), Some(at(stands)));
+        assert_eq!(store.devices(&key).await.unwrap()[0].cursor, at(stands));
+    }
+    let now = store.load(&key).await.unwrap().unwrap().now;
+    let known = &store.devices(&key).await.unwrap()[0];
+    assert_eq!(known.device, phone);
+    assert!(known.at <= now && known.at.plus(60_000) > now, "{known:?} at {now:?}");
+}
+
+pub async fn a_cursor_that_the_log_has_not_is_not_taken<S: Store>(store: &S) {
+    let (key, at) = session(store).await;
+    let phone = device("phone");
+    store.ack(&key, &phone, at(3)).await.unwrap();
+    let strange = |epoch: u64, seq: u64| Cursor { epoch: Epoch(epoch), seq: Seq(seq) };
+    let foreign = [at(11), at(u64::MAX), strange(at(0).epoch.0 + 1, 2), strange(1, 2), strange(u64::MAX, 2)];
+    for cursor in foreign {
+        assert_eq!(store.ack(&key, &phone, cursor).await.unwrap(), None, "{cursor}");
+        assert_eq!(store.ack(&key, &device("new"), cursor).await.unwrap(), None, "{cursor}");
+    }
+    let known = store.devices(&key).await.unwrap();
+    assert_eq!((known.len(), known[0].cursor), (1, at(3)));
+    let nowhere = store.ack(&fresh(), &phone, at(1)).await.unwrap_err();
+    assert_eq!(nowhere, Error::Refused(Refusal::NoSession));
+}
+
+pub async fn devices_of_a_session_are_told_apart_and_forgotten_one_by_one<S: Store>(store: &S) {
+    let ((key, at), (other, other_at)) = (session(store).await, session(store).await);
+    for (name, seq) in [("phone", 3), ("a.b", 7), ("Laptop", 5)] {
+        store.ack(&key, &device(name), at(seq)).await.unwrap();
+    }
+    store.ack(&other, &device("phone"), other_at(9)).await.unwrap();
+    let known = async |key: &SessionKey| {
+        let devices = store.devices(key).await.unwrap();
+        devices.iter().map(|d| (d.device.to_string(), d.cursor.seq.0)).collect::<Vec<_>>()
+    };
+    let all = [("Laptop".to_owned(), 5), ("a.b".to_owned(), 7), ("phone".to_owned(), 3)];
+    assert_eq!(known(&key).await, all);
+    assert!(store.forget_device(&key, &device("a.b")).await.unwrap());
+    assert!(!store.forget_device(&key, &device("a.b")).await.unwrap());
+    assert_eq!(known(&key).await, [all[0].clone(), all[2].clone()]);
+    assert_eq!(known(&other).await, [("phone".to_owned(), 9)]);
+    // It begins anew: nothing is left of where it was.
+    assert_eq!(store.ack(&key, &device("a.b"), at(2)).await.unwrap(), Some(at(2)));
+    assert!(!store.forget_device(&fresh(), &device("phone")).await.unwrap());
+}
+
+pub async fn one_device_is_found_in_many_sessions<S: Store>(store: &S) {
+    let phone = device("phone");
+    let (mut keys, mut expected) = (Vec::new(), Vec::new());
+    for n in 0..6_u64 {
+        let (key, at) = session(store).await;
+        store.ack(&key, &device("laptop"), at(9)).await.unwrap();
+        if n % 2 == 0 {
+            store.ack(&key, &phone, at(n)).await.unwrap();
+        }
+        keys.push(key);
+        expected.push((n % 2 == 0).then(|| at(n)));
+    }
+    keys.push(fresh());
+    expected.push(None);
+    let found = store.device_in(&keys, &phone).await.unwrap();
+    let cursors: Vec<Option<Cursor>> = found.iter().map(|d| d.as_ref().map(|d| d.cursor)).collect();
+    assert_eq!(cursors, expected);
+    assert!(found.iter().flatten().all(|d| d.device == phone));
+    assert_eq!(store.device_in(&[], &phone).await.unwrap(), []);
+}
+
+pub async fn of_many_acknowledgements_at_once_the_furthest_stands<S: Store>(store: &S) {
+    let (key, at) = session(store).await;
+    let (key, phone) = (&key, &device("phone"));
+    let acks = (0..100_u64).map(|n| store.ack(key, phone, at(n * 7 % 11)));
+    let stood: Vec<_> = stream::iter(acks).buffer_unordered(16).collect().await;
+    assert!(stood.iter().all(|stood| matches!(stood, Ok(Some(_)))));
+    assert_eq!(store.devices(key).await.unwrap()[0].cursor, at(10));
+}
+
+pub async fn of_too_many_devices_the_one_idle_for_longest_is_forgotten<S: Store>(store: &S) {
+    let (key, at) = session(store).await;
+    let (key, at) = (&key, &at);
+    store.ack(key, &device("first"), at(1)).await.unwrap();
+    // The store's clock counts milliseconds.
+    let first = store.devices(key).await.unwrap()[0].at;
+    until(async || (store.load(key).await.unwrap().unwrap().now > first).then_some(())).await;
+    let others =
+        (1..DEVICES_MAX).map(|n| async move { store.ack(key, &device(&format!("d{n}")), at(2)).await });
+    stream::iter(others).buffer_unordered(64).for_each(async |acked| assert!(acked.unwrap().is_some())).await;
+    let names = async || {
+        let known = store.devices(key).await.unwrap();
+        known.into_iter().map(|d| d.device.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names().await.len(), DEVICES_MAX);
+    store.ack(key, &device("last"), at(3)).await.unwrap();
+    let known = names().await;
+    assert_eq!(known.len(), DEVICES_MAX);
+    assert!(known.contains(&"last".to_owned()) && !known.contains(&"first".to_owned()));
+}
