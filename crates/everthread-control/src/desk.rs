@@ -182,11 +182,8 @@ impl<S: Store> Desk<S> {
             if numbered.is_too_old(now) {
                 return Err(Failure::TooOld);
             }
-            let context = Context {
-                now,
-                fresh: fresh.clone(),
-                cancel_grace_ms: millis(self.leases.cancel_grace),
-            };
+            let context =
+                Context { now, fresh: fresh.clone(), cancel_grace_ms: millis(self.leases.cancel_grace) };
             let decision = match decide(state.as_ref(), request, &context) {
                 Ok(decision) => decision,
                 Err(refusal) => return self.refused(key, &by, refusal, numbered).await,

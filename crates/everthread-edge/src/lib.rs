@@ -10,6 +10,7 @@
 pub mod auth;
 mod client;
 mod control;
+pub mod devices;
 pub mod http;
 pub mod metrics;
 pub mod put;
@@ -21,6 +22,7 @@ pub mod tail;
 mod worker;
 
 use auth::Auth;
+use devices::Acks;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
@@ -75,6 +77,8 @@ pub struct Shared<S> {
     pub reader: Reader<S>,
     /// Live ends of sessions.
     pub tails: Tails<S>,
+    /// Keeps the durable cursors of devices.
+    pub acks: Acks<S>,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -87,12 +91,15 @@ impl<S: Store> Edge<S> {
         let tasks = TaskGroup::new();
         let desk = Desk::new(store.clone(), config.leases.clone());
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
+        let metrics = Metrics::new();
+        let acks = Acks::new(store.clone(), &metrics);
+        let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
+        tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let reader = Reader::new(store);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
-        let metrics = Metrics::new();
-        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, tasks, metrics }) }
+        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, acks, tasks, metrics }) }
     }
 
     /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.

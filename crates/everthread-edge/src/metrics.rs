@@ -24,6 +24,8 @@ pub struct Metrics {
     pub resets: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
+    /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
+    pub acks: IntCounterVec,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -64,6 +66,7 @@ impl Metrics {
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
             ),
+            acks: counters("everthread_acks_total", "Acknowledgements of devices by result.", "result"),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,
         }

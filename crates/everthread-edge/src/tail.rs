@@ -311,6 +311,14 @@ impl Tail {
         lock(&self.ring).after(cursor, bytes_max)
     }
 
+    /// The cursor at `seq`, as somebody means it who was sent everything up to `sent`.
+    pub fn cursor_at(&self, seq: Seq, sent: Cursor) -> Cursor {
+        let ring = lock(&self.ring);
+        let mut known = ring.epochs.iter().rev().map(|(epoch, since)| (*epoch, *since));
+        let found = known.find(|(epoch, since)| *epoch <= sent.epoch && *since <= seq);
+        Cursor { epoch: found.map_or(sent.epoch, |(epoch, _)| epoch), seq }
+    }
+
     /// Marks `attachment` at `wake` at every change from here on.
     pub fn wait(&self, wake: Arc<Wake>, attachment: u32) -> Waiter {
         let id = self.waiters.next.fetch_add(1, Ordering::Relaxed);

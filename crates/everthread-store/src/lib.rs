@@ -148,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// It never goes back, and never beyond the log: `None`, and nothing changes, if `cursor` is not of this log. A known
     /// cursor that the log has lost gives way to any that it has. A new device takes the place of those that were idle for
-    /// [`DEVICE_IDLE`], and, of [`DEVICES_MAX`], of the one idle for longest. Repeating it is harmless.
+    /// `DEVICE_IDLE_MS`, and, of `DEVICES_MAX`, of the one idle for longest. Repeating it is harmless.
     fn ack(
         &self,
         key: &SessionKey,
@@ -156,7 +156,7 @@ pub trait Store: Send + Sync + 'static {
         cursor: Cursor,
     ) -> impl Future<Output = Result<Option<Cursor>, Error>> + Send;
 
-    /// The devices of a session, by name; none of those that were idle for [`DEVICE_IDLE`]. The session need not exist.
+    /// The devices of a session, by name; none of those that were idle for `DEVICE_IDLE_MS`. The session need not exist.
     fn devices(&self, key: &SessionKey) -> impl Future<Output = Result<Vec<Device>, Error>> + Send;
 
     /// One device in many sessions, in the order asked; `None` where it has no durable cursor.

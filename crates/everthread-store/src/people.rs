@@ -3,13 +3,10 @@
 //! Neither is a part of the log. A device's durable cursor stands where it last was acknowledged; a member is present for
 //! as long as the node lives that holds it.
 
+use everthread_protocol::limits::DEVICE_IDLE_MS;
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, Seq};
 use std::time::Duration;
 
-/// A device that has acknowledged nothing for so long is forgotten: it is not told of at once, and removed later.
-pub const DEVICE_IDLE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// Devices of one session; of more, the one idle for longest is forgotten.
-pub const DEVICES_MAX: usize = 1024;
 /// How often a device's cursor is mirrored to its consumer group at most, where there are such groups.
 pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
 
@@ -27,7 +24,7 @@ pub struct Device {
 impl Device {
     /// Whether it has acknowledged nothing for so long that it is forgotten.
     pub(crate) fn is_idle(&self, now: Millis) -> bool {
-        now.0.saturating_sub(self.at.0) > u64::try_from(DEVICE_IDLE.as_millis()).unwrap_or(u64::MAX)
+        now.0.saturating_sub(self.at.0) > DEVICE_IDLE_MS
     }
 
     /// Up to where it has read the log with these epochs and this head: of what the log has lost, nothing. `None` if its

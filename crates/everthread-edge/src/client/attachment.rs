@@ -28,6 +28,8 @@ pub(super) struct Attachment {
     pub waiter: Waiter,
     /// It needs the log and waits for its turn to read.
     pub wants_fetch: bool,
+    /// Its device has acknowledged something.
+    pub has_acked: bool,
 }
 
 /// What the client was told last.

@@ -6,15 +6,17 @@ mod harness;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod interrupt;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
-mod read;
-#[cfg(test)]
 mod pause;
+#[cfg(test)]
+mod read;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]

@@ -48,9 +48,11 @@ impl View {
             entries.extend(numbered(block, from)?.into_iter().map(|entry| (block, entry)));
         }
         let mut cut = limit;
-        while let Some(first) = entries.iter().map(|(_, entry)| entry).find_map(|(first, last, _)| {
-            (*first <= cut && cut < *last).then_some(*first)
-        }) {
+        while let Some(first) = entries
+            .iter()
+            .map(|(_, entry)| entry)
+            .find_map(|(first, last, _)| (*first <= cut && cut < *last).then_some(*first))
+        {
             cut = Seq(first.0 - 1);
         }
         if cut <= self.seq {

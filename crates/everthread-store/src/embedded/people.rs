@@ -6,7 +6,8 @@
 use super::disk::{self, Disk, failed};
 use super::writer::Writer;
 use crate::people::acknowledged;
-use crate::{DEVICE_IDLE, DEVICES_MAX, Device, Error, Refusal};
+use crate::{Device, Error, Refusal};
+use everthread_protocol::limits::{DEVICE_IDLE_MS, DEVICES_MAX};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, Seq, SessionKey};
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,11 +18,14 @@ const SESSIONS_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Devices(HashMap<SessionKey, Known>);
 
-/// Where each device of a session stands, and since when.
-type Known = BTreeMap<DeviceId, (Cursor, Millis)>;
+/// The devices of a session.
+type Known = BTreeMap<DeviceId, Row>;
+
+/// Where a device stands, and when it last acknowledged something.
+type Row = (Cursor, Millis);
 
 /// A row of a device that changed; `None` removes it.
-pub(super) type DeviceChange = (SessionKey, DeviceId, Option<(Cursor, Millis)>);
+pub(super) type DeviceChange = (SessionKey, DeviceId, Option<Row>);
 
 impl Devices {
     /// Moves a cursor forward within the log. The rows to store, and where the cursor stands.
@@ -31,13 +35,13 @@ impl Devices {
         log: (&[(Epoch, Seq)], Seq),
         acked: Cursor,
         now: Millis,
-    ) -> (Vec<(DeviceId, Option<(Cursor, Millis)>)>, Option<Cursor>) {
+    ) -> (Vec<(DeviceId, Option<Row>)>, Option<Cursor>) {
         let before = known.get(device).map(|(cursor, _)| *cursor);
         let Some(cursor) = acknowledged(log.0, log.1, before, acked) else { return (Vec::new(), None) };
         let mut changes = Vec::new();
         if before.is_none() {
             // Room for a new one: first those that were not heard of for long, then the one idle for longest.
-            let idle = |at: Millis| at.plus(idle_ms()) < now;
+            let idle = |at: Millis| at.plus(DEVICE_IDLE_MS) < now;
             let mut gone: Vec<DeviceId> =
                 known.iter().filter(|(_, (_, at))| idle(*at)).map(|(device, _)| device.clone()).collect();
             if known.len() - gone.len() >= DEVICES_MAX {
@@ -152,10 +156,6 @@ fn device_of(device: &str, (epoch, seq, at): (u64, u64, u64)) -> Result<Device, 
     Ok(Device { device, cursor: Cursor { epoch: Epoch(epoch), seq: Seq(seq) }, at: Millis(at) })
 }
 
-fn idle_ms() -> u64 {
-    u64::try_from(DEVICE_IDLE.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,8 +175,8 @@ mod tests {
         let mut known = Known::new();
         ack(&mut known, "old", 1);
         ack(&mut known, "older", 0);
-        assert_eq!(ack(&mut known, "old", idle_ms() + 1), 1, "one that is known makes no room");
-        assert_eq!(ack(&mut known, "new", idle_ms() + 2), 2);
+        assert_eq!(ack(&mut known, "old", DEVICE_IDLE_MS + 1), 1, "one that is known makes no room");
+        assert_eq!(ack(&mut known, "new", DEVICE_IDLE_MS + 2), 2);
         assert_eq!(known.keys().map(DeviceId::as_str).collect::<Vec<_>>(), ["new", "old"]);
     }
 

@@ -6,8 +6,9 @@
 use super::Redis;
 use super::link::Failure;
 use super::read::{broken, number, parse, text};
-use crate::{DEVICE_IDLE, DEVICES_MAX, Device, Error, MIRROR_EVERY, Refusal};
+use crate::{Device, Error, MIRROR_EVERY, Refusal};
 use ::redis::Value;
+use everthread_protocol::limits::{DEVICE_IDLE_MS, DEVICES_MAX};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, Seq, SessionKey};
 
 /// Sessions that one request asks for the cursor of a device.
@@ -24,7 +25,7 @@ impl Redis {
         let keys = &self.inner.keys;
         let (meta, devices, log) = (keys.meta(key), keys.devices(key), keys.log(key));
         let (epoch, seq) = (cursor.epoch.to_string(), cursor.seq.to_string());
-        let (idle, most) = (DEVICE_IDLE.as_millis().to_string(), DEVICES_MAX.to_string());
+        let (idle, most) = (DEVICE_IDLE_MS.to_string(), DEVICES_MAX.to_string());
         let every = MIRROR_EVERY.as_millis().to_string();
         let args = [device.as_str(), &epoch, &seq, &idle, &most, &every].map(str::as_bytes);
         let script = &self.inner.scripts.ack;

@@ -400,7 +400,7 @@ async fn a_device_that_was_idle_for_long_is_not_told_of_and_leaves_with_its_grou
     let cursor = Cursor { epoch: first.epoch, seq: Seq(1) };
     let (old, new) = ("old".parse().unwrap(), "new".parse().unwrap());
     store.ack(&key, &old, cursor).await.unwrap();
-    let idle = u64::try_from(everthread_store::DEVICE_IDLE.as_millis()).unwrap() + 60_000;
+    let idle = everthread_protocol::limits::DEVICE_IDLE_MS + 60_000;
     let at = first.at.0 - idle;
     server.command(&format!("HSET et:{{{key}}}:devices old \"{cursor} {at} {at}\"")).await.unwrap();
     assert_eq!(store.devices(&key).await.unwrap(), []);

@@ -1,8 +1,9 @@
 //! Devices: how far each has read.
 
 use super::{append, created, entries, fresh, until};
+use everthread_protocol::limits::DEVICES_MAX;
 use everthread_protocol::{Cursor, DeviceId, Epoch, Seq, SessionKey};
-use everthread_store::{DEVICES_MAX, Error, Refusal, Store};
+use everthread_store::{Error, Refusal, Store};
 use futures_util::stream::{self, StreamExt as _};
 
 fn device(name: &str) -> DeviceId {
