@@ -18,14 +18,15 @@ mod lenient;
 mod liveness;
 mod people;
 mod pools;
+mod presence;
 mod registry;
 mod session;
 mod views;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, Refusal, Renewal, Store, Taken,
-    WorkItem, Write, Written,
+    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, PresenceChange, Present, Refusal,
+    Renewal, Store, Taken, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
@@ -91,6 +92,7 @@ struct Shared {
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
+    presence: presence::Presence,
     clock: Clock,
     failure: OnceLock<String>,
 }
@@ -114,6 +116,7 @@ impl Embedded {
             watchers: Arc::default(),
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
+            presence: presence::Presence::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
         });
@@ -369,6 +372,35 @@ impl Store for Embedded {
     async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
         let (key, device) = (key.clone(), device.clone());
         self.ask(|reply| Request::ForgetDevice(key, device, reply)).await
+    }
+
+    async fn beat_node(&self, node: &NodeId, ttl_ms: u64) -> Result<bool, Error> {
+        let ttl = Duration::from_millis(ttl_ms);
+        Ok(self.0.shared.presence.beat(node, ttl, Instant::now()))
+    }
+
+    async fn living(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
+        Ok(self.0.shared.presence.living(nodes, Instant::now()))
+    }
+
+    async fn hold_present(
+        &self,
+        key: &SessionKey,
+        node: &NodeId,
+        changes: &[PresenceChange],
+    ) -> Result<(), Error> {
+        let Shared { presence, followers, clock, .. } = &*self.0.shared;
+        presence.hold(key, node, changes, clock.now());
+        for (interest, follower) in followers.of(key) {
+            if interest == Interest::Presence {
+                follower.changed();
+            }
+        }
+        Ok(())
+    }
+
+    async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
+        Ok(self.0.shared.presence.present(key, told_max, Instant::now()))
     }
 
     fn is_ready(&self) -> bool {

@@ -4,11 +4,46 @@
 //! as long as the node lives that holds it.
 
 use everthread_protocol::limits::DEVICE_IDLE_MS;
-use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, Seq};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, NodeId, Seq};
 use std::time::Duration;
 
 /// How often a device's cursor is mirrored to its consumer group at most, where there are such groups.
 pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
+
+/// Who is present in a session is forgotten if nobody has asked for it for so long.
+pub const PRESENCE_KEPT: Duration = Duration::from_secs(10 * 60);
+
+/// A member of a session, as one node holds it. Several nodes may hold the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Present {
+    /// Who holds it: one start of a node, under a name of its own.
+    pub node: NodeId,
+    /// Names the member.
+    pub member: String,
+    /// What the node says of it, and when. Absent where there are too many.
+    pub told: Option<Told>,
+}
+
+/// What a node says of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Since when it is present.
+    pub since: Millis,
+    /// When the node said so.
+    pub at: Millis,
+    /// Text of the node's choice.
+    pub about: String,
+}
+
+/// A change of what a node holds in a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresenceChange {
+    /// Names the member. Not empty.
+    pub member: String,
+    /// Text about it, not empty, and since when it is present: by default since the node first held it. `None`: the node
+    /// does not hold it any more.
+    pub about: Option<(String, Option<Millis>)>,
+}
 
 /// How far a device has read a session.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`leases`], [`people`] and [`index`] translate between them and the trait.
+//! scripts; [`write`], [`read`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and the trait.
 
 mod feed;
 mod index;
@@ -14,6 +14,7 @@ mod keys;
 mod leases;
 mod link;
 mod people;
+mod presence;
 mod read;
 mod script;
 mod write;
@@ -23,8 +24,8 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, Renewal, Store, Taken, WorkItem,
-    Write, Written,
+    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, PresenceChange, Present, Renewal,
+    Store, Taken, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -187,6 +188,7 @@ impl Store for Redis {
         let (channel, sink) = match interest {
             Interest::Log => (self.inner.keys.log(key), Sink::Log(follower)),
             Interest::Control => (self.inner.keys.control(key), Sink::Control(follower)),
+            Interest::Presence => (self.inner.keys.presence(key), Sink::Control(follower)),
         };
         self.inner.feed.follow(channel, sink)
     }
@@ -269,6 +271,27 @@ impl Store for Redis {
 
     async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
         self.drop_device(key, device).await
+    }
+
+    async fn beat_node(&self, node: &NodeId, ttl_ms: u64) -> Result<bool, Error> {
+        self.beat_for_node(node, ttl_ms).await
+    }
+
+    async fn living(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
+        self.living_of(nodes).await
+    }
+
+    async fn hold_present(
+        &self,
+        key: &SessionKey,
+        node: &NodeId,
+        changes: &[PresenceChange],
+    ) -> Result<(), Error> {
+        self.change_present(key, node, changes).await
+    }
+
+    async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
+        self.present_in(key, told_max).await
     }
 
     fn is_ready(&self) -> bool {

@@ -77,6 +77,12 @@ macro_rules! conformance {
             one_device_is_found_in_many_sessions,
             of_many_acknowledgements_at_once_the_furthest_stands,
             of_too_many_devices_the_one_idle_for_longest_is_forgotten,
+            a_member_is_present_while_its_node_lives_and_holds_it,
+            what_is_told_of_a_member_changes_and_its_beginning_stays,
+            the_same_member_may_be_held_by_two_nodes,
+            of_too_many_members_nothing_is_told_but_who_they_are,
+            a_node_that_missed_its_beat_learns_it,
+            a_presence_follower_hears_of_members_and_of_nothing_else,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,

@@ -1,9 +1,9 @@
-//! Devices: how far each has read.
+//! Devices and presence: how far each device has read, and who is there.
 
-use super::{append, created, entries, fresh, until};
+use super::{Heard, append, change, created, doubt, ear, entries, fresh, next, one, until};
 use everthread_protocol::limits::DEVICES_MAX;
-use everthread_protocol::{Cursor, DeviceId, Epoch, Seq, SessionKey};
-use everthread_store::{Error, Refusal, Store};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, NodeId, Seq, SessionKey};
+use everthread_store::{Error, Interest, PresenceChange, Present, Refusal, Store, Write};
 use futures_util::stream::{self, StreamExt as _};
 
 fn device(name: &str) -> DeviceId {
@@ -118,4 +118,128 @@ pub async fn of_too_many_devices_the_one_idle_for_longest_is_forgotten<S: Store>
     let known = names().await;
     assert_eq!(known.len(), DEVICES_MAX);
     assert!(known.contains(&"last".to_owned()) && !known.contains(&"first".to_owned()));
+}
+
+/// A node that no other test has.
+fn node() -> NodeId {
+    fresh().session.as_str().parse().unwrap()
+}
+
+fn comes(member: &str, about: &str) -> PresenceChange {
+    PresenceChange { member: member.into(), about: Some((about.into(), None)) }
+}
+
+fn goes(member: &str) -> PresenceChange {
+    PresenceChange { member: member.into(), about: None }
+}
+
+/// Long enough for any test.
+const LONG_MS: u64 = 600_000;
+
+async fn present<S: Store>(store: &S, key: &SessionKey) -> Vec<Present> {
+    let mut present = store.present(key, 100).await.unwrap();
+    present.sort_by(|a, b| (&a.member, &a.node).cmp(&(&b.member, &b.node)));
+    present
+}
+
+async fn names<S: Store>(store: &S, key: &SessionKey) -> Vec<String> {
+    present(store, key).await.into_iter().map(|one| one.member).collect()
+}
+
+pub async fn a_member_is_present_while_its_node_lives_and_holds_it<S: Store>(store: &S) {
+    let (key, (here, there)) = (fresh(), (node(), node()));
+    assert_eq!(store.living(&[here.clone(), there.clone()]).await.unwrap(), [false, false]);
+    assert!(!store.beat_node(&here, LONG_MS).await.unwrap());
+    assert!(!store.beat_node(&there, LONG_MS).await.unwrap());
+    assert!(store.beat_node(&here, LONG_MS).await.unwrap());
+    assert_eq!(store.living(&[node(), there.clone(), here.clone()]).await.unwrap(), [false, true, true]);
+    let changes = [comes("user/ann/phone", r#"{"a": "b c"}"#), comes("user/ann/tv", "x")];
+    store.hold_present(&key, &here, &changes).await.unwrap();
+    store.hold_present(&key, &there, &[comes("user/bob/1", "y")]).await.unwrap();
+    let found = present(store, &key).await;
+    let about: Vec<_> = found.iter().map(|one| one.told.as_ref().unwrap().about.as_str()).collect();
+    assert_eq!(about, [r#"{"a": "b c"}"#, "x", "y"]);
+    assert_eq!((&found[0].node, &found[2].node), (&here, &there));
+    // A node releases only what it holds itself.
+    store.hold_present(&key, &there, &[goes("user/ann/tv"), goes("user/bob/1")]).await.unwrap();
+    assert_eq!(names(store, &key).await, ["user/ann/phone", "user/ann/tv"]);
+    // The node dies.
+    store.beat_node(&here, 1).await.unwrap();
+    until(async || names(store, &key).await.is_empty().then_some(())).await;
+    assert!(!store.beat_node(&here, LONG_MS).await.unwrap());
+    assert_eq!(names(store, &key).await, [] as [&str; 0], "what the dead held is forgotten");
+    assert_eq!(present(store, &fresh()).await, []);
+}
+
+pub async fn what_is_told_of_a_member_changes_and_its_beginning_stays<S: Store>(store: &S) {
+    let (key, here) = (fresh(), node());
+    store.beat_node(&here, LONG_MS).await.unwrap();
+    let told = async || present(store, &key).await.remove(0).told.unwrap();
+    store.hold_present(&key, &here, &[comes("ann", "one")]).await.unwrap();
+    let first = told().await;
+    assert_eq!((first.since, first.about.as_str()), (first.at, "one"));
+    let later = until(async || {
+        store.hold_present(&key, &here, &[comes("ann", "two")]).await.unwrap();
+        let told = told().await;
+        (told.at > first.at).then_some(told)
+    })
+    .await;
+    assert_eq!((later.since, later.about.as_str()), (first.since, "two"));
+    let since = Some(Millis(5));
+    let back = PresenceChange { member: "ann".into(), about: Some(("three".into(), since)) };
+    store.hold_present(&key, &here, &[back]).await.unwrap();
+    assert_eq!(told().await.since, Millis(5));
+}
+
+pub async fn the_same_member_may_be_held_by_two_nodes<S: Store>(store: &S) {
+    let (key, nodes) = (fresh(), [node(), node()]);
+    for node in &nodes {
+        store.beat_node(node, LONG_MS).await.unwrap();
+        store.hold_present(&key, node, &[comes("ann", node.as_str())]).await.unwrap();
+    }
+    let found = present(store, &key).await;
+    let mut holders: Vec<_> = found.iter().map(|one| (one.member.as_str(), one.node.clone())).collect();
+    holders.sort();
+    let mut expected = nodes.clone().map(|node| ("ann", node));
+    expected.sort();
+    assert_eq!(holders, expected);
+    store.hold_present(&key, &nodes[0], &[goes("ann")]).await.unwrap();
+    assert_eq!(present(store, &key).await[0].node, nodes[1]);
+}
+
+pub async fn of_too_many_members_nothing_is_told_but_who_they_are<S: Store>(store: &S) {
+    let (key, here) = (fresh(), node());
+    store.beat_node(&here, LONG_MS).await.unwrap();
+    let changes: Vec<_> = (0..600).map(|n| comes(&format!("m{n}"), "x")).collect();
+    store.hold_present(&key, &here, &changes).await.unwrap();
+    let all = store.present(&key, 600).await.unwrap();
+    assert!(all.len() == 600 && all.iter().all(|one| one.told.is_some()));
+    let many = store.present(&key, 599).await.unwrap();
+    assert!(many.len() == 600 && many.iter().all(|one| one.told.is_none() && one.node == here));
+}
+
+pub async fn a_node_that_missed_its_beat_learns_it<S: Store>(store: &S) {
+    let here = node();
+    store.beat_node(&here, 1).await.unwrap();
+    until(async || (!store.living(std::slice::from_ref(&here)).await.unwrap()[0]).then_some(())).await;
+    assert!(!store.beat_node(&here, LONG_MS).await.unwrap());
+    assert!(store.beat_node(&here, LONG_MS).await.unwrap());
+}
+
+pub async fn a_presence_follower_hears_of_members_and_of_nothing_else<S: Store>(store: &S) {
+    let (key, first) = created(store).await;
+    let here = node();
+    store.beat_node(&here, LONG_MS).await.unwrap();
+    let ((presence, mut members), (control, mut changes)) = (ear(), ear());
+    let _presence = store.follow(&key, Interest::Presence, presence);
+    let _control = store.follow(&key, Interest::Control, control);
+    doubt(&mut members).await;
+    doubt(&mut changes).await;
+    store.write(&key, Write { change: Some(change(Some(first.version), "s1")), ..one() }).await.unwrap();
+    assert!(matches!(next(&mut changes).await, Heard::Changed));
+    assert!(members.try_recv().is_err(), "a change of the state");
+    store.hold_present(&key, &here, &[comes("ann", "x")]).await.unwrap();
+    assert!(matches!(next(&mut members).await, Heard::Changed));
+    assert_eq!(names(store, &key).await, ["ann"]);
+    assert!(changes.try_recv().is_err(), "somebody has come");
 }
