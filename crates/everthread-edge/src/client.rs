@@ -9,6 +9,7 @@ mod request;
 
 use crate::auth::Identity;
 use crate::devices::Open;
+use crate::presence::Joined;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
 use crate::tail::Wake;
 use crate::{Edge, reader::fault_of};
@@ -202,6 +203,11 @@ impl<S: Store> Connection<S> {
         }
         if !self.outbox.is_empty() && self.outbox.progress().elapsed() > self.edge.config.stall_max {
             return Err(End::Close(close::STALLED));
+        }
+        for (id, attachment) in &mut self.attachments {
+            if attachment.joined.as_mut().is_some_and(Joined::look) && !self.ready.contains(id) {
+                self.ready.push_back(*id);
+            }
         }
         let silence = self.heard.elapsed();
         if silence > self.edge.config.heartbeat * 2 && self.outbox.is_empty() {

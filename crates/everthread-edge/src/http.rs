@@ -2,6 +2,7 @@
 
 mod control;
 mod devices;
+mod presence;
 mod read;
 
 use crate::auth::Identity;
@@ -69,6 +70,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
             "/v1/sessions/{session}/devices/{device}",
             put_route(devices::acknowledge::<S>).delete(devices::forget::<S>),
         )
+        .route("/v1/sessions/{session}/presence", get(presence::show::<S>))
         .route("/v1/sessions/{session}/state", get(read::state::<S>))
         .route("/v1/sessions/{session}/messages", get(read::messages::<S>))
         .route("/v1/sessions/{session}/export", get(read::export::<S>))

@@ -13,6 +13,7 @@ mod control;
 pub mod devices;
 pub mod http;
 pub mod metrics;
+pub mod presence;
 pub mod put;
 pub mod reader;
 mod run_token;
@@ -27,6 +28,7 @@ use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use metrics::Metrics;
+use presence::Presences;
 use reader::Reader;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +47,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// A client whose socket takes no byte for this long is closed.
     pub stall_max: Duration,
+    /// The times of presence.
+    pub presence: presence::Times,
 }
 
 /// One edge node. Cheap to clone.
@@ -79,6 +83,8 @@ pub struct Shared<S> {
     pub tails: Tails<S>,
     /// Keeps the durable cursors of devices.
     pub acks: Acks<S>,
+    /// Who is present in the sessions followed here.
+    pub presences: Presences<S>,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -95,11 +101,25 @@ impl<S: Store> Edge<S> {
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
+        let times = config.presence.clone();
+        let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
         let reader = Reader::new(store);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
-        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, acks, tasks, metrics }) }
+        Edge {
+            shared: Arc::new(Shared {
+                config,
+                desk,
+                dispatcher,
+                reader,
+                tails,
+                acks,
+                presences,
+                tasks,
+                metrics,
+            }),
+        }
     }
 
     /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.

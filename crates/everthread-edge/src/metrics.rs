@@ -26,6 +26,12 @@ pub struct Metrics {
     pub controls_delivered: IntCounter,
     /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
     pub acks: IntCounterVec,
+    /// Members that are present through this node.
+    pub presence_members: IntGauge,
+    /// `presence` frames put on sockets.
+    pub presence_frames: IntCounter,
+    /// Times that who is present was read from the store.
+    pub presence_reads: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -51,7 +57,16 @@ impl Metrics {
         let attachments =
             IntGauge::new("everthread_attachments", "Sessions followed, over all connections.").unwrap();
         registry.register(Box::new(attachments.clone())).unwrap();
+        let presence_members =
+            IntGauge::new("everthread_presence_members", "Members present through this node.").unwrap();
+        registry.register(Box::new(presence_members.clone())).unwrap();
         Metrics {
+            presence_members,
+            presence_frames: counter("everthread_presence_frames_total", "Presence frames put on sockets."),
+            presence_reads: counter(
+                "everthread_presence_reads_total",
+                "Times that who is present was read from the store.",
+            ),
             connections,
             attachments,
             appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),

@@ -9,7 +9,7 @@ use crate::tail::{Tail, is_valid, start_of};
 use crate::{Edge, control, devices};
 use everthread_protocol::frame::{
     Ack, Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt,
-    Release, ResetReason, ServerFrame, Welcome,
+    Release, ResetReason, ServerFrame, SetPresence, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
 use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, SessionKey};
@@ -37,8 +37,8 @@ pub(super) enum Reply {
     Welcome(RequestId, u64),
     /// A control is in the log, or was.
     Asked(SessionKey, Receipt),
-    /// A new attachment, and what its client is sent first.
-    Attached(u32, Arc<Tail>, Cursor, Vec<String>),
+    /// A new attachment, what its client is sent first, and whether it is present.
+    Attached(u32, Arc<Tail>, Cursor, Vec<String>, bool),
     /// It failed.
     Failed(String, Fault),
 }
@@ -88,7 +88,12 @@ impl<S: Store> Connection<S> {
                     self.error(None, fault);
                 }
             }
-            ClientFrame::Hello(_) | ClientFrame::Pong {} | ClientFrame::Presence(_) => {}
+            ClientFrame::Presence(presence) => {
+                if let Err(fault) = self.on_presence(&presence) {
+                    self.error(None, fault);
+                }
+            }
+            ClientFrame::Hello(_) | ClientFrame::Pong {} => {}
         }
     }
 
@@ -210,6 +215,23 @@ impl<S: Store> Connection<S> {
         Ok(())
     }
 
+    /// What the others are told of this client, or the wish to be told everybody again.
+    fn on_presence(&mut self, set: &SetPresence<'_>) -> Result<(), Fault> {
+        let attachment = self.attachments.get_mut(&set.attachment).ok_or_else(no_attachment)?;
+        let absent = || Fault::bad_request("this attachment is not present: attach with presence");
+        let joined = attachment.joined.as_mut().ok_or_else(absent)?;
+        match set.data {
+            Some(data) => joined.tell(data.get()),
+            None => {
+                joined.ask_for_all();
+                if !self.ready.contains(&set.attachment) {
+                    self.ready.push_back(set.attachment);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sees to it that what the device has acknowledged is stored now.
     pub(super) fn store_acks(&self, id: u32) {
         let device = self.identity.as_ref().and_then(|identity| identity.author.device.as_ref());
@@ -247,9 +269,14 @@ impl<S: Store> Connection<S> {
                 let welcome: Welcome = self.welcome_frame(id, now);
                 self.outbox.text(ServerFrame::Welcome(welcome).encode());
             }
-            Reply::Attached(number, tail, cursor, frames) => {
+            Reply::Attached(number, tail, cursor, frames, is_present) => {
                 frames.into_iter().for_each(|frame| self.outbox.text(frame));
                 let waiter = tail.wait(self.wake.clone(), number);
+                let author = self.identity.as_ref().map(|identity| &identity.author).filter(|_| is_present);
+                let joined = author.map(|author| {
+                    let wake = self.wake.clone();
+                    self.edge.presences.join(tail.key(), author, &self.id, wake, number)
+                });
                 let prefix = attachment::prefix(number);
                 let attachment = Attachment {
                     tail,
@@ -258,6 +285,7 @@ impl<S: Store> Connection<S> {
                     prefix,
                     waiter,
                     wants_fetch: false,
+                    joined,
                     has_acked: false,
                 };
                 self.attachments.insert(number, attachment);
@@ -277,7 +305,7 @@ async fn open<S: Store>(
     author: &Author,
 ) -> Result<Reply, Fault> {
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
-    let head = page.head;
+    let (head, is_present) = (page.head, attach.presence);
     let mut frames = Vec::new();
     let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| log_fault(&key, &e))?;
     let (cursor, resumed) = match attach.from {
@@ -320,7 +348,7 @@ async fn open<S: Store>(
             cursor
         }
     };
-    Ok(Reply::Attached(number, tail, cursor, frames))
+    Ok(Reply::Attached(number, tail, cursor, frames, is_present))
 }
 
 fn done(id: RequestId) -> Done {

@@ -16,6 +16,8 @@ mod outage;
 #[cfg(test)]
 mod pause;
 #[cfg(test)]
+mod presence;
+#[cfg(test)]
 mod read;
 #[cfg(test)]
 mod resilience;
