@@ -147,9 +147,11 @@ function whoOf({ who }: Approval): HTMLElement[] {
 
 /** What the question is about, as the worker tells it: names and values. */
 function dataOf({ data }: Approval): HTMLElement[] {
-  const rows = Object.entries(data ?? {}).flatMap(([name, value]) => {
-    const isPlain = typeof value !== "object" || value === null;
-    const shown = isPlain
+  const isPlain = (value: Json) => typeof value !== "object" || value === null;
+  // Words first, structures after them: the server does not keep the order of keys.
+  const entries = Object.entries(data ?? {}).sort(([, a], [, b]) => Number(isPlain(b)) - Number(isPlain(a)));
+  const rows = entries.flatMap(([name, value]) => {
+    const shown = isPlain(value)
       ? h("span", { text: String(value) })
       : h("pre", { text: JSON.stringify(value, null, 2), attrs: { tabindex: "0" } });
     return [h("dt", { text: name.replaceAll("_", " ") }), h("dd", {}, shown)];

@@ -76,7 +76,6 @@ export class Desk {
     this.#ask("answer", run, ask, approval);
   }
 
-  /** A message that was sent to an agent at work became a control: its delivery is not told, its outcome is in the log. */
   #ask(kind: ControlKind, run: string, ask: (session: Session) => ControlHandle, approval?: string): void {
     const session = this.#session;
     if (!session) return;
@@ -109,6 +108,7 @@ export class Desk {
         return `${title} delivered to ${receipt.worker}`;
       case "settled":
         if (receipt.outcome === "applied") return `${title} applied`;
+        if (receipt.answered_by) return `It was ${reasonOf(receipt, this.people)}`;
         return `${title} ${receipt.outcome === "expired" ? "expired" : reasonOf(receipt, this.people)}`;
     }
   }

@@ -57,6 +57,8 @@ pub struct Seat {
     /// Below 0 where the worker holds more from before than it offers to take.
     free: AtomicI64,
     is_draining: AtomicBool,
+    /// Nothing has been heard from the worker for too long: it may be dead.
+    is_silent: AtomicBool,
     assignments: mpsc::Sender<Assignment>,
     wake: Arc<Notify>,
 }
@@ -78,8 +80,16 @@ impl Seat {
         self.is_draining.store(true, Ordering::Release);
     }
 
+    /// A worker that is not heard from gets nothing new until it is.
+    pub fn set_silent(&self, is_silent: bool) {
+        if self.is_silent.swap(is_silent, Ordering::AcqRel) && !is_silent {
+            self.wake.notify_one();
+        }
+    }
+
     fn free(&self) -> i64 {
-        if self.is_draining.load(Ordering::Acquire) { 0 } else { self.free.load(Ordering::Acquire) }
+        let is_shut = self.is_draining.load(Ordering::Acquire) || self.is_silent.load(Ordering::Acquire);
+        if is_shut { 0 } else { self.free.load(Ordering::Acquire) }
     }
 
     fn try_reserve(&self) -> bool {
@@ -156,6 +166,7 @@ impl<S: Store> Dispatcher<S> {
             retries: offer.on_lost == OnLost::Retry,
             free,
             is_draining: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             assignments,
             wake: wake.clone(),
         });
@@ -253,7 +264,9 @@ impl<S: Store> Dispatcher<S> {
     async fn hand_over(&self, pool: &PoolKey, seat: &Seat, taken: &Taken, assignment: Assignment) {
         self.finish(pool, taken).await;
         if let Err(lost) = seat.assignments.try_send(assignment) {
-            // The connection is gone: its own clean-up does not know of this run, so it is given back here.
+            // The connection is gone: its own clean-up does not know of this run, so it is given back here. And shut first,
+            // or the run would come back to this very place, which lives for as long as somebody holds it.
+            seat.drain();
             let Assignment { key, id, run, .. } = lost.into_inner();
             self.inner.desk.give_back(&key, &id, &seat.worker, run.attempts).await;
         }
@@ -330,11 +343,11 @@ impl<S: Store> Dispatcher<S> {
         }
     }
 
-    /// What became of a claim whose answer was lost; `None` if it was not made. As long as the worker lives nobody else
-    /// would find a run that was claimed and not handed over, so this tries until the store answers.
+    /// What became of a claim whose answer was lost; `None` if it was not made. Tries for a lease: after that the claim
+    /// is over if it was made, and somebody else gets the run.
     async fn claimed(&self, key: &SessionKey, seat: &Seat, taken: &Taken) -> Option<Claim> {
-        let id = &taken.item.run;
-        loop {
+        let (id, begun) = (&taken.item.run, tokio::time::Instant::now());
+        while begun.elapsed() < self.inner.desk.leases().lease {
             match self.inner.desk.load(key).await {
                 Ok((loaded, state)) => {
                     let run = state.runs.get(id).filter(|run| run.is_open())?.clone();
@@ -360,6 +373,7 @@ impl<S: Store> Dispatcher<S> {
             }
             tokio::time::sleep(LATER_PAUSE_MAX).await;
         }
+        Some(Claim::Unknown)
     }
 }
 

@@ -265,8 +265,9 @@ impl<S: Store> Connection<S> {
                         Ok(())
                     }
                     Err(fault) => {
+                        let is_known = fault.code == Code::Forbidden;
                         self.error(Some(hello.id.to_string()), fault);
-                        Err(End::Close(close::TOKEN))
+                        Err(End::Close(if is_known { close::NOT_ALLOWED } else { close::TOKEN }))
                     }
                 }
             }

@@ -43,10 +43,27 @@ pub fn read(
     expires_ms: Option<u64>,
 ) -> Result<Ask, Fault> {
     let what = What::read(kind, mode, payload)?;
-    Ok(Ask { control, by, target, what, expires_ms })
+    let made_at = crate::put::made_at(control.as_str());
+    Ok(Ask { control, by, target, what, made_at, expires_ms })
 }
 
-/// How far a control is.
+/// How far a control is, as its worker has confirmed it too.
+pub async fn receipt_now<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    id: &ControlId,
+) -> Result<Receipt, Fault> {
+    let mut receipt = receipt(desk, key, id).await?;
+    if receipt.stage == Stage::Accepted {
+        let found = desk.store().delivered(key, std::slice::from_ref(id)).await;
+        if let Some(worker) = found.map_err(|e| e.fault())?.pop().flatten() {
+            receipt.stage = Stage::Delivered { worker };
+        }
+    }
+    Ok(receipt)
+}
+
+/// How far a control is, as the log has it.
 pub async fn receipt<S: Store>(desk: &Desk<S>, key: &SessionKey, id: &ControlId) -> Result<Receipt, Fault> {
     let (loaded, state) = desk.load(key).await.map_err(|failure| failure.fault())?;
     let stage = stage_of(&state, id)
@@ -96,21 +113,22 @@ impl<S: Store> Track<S> {
         Track { edge, key, id, is_delivered: false, woken, _following: following }
     }
 
-    /// The next stage after `accepted`; the last one is `settled`.
+    /// The next stage after `accepted`; the last one is `settled`. While the store does not answer it goes on waiting: an
+    /// error is of a kind that does not pass.
     pub async fn next(&mut self) -> Result<Receipt, Fault> {
         loop {
-            let mut receipt = receipt(&self.edge.desk, &self.key, &self.id).await?;
-            if receipt.stage != Stage::Accepted {
-                return Ok(receipt);
-            }
-            if !self.is_delivered {
-                let asked = std::slice::from_ref(&self.id);
-                let found = self.edge.desk.store().delivered(&self.key, asked).await;
-                if let Some(worker) = found.map_err(|e| e.fault())?.pop().flatten() {
+            let found = match self.is_delivered {
+                true => receipt(&self.edge.desk, &self.key, &self.id).await,
+                false => receipt_now(&self.edge.desk, &self.key, &self.id).await,
+            };
+            match found {
+                Ok(Receipt { stage: Stage::Accepted, .. }) => {}
+                Ok(receipt) => {
                     self.is_delivered = true;
-                    receipt.stage = Stage::Delivered { worker };
                     return Ok(receipt);
                 }
+                Err(fault) if fault.code.is_retryable() => {}
+                Err(fault) => return Err(fault),
             }
             // Woken or not: the same.
             drop(tokio::time::timeout(LOOK, self.woken.notified()).await);

@@ -317,7 +317,7 @@ async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, req
     let intent =
         Intent::Message(Put { message, role: Role::User, parts, reply_to, agent, params, when_busy });
     let id = input.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 
@@ -358,7 +358,7 @@ async fn write_entries<S: Store>(
         .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
     let intent = Intent::read(&entries, write.agent, write.when_busy)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 

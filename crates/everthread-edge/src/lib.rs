@@ -11,6 +11,7 @@ pub mod auth;
 mod client;
 mod control;
 pub mod devices;
+pub mod folder;
 pub mod http;
 pub mod metrics;
 pub mod presence;
@@ -27,6 +28,7 @@ use devices::Acks;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
+use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
@@ -49,6 +51,8 @@ pub struct Config {
     pub stall_max: Duration,
     /// The times of presence.
     pub presence: presence::Times,
+    /// When logs are folded in the store.
+    pub folding: folder::Options,
 }
 
 /// One edge node. Cheap to clone.
@@ -85,6 +89,8 @@ pub struct Shared<S> {
     pub acks: Acks<S>,
     /// Who is present in the sessions followed here.
     pub presences: Presences<S>,
+    /// Folds logs in the store.
+    pub folder: Folder<S>,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -107,6 +113,7 @@ impl<S: Store> Edge<S> {
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
+        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         Edge {
             shared: Arc::new(Shared {
                 config,
@@ -114,6 +121,7 @@ impl<S: Store> Edge<S> {
                 dispatcher,
                 reader,
                 tails,
+                folder,
                 acks,
                 presences,
                 tasks,

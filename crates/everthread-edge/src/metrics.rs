@@ -32,6 +32,10 @@ pub struct Metrics {
     pub presence_frames: IntCounter,
     /// Times that who is present was read from the store.
     pub presence_reads: IntCounter,
+    /// Folds of logs in the store by result: done, raced, stale, dropped, error.
+    pub folds: IntCounterVec,
+    /// Entries that were folded in the store.
+    pub folded_entries: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -82,6 +86,11 @@ impl Metrics {
                 "Controls that a worker has confirmed to have got.",
             ),
             acks: counters("everthread_acks_total", "Acknowledgements of devices by result.", "result"),
+            folds: counters("everthread_folds_total", "Folds of logs in the store by result.", "result"),
+            folded_entries: counter(
+                "everthread_folded_entries_total",
+                "Entries that were folded in the store.",
+            ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,
         }

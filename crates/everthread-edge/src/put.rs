@@ -1,6 +1,7 @@
 //! What a client may write, from WebSocket and HTTP alike.
 
-use everthread_control::{Desk, Numbered};
+use crate::Edge;
+use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{self, Entry, NewMessage, Writer};
 use everthread_protocol::{
@@ -117,7 +118,7 @@ pub fn made_at(id: &str) -> Option<Millis> {
 
 /// Carries out a write under an id that makes a repeat harmless.
 pub async fn carry_out<S: Store>(
-    desk: &Desk<S>,
+    edge: &Edge<S>,
     key: &SessionKey,
     by: &Author,
     id: &RequestId,
@@ -135,13 +136,17 @@ pub async fn carry_out<S: Store>(
     let answer = message.as_ref().map_or("", |message| message.as_str());
     let numbered = Numbered::Request { key: &producer, answer, made_at: made_at(id.as_str()) };
     let verbatim = verbatim.as_ref().map(|(entries, count)| (&**entries, *count));
-    let decided =
-        desk.decide_with(key, by, &request, numbered, verbatim).await.map_err(|failure| failure.fault())?;
+    let decided = edge
+        .desk
+        .decide_with(key, by, &request, numbered, verbatim)
+        .await
+        .map_err(|failure| failure.fault())?;
     let written = decided.written;
+    edge.folder.after_write(key, &written, false);
     let cursor = Cursor { epoch: written.epoch, seq: written.to };
     match (decided.decision, written.duplicate) {
         (Some(decision), _) => {
-            if let Err(error) = desk.store().index(key, written.at).await {
+            if let Err(error) = edge.desk.store().index(key, written.at).await {
                 tracing::debug!(%key, %error, "the list of sessions is behind");
             }
             let (run, control) = (decision.requested, decision.control);

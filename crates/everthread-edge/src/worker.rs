@@ -37,6 +37,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long a worker may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How long it may take to find out what a worker holds that comes back.
+const GREET_MAX: Duration = Duration::from_secs(20);
+/// A worker that has not been heard from for so many heartbeats gets no new runs until it is.
+const SILENT_HEARTBEATS: u32 = 2;
 /// Bytes of blocks that wait behind the one of their run that is being written; beyond it nothing more is read.
 const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Jobs of one connection at once; beyond it nothing more is read.
@@ -63,12 +67,14 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         queued_bytes: 0,
         wake: Arc::default(),
         jobs: FuturesUnordered::new(),
+        is_welcomed: false,
         is_draining: false,
         pings: 0,
         pongs: 0,
         deliveries: VecDeque::new(),
         opened: Instant::now(),
         heard: Instant::now(),
+        is_silent: false,
     };
     connection.run().await;
     gauge.dec();
@@ -103,6 +109,8 @@ struct Connection<S> {
     /// Marked with the numbers of watched sessions whose state changed.
     wake: Arc<Wake>,
     jobs: FuturesUnordered<BoxFuture<'static, Job>>,
+    /// `welcome` is sent: nothing goes before it.
+    is_welcomed: bool,
     /// The worker wants no new runs.
     is_draining: bool,
     /// Pings sent and answered: an answer shows that everything before the ping has arrived.
@@ -112,6 +120,8 @@ struct Connection<S> {
     deliveries: VecDeque<Delivery>,
     opened: Instant,
     heard: Instant,
+    /// Its seats get nothing until it is heard again.
+    is_silent: bool,
 }
 
 /// Why a connection ends.
@@ -149,6 +159,11 @@ impl<S: Store> Connection<S> {
         let reads = self.queued_bytes < QUEUED_BYTES_MAX
             && self.jobs.len() < JOBS_MAX
             && self.outbox.bytes() < QUEUED_BYTES_MAX;
+        if !reads {
+            // Whether it lives cannot be heard now. While it takes bytes it does; and if we are what is slow, it is not dead.
+            let takes = self.outbox.bytes() >= QUEUED_BYTES_MAX;
+            self.heard = if takes { self.heard.max(self.outbox.progress()) } else { Instant::now() };
+        }
         let has_jobs = !self.jobs.is_empty();
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
@@ -164,6 +179,9 @@ impl<S: Store> Connection<S> {
 
     fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
         self.heard = Instant::now();
+        if std::mem::take(&mut self.is_silent) {
+            self.seats.values().for_each(|seat| seat.set_silent(false));
+        }
         match message {
             Ok(Message::Text(bytes)) => self.on_text(bytes),
             Ok(Message::Ping(payload)) => {
@@ -278,6 +296,7 @@ impl<S: Store> Connection<S> {
             kept: kept.iter().map(|kept| kept.run.clone()).collect(),
         };
         self.outbox.text(WorkerServerFrame::Welcome(welcome).encode());
+        self.is_welcomed = true;
         for kept in kept {
             self.host_kept(kept);
         }
@@ -288,8 +307,18 @@ impl<S: Store> Connection<S> {
             let is_late = self.opened.elapsed() > HELLO_MAX;
             return if is_late { Err(End::Close(close::PROTOCOL)) } else { Ok(()) };
         };
+        if !self.is_welcomed {
+            // It waits for us, and is not asked whether it lives.
+            self.heard = Instant::now();
+            let is_late = self.opened.elapsed() > HELLO_MAX + GREET_MAX;
+            return if is_late { Err(End::Close(close::INTERNAL)) } else { Ok(()) };
+        }
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
+        }
+        if self.heard.elapsed() > self.edge.config.leases.heartbeat * SILENT_HEARTBEATS {
+            self.is_silent = true;
+            self.seats.values().for_each(|seat| seat.set_silent(true));
         }
         let me = me.clone();
         self.ping();
@@ -322,44 +351,46 @@ impl<S: Store> Connection<S> {
 
     /// The socket is gone. The worker may come back, here or elsewhere, within the grace; else its runs are over.
     fn leave(&mut self) {
+        // Whoever still holds a seat may not think that somebody sits there.
+        self.seats.values().for_each(|seat| seat.drain());
         let Some(me) = self.me.take() else { return };
         if me.right.is_some() {
             // The run is its worker's still, or its lease ends.
             return;
         }
-        let pongs = self.pongs;
-        let mut runs: Vec<Left> = self
-            .runs
-            .drain()
-            .map(|(run, hosted)| {
-                let has_arrived = hosted.handed.is_some_and(|pings| pongs > pings);
-                Left {
-                    key: hosted.key,
-                    run,
-                    attempt: hosted.attempt,
-                    is_known: hosted.is_known || has_arrived,
-                }
-            })
-            .collect();
+        let left = |(run, hosted): (RunId, Hosted)| Left {
+            key: hosted.key,
+            run,
+            attempt: hosted.attempt,
+            is_handed: hosted.is_handed,
+        };
+        let mut runs: Vec<Left> = self.runs.drain().map(left).collect();
         // What was assigned and not looked at yet is this worker's too.
         self.assigned.close();
         while let Ok(Assignment { key, id, run, .. }) = self.assigned.try_recv() {
-            runs.push(Left { key, run: id, attempt: run.attempts, is_known: false });
+            runs.push(Left { key, run: id, attempt: run.attempts, is_handed: false });
         }
         let (edge, holder) = (self.edge.clone(), self.id.clone());
         let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
+            // Not less than a heartbeat: a newer connection of the worker must have had the time to show that it lives. If
+            // there is none, the keeper sees to leases that end meanwhile.
+            let pause = edge.config.leases.return_grace.min(left).max(edge.config.leases.heartbeat);
+            tokio::time::sleep(pause).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
-                Ok(false) => return forgotten(&edge, &me, runs).await,
+                Ok(false) => return never_sent(&edge, &me, runs).await,
                 Err(error) => {
                     tracing::warn!(worker = %me.worker, %error, "a dead worker's runs wait for their leases to end");
                     return;
                 }
             }
-            for Left { key, run, .. } in runs {
-                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await {
+            for Left { key, run, attempt, .. } in runs {
+                // It may come back while this goes on: then its leases decide.
+                if !matches!(edge.desk.store().holder(&me.tenant, &me.worker).await, Ok(None)) {
+                    return;
+                }
+                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
                     tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
                 }
             }
@@ -372,16 +403,14 @@ struct Left {
     key: SessionKey,
     run: RunId,
     attempt: u32,
-    /// Whether the worker knows that it holds it.
-    is_known: bool,
+    /// Whether its `work` was sent.
+    is_handed: bool,
 }
 
-/// The worker is back on another connection, where it has named the runs it knows of. Those whose `work` may never have
-/// reached it go back to the pool, unless they write: its new lease would keep them for ever.
-async fn forgotten<S: Store>(edge: &Edge<S>, me: &Me, runs: Vec<Left>) {
-    for Left { key, run, attempt, is_known } in runs {
-        if !is_known && !edge.desk.give_back(&key, &run, &me.worker, attempt).await {
-            tracing::debug!(%key, %run, "a run whose work frame was not confirmed is being worked on");
-        }
+/// The worker is back on another connection, where it has named the runs it knows of. Those it was never sent go back to
+/// the pool at once; one whose `work` was lost on the way is nobody's, and its lease ends.
+async fn never_sent<S: Store>(edge: &Edge<S>, me: &Me, runs: Vec<Left>) {
+    for Left { key, run, attempt, .. } in runs.into_iter().filter(|left| !left.is_handed) {
+        edge.desk.give_back(&key, &run, &me.worker, attempt).await;
     }
 }

@@ -148,6 +148,8 @@ pub enum Request {
         run: RunId,
         /// Who held it.
         worker: WorkerId,
+        /// Which attempt: the same worker may have got the run again since.
+        attempt: u32,
         /// Whether this attempt has written anything.
         wrote: bool,
     },
@@ -166,6 +168,8 @@ pub struct Ask {
     pub target: Target,
     /// What.
     pub what: What,
+    /// When the id was made, if it tells.
+    pub made_at: Option<Millis>,
     /// How long the asker waits for the outcome; each kind has a default.
     pub expires_ms: Option<u64>,
 }
@@ -249,14 +253,19 @@ pub enum Refusal {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
+    /// This control may have been asked before, and forgotten.
+    #[error(
+        "ids of controls are remembered for ten minutes and this one is older: look at the session first"
+    )]
+    TooOld,
     /// This control was asked before; its state tells how far it is.
     #[error("the control is known")]
     Known,
     /// A newer release wrote the state.
     #[error("the session was written by a newer release")]
     NewerSchema,
-    /// Another run of the same agent goes first.
-    #[error("another run of the same agent goes first")]
+    /// It is not this run's turn.
+    #[error("another run of the agent goes first, this one is paused, or a person holds the session")]
     Waits,
     /// Nothing is due.
     #[error("nothing is due")]
@@ -281,6 +290,7 @@ impl Refusal {
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
+            Refusal::TooOld => Code::TooOld,
             Refusal::Busy => Code::Busy,
             Refusal::Held(_) => Code::Held,
         };
@@ -325,7 +335,9 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Control(ask) => draft.control(ask)?,
         Request::Hold { by, reason } => draft.hold(by, reason.clone())?,
         Request::Release { reason, agent, run } => draft.release(reason.clone(), agent.as_ref(), *run)?,
-        Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
+        Request::WorkerDied { run, worker, attempt, wrote } => {
+            draft.worker_died(run, worker, *attempt, *wrote)?;
+        }
         Request::Due => draft.due()?,
     }
     draft.finish(begins_something(request))

@@ -25,8 +25,8 @@ mod views;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, PresenceChange, Present, Refusal,
-    Renewal, Store, Taken, WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
+    Present, Refusal, Renewal, Store, Taken, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
@@ -217,6 +217,11 @@ impl Store for Embedded {
         let key = key.clone();
         let page = self.on_disk(move |shared| shared.disk.page(&key, after, bytes_max)).await?;
         page.ok_or_else(|| Refusal::NoSession.into())
+    }
+
+    async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
+        let (key, fold) = (key.clone(), Box::new(writer::OwnedFold::of(fold)?));
+        self.ask(|reply| Request::Fold(key, fold, reply)).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

@@ -6,13 +6,15 @@
 //!
 //! Life of an entry here: [`Store::write`] checks duplicate → fence → gap → version, appends one record, and wakes
 //! followers. A follower that missed the wake-up finds the record with [`Store::read`]. The log never loses what the
-//! feed may.
+//! feed may. Later [`Store::fold`] puts a folded record in the place of it and its neighbours.
 
 pub mod embedded;
+mod fold;
 mod people;
 pub mod redis;
 mod types;
 
+pub use fold::{Fold, Folded};
 pub use people::*;
 pub use types::*;
 
@@ -42,13 +44,21 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Written, Error>> + Send;
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
-    /// one). The first may begin at or before `after`.
+    /// one). The first may begin at or before `after`. They are contiguous whatever is folded meanwhile: older ones come
+    /// folded, the most recent ones raw. A page may be shorter than it need be; only one without records is the end.
     fn read(
         &self,
         key: &SessionKey,
         after: Seq,
         bytes_max: usize,
     ) -> impl Future<Output = Result<Page, Error>> + Send;
+
+    /// Puts folded records in the place of the raw ones that they stand for: atomically, and only if the log is folded up
+    /// to just before the first of them, is still the one that was read, and has a raw record that ends where the last of
+    /// them does. Nothing else changes: seqs, epochs and cursors stay, and nobody is woken.
+    ///
+    /// Anybody may fold at any time; whoever comes second is told so. Repeating a fold whose answer was lost is harmless.
+    fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> impl Future<Output = Result<Folded, Error>> + Send;
 
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
@@ -205,7 +215,7 @@ pub trait Store: Send + Sync + 'static {
 /// How long an item that was taken from a pool stays hidden from other consumers.
 pub const ITEM_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long a due session that was claimed stays hidden from other nodes.
-pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(3);
+pub const DUE_VISIBILITY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How long it is remembered, at least, who has got a control. An outcome comes sooner than that, or the control is sent
 /// again.

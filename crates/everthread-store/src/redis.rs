@@ -6,9 +6,11 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and the trait.
+//! scripts; [`write`], [`read`], [`fold`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
+//! the trait.
 
 mod feed;
+mod fold;
 mod index;
 mod keys;
 mod leases;
@@ -24,8 +26,8 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Device, Due, Error, Follower, Following, Head, Interest, Loaded, Page, PresenceChange, Present, Renewal,
-    Store, Taken, WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
+    Present, Renewal, Store, Taken, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -157,6 +159,10 @@ impl Store for Redis {
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
         self.read_page(key, after, bytes_max).await
+    }
+
+    async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
+        self.fold_records(key, fold).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

@@ -65,7 +65,7 @@ pub const STEPS: &[Step] = &[
     ),
     cargo("binary", "the binary is built", &["cargo", "build", "--locked", "--package", "everthread"], &[]),
     npm("sdk-install", "packages of the TypeScript SDK", "sdk/typescript", &["npm", "ci"], &["tools"]),
-    npm("sdk", "tests of the TypeScript SDK", "sdk/typescript", &["npm", "test"], &["sdk-install"]),
+    npm("sdk", "tests of the TypeScript SDK", "sdk/typescript", &["npm", "test"], &["binary", "sdk-install"]),
     // The console compiles the SDK's sources.
     npm("console-install", "packages of the console", "console", &["npm", "ci"], &["sdk-install"]),
     npm("console-build", "the console compiles", "console", &["npm", "run", "build"], &["console-install"]),

@@ -123,3 +123,36 @@ async fn a_seat_takes_no_more_than_it_offers_nor_anything_once_it_drains() {
     node.put(&key, "i2").await;
     assert!(tokio::time::timeout(Duration::from_millis(1_500), assigned.recv()).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_whose_worker_is_gone_is_tried_once() {
+    let node = node();
+    // Somebody holds the seat still, as a claim under way does.
+    let (_gone, nobody) = node.seat(64, 0);
+    drop(nobody);
+    let (seat, mut assigned) = node.seat(1, 0);
+    for n in 0..4 {
+        let key = node.open(&format!("s{n}")).await;
+        node.put(&key, "i1").await;
+        let got = next(&mut assigned).await;
+        assert!(got.attempt() <= if n == 0 { 2 } else { 1 }, "attempt {} of run {n}", got.attempt());
+        node.end(got).await;
+        seat.release();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_not_heard_from_gets_nothing_until_it_is() {
+    let node = node();
+    let (silent, mut assigned) = node.seat(64, 0);
+    silent.set_silent(true);
+    let (_seat, mut others) = node.seat(1, 0);
+    let key = node.open("s1").await;
+    node.put(&key, "i1").await;
+    next(&mut others).await;
+    let key = node.open("s2").await;
+    node.put(&key, "i1").await;
+    assert!(tokio::time::timeout(Duration::from_millis(1_500), assigned.recv()).await.is_err());
+    silent.set_silent(false);
+    assert_eq!(next(&mut assigned).await.key, key);
+}

@@ -135,7 +135,7 @@ impl<S: Store> Connection<S> {
         };
         let (edge, id) = (self.edge.clone(), put.id.clone());
         self.begin(put.id.to_string(), async move {
-            let outcome = put::carry_out(&edge.desk, &key, &identity.author, &id, intent).await?;
+            let outcome = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
             let done = Done {
                 id,
                 cursor: Some(outcome.cursor),

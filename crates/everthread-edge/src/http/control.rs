@@ -63,7 +63,7 @@ pub(super) async fn show<S: Store>(
     let (_, key) = enter(&edge, request.headers(), &session)?;
     let wait = query::<WaitQuery>(&request)?.wait();
     let id: ControlId = control.parse().map_err(|e| Fault::bad_request(format!("control: {e}")))?;
-    let receipt = control::receipt(&edge.desk, &key, &id).await?;
+    let receipt = control::receipt_now(&edge.desk, &key, &id).await?;
     let receipt = control::wait_for(&edge, &key, receipt, wait).await;
     Ok(json_response(StatusCode::OK, &receipt))
 }

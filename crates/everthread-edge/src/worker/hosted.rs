@@ -14,7 +14,7 @@ use everthread_protocol::{
     AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Follower, Following, Interest, Store};
+use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -26,15 +26,15 @@ pub(super) struct Hosted {
     pub attempt: u32,
     /// From here on the session's state knows that this worker holds it.
     pub since: Seq,
-    /// Whether the worker has shown that it knows of it.
-    pub is_known: bool,
-    /// Pings that were sent before its `work`; none while that is being made.
-    pub handed: Option<u64>,
+    /// Whether its `work` is sent: before that the worker knows nothing of it, and is told nothing.
+    pub is_handed: bool,
     pub seat: Option<Arc<Seat>>,
     /// Its messages and parts; none while they are to be rebuilt.
     pub parts: Option<Parts>,
-    /// What the next new batch must be.
+    /// What the next new batch must be, as far as this connection knows.
     pub next: Producer,
+    /// `parts` and `next` come from the log, and nothing was written here since.
+    pub is_rebuilt: bool,
     /// Writes that wait for the one before.
     pub queue: VecDeque<Bytes>,
     /// Whether a write or a rebuild is under way.
@@ -42,6 +42,8 @@ pub(super) struct Hosted {
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
+    /// The messages of steers are being read: later ones wait, to be told in their order.
+    pub is_reading_steers: bool,
     pub watch: u32,
 }
 
@@ -73,7 +75,36 @@ impl Follower for Changes {
     }
 }
 
+impl Hosted {
+    /// A run of which nothing is known here but who holds it.
+    fn new(kept: Kept, seat: Option<Arc<Seat>>, watch: u32) -> Hosted {
+        Hosted {
+            key: kept.key,
+            agent: kept.agent,
+            fence: kept.fence,
+            attempt: kept.attempt,
+            since: Seq::ZERO,
+            is_handed: false,
+            seat,
+            parts: None,
+            next: kept.next,
+            is_rebuilt: false,
+            queue: VecDeque::new(),
+            is_busy: false,
+            told_controls: HashSet::new(),
+            told_children: HashSet::new(),
+            is_reading_steers: false,
+            watch,
+        }
+    }
+}
+
 impl<S: Store> Connection<S> {
+    /// The run, if it is still hosted under that fence: what was begun for an earlier attempt is not for a later one.
+    pub(super) fn hosted(&mut self, run: &RunId, fence: Fence) -> Option<&mut Hosted> {
+        self.runs.get_mut(run).filter(|hosted| hosted.fence == fence)
+    }
+
     /// A run was claimed for this worker.
     pub(super) fn on_assignment(&mut self, assignment: Assignment) {
         let attempt = assignment.attempt();
@@ -91,30 +122,19 @@ impl<S: Store> Connection<S> {
             self.give_back(assignment.key, assignment.id, attempt);
             return seat.release();
         }
-        let watch = self.watch(&assignment.key);
-        let next = Producer { incarnation: u64::from(attempt), batch: 1 };
+        let claimed = Kept {
+            key: assignment.key.clone(),
+            run: assignment.id.clone(),
+            agent: assignment.run.agent.clone(),
+            fence: assignment.fence,
+            attempt,
+            next: Producer { incarnation: u64::from(attempt), batch: 1 },
+        };
+        let mut hosted = Hosted::new(claimed, Some(seat), self.watch(&assignment.key));
+        hosted.since = assignment.seq;
         // An earlier attempt may have left something open.
-        let parts = (attempt == 1).then(Parts::default);
-        self.runs.insert(
-            assignment.id.clone(),
-            Hosted {
-                key: assignment.key.clone(),
-                agent: assignment.run.agent.clone(),
-                fence: assignment.fence,
-                attempt,
-                since: assignment.seq,
-                is_known: false,
-                handed: None,
-                seat: Some(seat),
-                parts,
-                next,
-                queue: VecDeque::new(),
-                is_busy: false,
-                told_controls: HashSet::new(),
-                told_children: HashSet::new(),
-                watch,
-            },
-        );
+        hosted.parts = (attempt == 1).then(Parts::default);
+        self.runs.insert(assignment.id.clone(), hosted);
         self.jobs.push(Box::pin(job::work(self.edge.clone(), assignment)));
     }
 
@@ -123,26 +143,10 @@ impl<S: Store> Connection<S> {
         // It has its place there already.
         let seat = self.seats.get(&kept.agent).cloned();
         let watch = self.watch(&kept.key);
-        self.runs.insert(
-            kept.run,
-            Hosted {
-                key: kept.key,
-                agent: kept.agent,
-                fence: kept.fence,
-                attempt: kept.attempt,
-                since: Seq::ZERO,
-                is_known: true,
-                handed: None,
-                seat,
-                parts: None,
-                next: kept.next,
-                queue: VecDeque::new(),
-                is_busy: false,
-                told_controls: HashSet::new(),
-                told_children: HashSet::new(),
-                watch,
-            },
-        );
+        let run = kept.run.clone();
+        let mut hosted = Hosted::new(kept, seat, watch);
+        hosted.is_handed = true;
+        self.runs.insert(run, hosted);
         self.wake.mark(watch);
     }
 
@@ -167,10 +171,13 @@ impl<S: Store> Connection<S> {
         number
     }
 
-    /// The run is no longer served here.
+    /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        for bytes in hosted.queue {
+            self.queued_bytes -= bytes.len();
+            self.error(crate::client::id_of(&bytes), not_held());
+        }
         if let Some(seat) = hosted.seat {
             seat.release();
         }
@@ -186,7 +193,7 @@ impl<S: Store> Connection<S> {
             // Not at once: the only worker there is might be this one again.
             tokio::time::sleep(edge.config.leases.heartbeat).await;
             if !edge.desk.give_back(&key, &run, &me.worker, attempt).await
-                && let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await
+                && let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await
             {
                 tracing::warn!(%key, %run, %failure, "a run that was declined after it began has no outcome");
             }
@@ -207,7 +214,6 @@ impl<S: Store> Connection<S> {
         let Some(hosted) = self.runs.get_mut(&run) else {
             return self.error(Some(id.to_string()), not_held());
         };
-        hosted.is_known = true;
         hosted.queue.push_back(bytes.clone());
         self.queued_bytes += bytes.len();
         self.pump(&run);
@@ -220,7 +226,7 @@ impl<S: Store> Connection<S> {
             let Some(bytes) = hosted.queue.front().cloned() else { return };
             if hosted.parts.is_none() {
                 hosted.is_busy = true;
-                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone());
+                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone(), hosted.fence);
                 self.jobs.push(Box::pin(work));
                 return;
             }
@@ -229,8 +235,15 @@ impl<S: Store> Connection<S> {
             match prepare(hosted, run, &bytes) {
                 Ok(write) => {
                     hosted.is_busy = true;
+                    hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
                     return;
+                }
+                // Another connection may have written what seems to be missing: the log tells.
+                Err((_, fault)) if fault.code == Code::Gap && !hosted.is_rebuilt => {
+                    hosted.parts = None;
+                    self.queued_bytes += bytes.len();
+                    hosted.queue.push_front(bytes);
                 }
                 Err((id, fault)) => {
                     hosted.parts = None;
@@ -241,13 +254,14 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    pub(super) fn on_rebuilt(&mut self, run: &RunId, result: Result<(Parts, Producer), Fault>) {
-        let Some(hosted) = self.runs.get_mut(run) else { return };
+    pub(super) fn on_rebuilt(&mut self, run: &RunId, fence: Fence, result: Result<(Parts, Producer), Fault>) {
+        let Some(hosted) = self.hosted(run, fence) else { return };
         hosted.is_busy = false;
         match result {
             Ok((parts, next)) => {
                 hosted.parts = Some(parts);
                 hosted.next = next;
+                hosted.is_rebuilt = true;
             }
             Err(fault) => {
                 // Refuse what waits: it was not written, and the worker sends it again.
@@ -262,18 +276,19 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, run, producer, kind, result } = done;
+        let job::WriteDone { id, run, fence, producer, is_last, result } = done;
         let label = match &result {
             Ok(written) if written.duplicate.is_some() => "duplicate",
             Ok(_) => "ok",
             Err(fault) => fault.code.as_str(),
         };
         self.edge.metrics.appends.with_label_values(&[label]).inc();
-        if let Some(hosted) = self.runs.get_mut(&run) {
+        if let Some(hosted) = self.hosted(&run, fence) {
             hosted.is_busy = false;
         }
         match result {
             Ok(written) => {
+                let is_repeat = written.duplicate.is_some();
                 let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
                 let ack = Ack {
                     id,
@@ -288,25 +303,31 @@ impl<S: Store> Connection<S> {
                     Some(_) => WorkerServerFrame::Duplicate(ack),
                 };
                 self.outbox.text(frame.encode());
-                if let Some(hosted) = self.runs.get_mut(&run) {
-                    hosted.next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
+                if let Some(hosted) = self.hosted(&run, fence) {
+                    let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
+                    let is_new = producer == hosted.next && !is_repeat;
+                    if !is_new && next != hosted.next {
+                        // Another connection has written, too: what is open is not known here.
+                        hosted.parts = None;
+                    }
+                    hosted.next = next;
                     let watch = hosted.watch;
                     if self.watched.get(&watch).is_some_and(|watched| watched.version != written.version) {
                         self.wake.mark(watch);
                     }
                 }
-                if kind == WriteKind::Last {
+                if is_last && self.hosted(&run, fence).is_some() {
                     self.drop_run(&run);
                 }
             }
             Err(fault) => {
                 let is_lost = fault.code == Code::Fenced;
                 self.error(Some(id.to_string()), fault);
-                if let Some(hosted) = self.runs.get_mut(&run) {
+                if let Some(hosted) = self.hosted(&run, fence) {
                     hosted.parts = None;
-                }
-                if is_lost {
-                    self.fenced(&run);
+                    if is_lost {
+                        self.fenced(&run);
+                    }
                 }
             }
         }
@@ -314,10 +335,11 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn fenced(&mut self, run: &RunId) {
-        if self.runs.contains_key(run) {
+        let Some(hosted) = self.runs.get(run) else { return };
+        if hosted.is_handed {
             self.outbox.text(WorkerServerFrame::Fenced { run: run.clone() }.encode());
-            self.drop_run(run);
         }
+        self.drop_run(run);
     }
 
     pub(super) fn on_wake(&mut self) {
@@ -346,25 +368,27 @@ impl<S: Store> Connection<S> {
                 self.error(Some(id.to_string()), fault);
                 return Err(super::End::Close(everthread_protocol::error::close::INTERNAL));
             }
-            Job::Work(run, Ok(frame)) => {
-                if let Some(hosted) = self.runs.get_mut(&run) {
-                    hosted.handed = Some(self.pings);
+            Job::Work((run, fence), Ok(frame)) => {
+                if let Some(hosted) = self.hosted(&run, fence) {
+                    hosted.is_handed = true;
+                    let watch = hosted.watch;
                     self.outbox.text(frame);
+                    // What was asked of it meanwhile comes behind it.
+                    self.wake.mark(watch);
                 }
             }
-            Job::Work(run, Err((key, error))) => {
+            Job::Work((run, fence), Err((key, error))) => {
                 let fault = fault_of(&key, &error);
                 tracing::warn!(%key, %run, %fault, "a claimed run could not be handed out");
-                let attempt = self.runs.get(&run).map(|hosted| hosted.attempt);
-                self.drop_run(&run);
-                if let Some(attempt) = attempt {
+                if let Some(attempt) = self.hosted(&run, fence).map(|hosted| hosted.attempt) {
+                    self.drop_run(&run);
                     self.give_back(key, run, attempt);
                 }
             }
             Job::Written(done) => self.on_written(done),
-            Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
+            Job::Rebuilt((run, fence), result) => self.on_rebuilt(&run, fence, result),
             Job::Looked(number, result) => self.on_looked(number, result),
-            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Steers(held, steers) => self.on_steers(&held, steers),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -386,8 +410,16 @@ fn not_held() -> Fault {
 fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
     let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    if !matches!(frame, WorkerFrame::Append(_)) {
+        // The entries of an append are scanned by themselves; all else that is kept, here.
+        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
+        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
+    }
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
+            if append.fence != hosted.fence {
+                return Err(of(&append.id, not_held()));
+            }
             let (entries, count) =
                 check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
             (append.id, append.fence, append.producer, WriteKind::Append { entries, count })
@@ -432,12 +464,18 @@ fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (St
     })
 }
 
-/// One pass over a block. A batch that was written before is not held against the parts again: the store answers it.
+/// One pass over a block. A batch that was written before is not held against the parts again: the store answers it. One
+/// that comes too early is not let through: it could not be checked.
 fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Result<(Bytes, u32), Fault> {
     let text = append.entries.get().as_bytes();
     let raw = scan::entries(text).map_err(|e| crate::put::fault_of_scan(&e))?;
-    let is_new = append.producer == hosted.next
-        || (append.producer.incarnation > hosted.next.incarnation && append.producer.batch == 1);
+    let Producer { incarnation, batch } = append.producer;
+    let is_restart = incarnation > hosted.next.incarnation;
+    let expected = if is_restart { 1 } else { hosted.next.batch };
+    if incarnation >= hosted.next.incarnation && batch > expected {
+        return Err(Error::Refused(Refusal::Gap { expected }).fault());
+    }
+    let is_new = incarnation >= hosted.next.incarnation && batch == expected;
     if is_new {
         let parts = hosted.parts.get_or_insert_with(Parts::default);
         for index in 0..raw.items.len() {

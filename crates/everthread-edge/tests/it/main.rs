@@ -4,13 +4,21 @@
 #[macro_use]
 mod harness;
 #[cfg(test)]
+mod approval;
+#[cfg(test)]
 mod control;
 #[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod folding;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod hostile_control;
+#[cfg(test)]
 mod interrupt;
+#[cfg(test)]
+mod lease;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
@@ -20,11 +28,17 @@ mod presence;
 #[cfg(test)]
 mod read;
 #[cfg(test)]
+mod receipts;
+#[cfg(test)]
 mod resilience;
+#[cfg(test)]
+mod run_token;
 #[cfg(test)]
 mod steer;
 #[cfg(test)]
 mod stream;
+#[cfg(test)]
+mod takeover;
 #[cfg(test)]
 mod vectors;
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What a worker may do, and what happens when it does not.
 
+use crate::harness::begun::key;
 use crate::harness::history::History;
 use crate::harness::http::{create, input, written_at};
 use crate::harness::socket::Heard;
 use crate::harness::{Client, Engine, Worker, World};
-use everthread_protocol::{PoolKey, SessionId, SessionKey, TenantId};
+use everthread_protocol::{PoolKey, SessionKey};
 use everthread_store::{Store as _, WorkItem};
 use serde_json::{Value, json};
 
@@ -407,8 +408,8 @@ async fn an_item_whose_run_never_came_holds_nobody_up<E: Engine>() {
     let node = world.node().await;
     create(node.address, "s").await;
     let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
-    let (tenant, session): (_, SessionId) = ("default".parse::<TenantId>().unwrap(), "s".parse().unwrap());
-    let key = SessionKey { tenant: tenant.clone(), session: session.clone() };
+    let key = key("s");
+    let SessionKey { tenant, session } = key.clone();
     let store = node.edge.desk.store();
     let now = store.load(&key).await.unwrap().unwrap().now;
     let pool = PoolKey { tenant: tenant.clone(), agent: "guide".parse().unwrap() };

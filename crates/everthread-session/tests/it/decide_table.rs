@@ -4,18 +4,19 @@
 //! whatever the core made up.
 
 use crate::world::{self, World, context};
-use everthread_protocol::entry::{Object, Outcome, RunError, Target};
+use everthread_protocol::control::{Mode, What, WhoMay};
+use everthread_protocol::entry::{ControlOutcome, Object, Outcome, RunError, Target};
 use everthread_protocol::limits::{
     CANCEL_INPUT_WAIT_MS, OPEN_RUNS_MAX, PENDING_CONTROLS_MAX, SETTLED_MAX, SETTLED_MEMORY_MS,
     STATE_BYTES_MAX,
 };
-use everthread_protocol::{Code, Entry};
+use everthread_protocol::{AuthorKind, Code, Entry};
 use everthread_session::state::SCHEMA;
 use everthread_session::{Decision, Refusal, Request, State, decide};
 use serde_json::json;
 
 /// An answer as one line.
-fn line(answer: &Result<Decision, Refusal>) -> String {
+pub fn line(answer: &Result<Decision, Refusal>) -> String {
     let decision = match answer {
         Ok(decision) => decision,
         Err(refusal) => return format!("refused {}: {refusal}", refusal.fault().code.as_str()),
@@ -28,6 +29,7 @@ fn line(answer: &Result<Decision, Refusal>) -> String {
     words.extend(decision.enqueue.iter().map(|(run, agent)| format!("enqueue {run} for {agent}")));
     words.extend(decision.unwritten.iter().map(|run| format!("unless {run} wrote")));
     words.extend(decision.requested.iter().map(|run| format!("requested {run}")));
+    words.extend(decision.control.iter().map(|control| format!("as control {control}")));
     words.join("; ")
 }
 
@@ -36,7 +38,7 @@ fn entry(entry: &Entry) -> String {
     let text =
         |key: &str| value.get(key).and_then(|v| v.as_str()).map(|v| format!(" {v}")).unwrap_or_default();
     let mut words = value["type"].as_str().unwrap().to_owned();
-    for key in ["run", "control", "message", "worker", "outcome", "reason", "key"] {
+    for key in ["run", "control", "approval", "message", "worker", "verdict", "outcome", "reason", "key"] {
         words += &text(key);
     }
     if value.get("forced").is_some() {
@@ -46,7 +48,7 @@ fn entry(entry: &Entry) -> String {
 }
 
 /// The run `r` and its neighbours, in one of the states.
-fn state(name: &str) -> State {
+pub fn state(name: &str) -> State {
     let mut world = World::new();
     world.run("r", "guide", None, &["i"]);
     match name {
@@ -77,13 +79,60 @@ fn state(name: &str) -> State {
             world.start("r", "w1");
             world.must(&Request::Close { reason: None });
         }
-        other => unreachable!("{other}"),
+        of_control => controlled(&mut world, of_control),
     }
     world.state.unwrap()
 }
 
+/// States that controls have brought about.
+fn controlled(world: &mut World, name: &str) {
+    let run = || Target::Run("r".parse().unwrap());
+    let steer = What::Steer { mode: Mode::NextStep, input: world::input(Some("steered")) };
+    let mut pay = world::approval("pay");
+    (pay.digest, pay.who) =
+        (Some("d".into()), Some(WhoMay { kinds: vec![AuthorKind::Operator], subjects: vec![] }));
+    let approvals = vec![pay, world::approval("send")];
+    match name {
+        "waiting and paused" => drop(world.must(&world::ask("c0", run(), What::Pause))),
+        "held" => drop(world.must(&world::hold())),
+        "held and suspended" => {
+            controlled(world, "suspended");
+            world.must(&world::hold());
+        }
+        _ => {
+            world.start("r", "w1");
+            match name {
+                "steered" => drop(world.must(&world::ask("c0", run(), steer))),
+                "pausing" => drop(world.must(&world::ask("c0", run(), What::Pause))),
+                "resuming" => drop(world.must(&world::ask("c0", run(), What::Resume))),
+                "interrupted" => {
+                    let what = What::Interrupt { input: world::input(Some("instead")) };
+                    world.must(&world::ask("c0", run(), what));
+                }
+                "paused" => {
+                    world.must(&world::ask("c0", run(), What::Pause));
+                    world.must(&world::settle("r", "c0", ControlOutcome::Applied));
+                }
+                "held in the middle" => drop(world.must(&world::hold())),
+                "suspended" => drop(world.must(&world::suspend("r", approvals))),
+                "answered once" => {
+                    world.must(&world::suspend("r", approvals));
+                    let what = What::Answer {
+                        approval: "send".parse().unwrap(),
+                        is_approved: true,
+                        value: None,
+                        digest: None,
+                    };
+                    world.must(&world::ask_as("bob", "c0", run(), what));
+                }
+                other => unreachable!("{other}"),
+            }
+        }
+    }
+}
+
 /// Compares rows of (sentence, state, request, expected line) and names every one that is wrong.
-fn check(rows: &[(&str, &str, Request, &str)]) {
+pub fn check(rows: &[(&str, &str, Request, &str)]) {
     let mut wrong = String::new();
     for (sentence, name, request, expected) in rows {
         let got = line(&decide(Some(&state(name)), request, &context(world::START + 1_000, "F")));
@@ -109,7 +158,7 @@ fn a_claim_takes_a_run_that_waits_and_no_other() {
             "runs of one agent go one after the other",
             "waiting behind another",
             claim("s"),
-            "refused conflict: another run of the same agent goes first",
+            "refused conflict: another run of the agent goes first, this one is paused, or a person holds the session",
         ),
         (
             "children go side by side with others of their agent",
@@ -273,7 +322,7 @@ fn a_cancel_ends_a_waiting_run_asks_an_active_one_and_is_refused_by_an_ended_one
 
 #[test]
 fn a_dead_worker_returns_what_it_has_not_begun_and_loses_what_it_has() {
-    let died = |worker: &str, wrote| world::died("r", worker, wrote);
+    let died = |worker: &str, wrote| world::died("r", worker, 1, wrote);
     check(&[
         ("nobody held it", "waiting", died("w1", false), NOT_HELD),
         (
@@ -283,6 +332,12 @@ fn a_dead_worker_returns_what_it_has_not_begun_and_loses_what_it_has() {
             "run.returned r worker_lost; revoke r; enqueue r for guide; unless r wrote",
         ),
         ("begun, lost", "active", died("w1", true), "run.ended r lost worker_lost; revoke r"),
+        (
+            "an earlier attempt's death is none of its business",
+            "active",
+            world::died("r", "w1", 0, true),
+            NOT_HELD,
+        ),
         ("another worker's death is none of its business", "active", died("w2", true), NOT_HELD),
         (
             "a cancel is applied by the death",
@@ -357,12 +412,16 @@ fn a_run_that_nobody_takes_in_earnest_is_given_up() {
     for attempt in 1..5 {
         world.start("r", "w1");
         assert!(
-            line(&world.apply(&world::died("r", "w1", false))).starts_with("run.returned r worker_lost"),
+            line(&world.apply(&world::died("r", "w1", attempt, false)))
+                .starts_with("run.returned r worker_lost"),
             "{attempt}"
         );
     }
     world.start("r", "w1");
-    assert_eq!(line(&world.apply(&world::died("r", "w1", false))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(
+        line(&world.apply(&world::died("r", "w1", 5, false))),
+        "run.ended r lost worker_lost; revoke r"
+    );
 
     world.run("s", "guide", None, &["j"]);
     let ended = (1..1_000).find(|attempt| {

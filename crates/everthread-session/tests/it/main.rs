@@ -2,9 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod decide_control;
+mod decide_people;
+mod decide_stories;
 mod decide_table;
 mod decide_walk;
 mod law;
+mod ledger;
 mod log;
 mod paging;
 mod vectors;

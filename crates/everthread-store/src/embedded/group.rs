@@ -22,6 +22,8 @@ pub(super) struct Group {
     pub sessions: BTreeMap<SessionKey, Touched>,
     /// (session number, seq) and stored bytes of new records.
     pub records: Vec<(u64, u64, Bytes)>,
+    /// Ranges of raw records that folded ones take the place of.
+    pub folds: Vec<FoldRows>,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -38,6 +40,16 @@ pub(super) struct Group {
     pub index: Vec<(SessionKey, Millis)>,
     /// One per request.
     pub answers: Vec<Answer>,
+}
+
+/// Folded records of one session, and the range of raw ones that they stand for.
+pub(super) struct FoldRows {
+    /// The session's number.
+    pub number: u64,
+    /// First and last seq.
+    pub range: (u64, u64),
+    /// Seq of the last entry and stored bytes of each.
+    pub records: Vec<(u64, Vec<u8>)>,
 }
 
 /// What happened to a session in this group.
@@ -110,6 +122,15 @@ impl Group {
         let mut records = txn.open_table(disk::RECORDS).map_err(failed)?;
         for (number, to, stored) in &self.records {
             records.insert((*number, *to), stored.as_ref()).map_err(failed)?;
+        }
+        if !self.folds.is_empty() {
+            let mut folded = txn.open_table(disk::FOLDED).map_err(failed)?;
+            for FoldRows { number, range: (from, to), records: rows } in &self.folds {
+                for (to, stored) in rows {
+                    folded.insert((*number, *to), stored.as_slice()).map_err(failed)?;
+                }
+                records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
+            }
         }
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;

@@ -32,9 +32,14 @@ impl Keys {
         format!("{}:{{{session}}}:meta", self.prefix)
     }
 
-    /// Stream: the records of a session. Also the channel on which each is published.
+    /// Stream: the recent records of a session, raw. Also the channel on which each is published.
     pub(super) fn log(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:log", self.prefix)
+    }
+
+    /// Stream: older records of a session, folded.
+    pub(super) fn folded(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:folded", self.prefix)
     }
 
     /// Hash: the last batch of each producer of a session.
@@ -110,6 +115,7 @@ mod tests {
         let (node, worker) = ("n1".parse().unwrap(), "w1".parse().unwrap());
         assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
+        assert_eq!(keys.folded(&session), "et:{acme/s1}:folded");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
         assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");

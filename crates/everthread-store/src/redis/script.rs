@@ -41,6 +41,10 @@ pub(super) struct Scripts {
     pub(super) write: Script,
     /// A session as the core needs it.
     pub(super) load: Script,
+    /// Begins a page of a session's log.
+    pub(super) read: Script,
+    /// Puts folded records in the place of raw ones.
+    pub(super) fold: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -75,6 +79,8 @@ impl Scripts {
         Self {
             write: Script::new(include_str!("lua/write.lua")),
             load: Script::new(include_str!("lua/load.lua")),
+            read: Script::new(include_str!("lua/read.lua")),
+            fold: Script::new(include_str!("lua/fold.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -96,6 +102,8 @@ impl Scripts {
         let all = [
             &self.write,
             &self.load,
+            &self.read,
+            &self.fold,
             &self.renew,
             &self.deliver,
             &self.ack,

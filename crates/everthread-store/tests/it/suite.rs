@@ -4,6 +4,7 @@
 //! must live as long as the test. A case may wait for a state, with a deadline, never for a time.
 
 pub mod feed;
+pub mod folding;
 pub mod indexes;
 pub mod leases;
 pub mod people;
@@ -55,6 +56,17 @@ macro_rules! conformance {
             a_control_follower_hears_of_changes_and_not_of_appends,
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
+        );
+        $crate::suite::conformance!(@ $open, folding,
+            from_every_cursor_a_folded_log_reads_the_same,
+            a_fold_changes_nothing_but_the_seam,
+            every_answer_tells_how_far_the_log_is_folded,
+            a_fold_that_does_not_fit_is_refused_and_changes_nothing,
+            of_many_folders_at_once_exactly_one_wins,
+            a_log_can_be_folded_to_its_head_and_goes_on,
+            pages_of_a_folded_log_are_bounded_and_join_at_the_seam,
+            a_follower_that_heard_nothing_finds_what_was_folded_meanwhile,
+            readers_appenders_and_folders_do_not_get_in_each_others_way,
         );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,

@@ -43,7 +43,7 @@ impl Said {
     pub fn past(message: &PastMessage, run: &Run) -> Self {
         let is_own = message.run.as_ref() == Some(run.id());
         let calls = of_kind(message, PartKind::ToolCall).filter_map(|part| exchange(message, part));
-        Self { role: message.role.clone(), text: message.text(), calls: calls.collect(), is_own }
+        Self { role: message.role, text: message.text(), calls: calls.collect(), is_own }
     }
 
     /// As the endpoint takes it, with the tools' outputs after the calls; nothing if it says nothing.

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use std::cell::Cell;
 use tempfile::TempDir;
 
+/// Set to keep the directory of each cluster.
+const KEEP: &str = "EVERTHREAD_KEEP_TEST_DIRS";
+
 pub struct Cluster {
     pub nodes: Vec<Node>,
     pub redis: RedisServer,
@@ -22,7 +25,9 @@ impl Cluster {
             RedisServer::start_with(RedisOptions { append_only: true, tcp: true, ..RedisOptions::default() })
                 .await
                 .unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let mut dir = tempfile::tempdir().unwrap();
+        // For whoever looks into a failure: the logs of all processes, and the diaries.
+        dir.disable_cleanup(std::env::var_os(KEEP).is_some());
         let url = redis.url();
         let args: Vec<&str> = ["serve", "--redis", &url].into_iter().chain(args.iter().copied()).collect();
         let nodes = vec![Node::start(dir.path(), &args).await, Node::start(dir.path(), &args).await];

@@ -126,9 +126,6 @@ async fn a_cancel_that_is_settled_means_that_the_run_has_stopped() {
         is_writing(cluster.any(), &session, &run).await;
         asked.push((session, run));
     }
-    let refused = cluster.nodes[0].metric("everthread_appends_total", "fenced").await
-        + cluster.nodes[1].metric("everthread_appends_total", "fenced").await;
-    assert!(refused < 0.5, "nothing was refused before");
     let settled =
         asked.iter().map(|(session, run)| cluster.any().control(session, cancel("c1", run), 20_000));
     for receipt in join_all(settled).await {
@@ -163,6 +160,9 @@ async fn a_cancel_across_a_restart_of_redis_has_one_outcome() {
         asked.push((session, run, number % 2));
     }
     cluster.redis.kill9();
+    // The first one comes while nobody is there.
+    let refused = cluster.nodes[0].post_as("ann", "/v1/sessions/s0/control", cancel("c1", &asked[0].1)).await;
+    assert_eq!(refused, None);
     let Cluster { nodes, redis, .. } = &mut cluster;
     let nodes = &*nodes;
     // From before Redis is back, now here, now there, until somebody takes it.
@@ -171,14 +171,13 @@ async fn a_cancel_across_a_restart_of_redis_has_one_outcome() {
         let mut tries = *first;
         loop {
             if let Some(receipt) = nodes[tries % 2].post_as("ann", &path, cancel("c1", run)).await {
-                return (tries - first, receipt);
+                return receipt;
             }
             tries += 1;
         }
     });
     let (receipts, ()) = tokio::join!(join_all(cancels), async { redis.restart().await.unwrap() });
-    assert!(receipts.iter().any(|(tries, _)| *tries > 0), "some came while Redis was away");
-    for ((session, run, _), (_, receipt)) in asked.iter().zip(receipts) {
+    for ((session, run, _), receipt) in asked.iter().zip(receipts) {
         assert_eq!(receipt["control"], "c1", "{receipt}");
         assert_eq!(cluster.ended(&cluster.nodes[0], session, run).await, "cancelled");
         let history = cluster.goes_on(session).await;

@@ -119,6 +119,13 @@ async fn a_worker_process_serves_until_its_test_is_gone() {
         drop(std::io::stdin().read(&mut [0]));
         std::process::exit(0);
     });
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter("info")
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .try_init(),
+    );
     let act = move |run| act(run, Diary(diary.clone()));
     let worker = Worker::builder(url, TOKEN)
         .agent_with(ACTOR, CAPACITY, AgentOptions::new().steerable(), act.clone())
@@ -196,6 +203,10 @@ async fn pay(run: &Run, diary: &Diary) -> Result<(), Error> {
     let answer = run.approve(Approval::new("pay", "Pay?").digest(DIGEST)).await?;
     if answer.is_approved() {
         diary.note("paid", run, "");
+    }
+    if run.input_text().ends_with("and wait") {
+        // For whoever wants to see what happens before its end.
+        drop(run.next_steer().await.map(|steer| steer.consume()));
     }
     say(run, if answer.is_approved() { "paid" } else { "not paid" }).await
 }

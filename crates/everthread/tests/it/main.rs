@@ -13,9 +13,13 @@ mod crew;
 #[cfg(test)]
 mod death;
 #[cfg(test)]
+mod demo;
+#[cfg(test)]
 mod follower;
 #[cfg(test)]
 mod history;
+#[cfg(test)]
+mod joining;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]

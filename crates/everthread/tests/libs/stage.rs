@@ -20,13 +20,15 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(node: &Node, agents: impl FnOnce(Builder) -> Builder) -> Stage {
-        let stage = Stage {
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            client: Client::builder(node.url(), TOKEN).connect(),
-        };
+        let stage = Stage::idle(node);
         stage.work(node, &stage.stop, agents);
         stage
+    }
+
+    /// Without a worker.
+    pub fn idle(node: &Node) -> Stage {
+        let client = Client::builder(node.url(), TOKEN).connect();
+        Stage { tasks: TaskTracker::new(), stop: CancellationToken::new(), client }
     }
 
     /// One more worker, until `stop`.
@@ -47,11 +49,11 @@ impl Stage {
 pub async fn until<T>(follow: &mut Follow, mut wanted: impl FnMut(&View) -> Option<T>) -> T {
     let following = async {
         loop {
-            let event = follow.next().await.unwrap();
-            assert!(!matches!(event, Event::Gone(_) | Event::Reset(_)), "{event:?}");
             if let Some(found) = wanted(follow.view().unwrap()) {
                 return found;
             }
+            let event = follow.next().await.unwrap();
+            assert!(!matches!(event, Event::Gone(_) | Event::Reset(_)), "{event:?}");
         }
     };
     match timeout(DEADLINE, following).await {

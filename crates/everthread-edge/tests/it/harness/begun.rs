@@ -1,7 +1,9 @@
 //! The set-up of most tests of live control: a run that has begun on one node, and a client on another.
 
 use super::worker::Job;
-use super::{Client, Engine, Node, Worker, World, http};
+use super::{Client, Engine, Node, PATIENCE, Worker, World, http};
+use everthread_protocol::{Millis, RunId, SessionKey};
+use everthread_store::{Loaded, Store as _};
 use serde_json::{Value, json};
 
 /// A run at work. The worker is at `here`, the client at `there`, and the session is `s`.
@@ -26,6 +28,13 @@ impl<E: Engine> Begun<E> {
         Self::on(World::start().await, true).await
     }
 
+    /// The same with a lease that does not end while a test asks for much and the worker does not answer pings.
+    pub async fn patient() -> Self {
+        let mut world = World::start().await;
+        world.leases.lease = PATIENCE * 2;
+        Self::on(world, false).await
+    }
+
     pub async fn on(world: World<E>, retries: bool) -> Self {
         let (here, there) = (world.node().await, world.node().await);
         http::create(here.address, "s").await;
@@ -48,6 +57,18 @@ impl<E: Engine> Begun<E> {
         self.client.ask(id, control).await;
     }
 
+    /// The session as the store has it, from the client's node.
+    pub async fn loaded(&self) -> Loaded {
+        self.there.edge.desk.store().load(&key("s")).await.unwrap().unwrap()
+    }
+
+    /// When the lease of the run ends, on the store's clock; none once nobody holds it.
+    pub async fn lease_ends(&self) -> Option<Millis> {
+        let run: RunId = self.run.parse().unwrap();
+        let leases = self.loaded().await.leases;
+        leases.into_iter().find(|(id, _)| *id == run).map(|(_, ends)| ends)
+    }
+
     /// The worker adds to its answer.
     pub async fn say(&mut self, text: &str) {
         self.worker.say(&mut self.job, text).await;
@@ -65,4 +86,9 @@ impl<E: Engine> Begun<E> {
         self.client.holds_the_state(self.here.address).await;
         self.client.holds_the_state(self.there.address).await;
     }
+}
+
+/// A session of the tests' one tenant.
+pub fn key(session: &str) -> SessionKey {
+    SessionKey { tenant: "default".parse().unwrap(), session: session.parse().unwrap() }
 }
