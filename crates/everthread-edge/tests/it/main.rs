@@ -8,6 +8,8 @@ mod approval;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
 mod folding;
 #[cfg(test)]
 mod hostile;
@@ -21,6 +23,8 @@ mod lease;
 mod outage;
 #[cfg(test)]
 mod pause;
+#[cfg(test)]
+mod presence;
 #[cfg(test)]
 mod read;
 #[cfg(test)]

@@ -43,7 +43,7 @@ async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<
         if frame["id"] == id {
             return answer;
         }
-        if !["entries", "live", "lag", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
+        if !["entries", "live", "lag", "presence", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
             answer.get_or_insert(frame);
         }
     }
@@ -68,8 +68,8 @@ async fn client_frames_are_answered_as_the_vectors_say<E: Engine>() {
     let world = World::<E>::start().await;
     let node = world.node().await;
     create(node.address, "s1").await;
-    let mut socket = client::hello(node.address).await;
-    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start" })).await;
+    let mut socket = client::hello_as(node.address, json!({ "subject": "ann", "device": "d1" })).await;
+    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start", "presence": true })).await;
     let probe = json!({ "t": "history", "attachment": 1, "limit": 1 });
     for case in cases(include_str!("../../../../sdk/conformance/vectors/client_frames.json")) {
         if case["name"] == "detach" {
