@@ -155,8 +155,10 @@ pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job
 
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
     let (view, _) = edge.reader.view(&assignment.key).await?;
-    let (messages, _) = view.messages_before(None, WORK_MESSAGES);
-    let messages = serde_json::value::to_raw_value(messages).map_err(|e| Error::Corrupt(e.to_string()))?;
+    let messages = view.branch_of(&assignment.id);
+    let last = messages.len().saturating_sub(WORK_MESSAGES);
+    let messages =
+        serde_json::value::to_raw_value(&messages[last..]).map_err(|e| Error::Corrupt(e.to_string()))?;
     let run = &assignment.run;
     let token = edge.config.auth.run_token(&RunRight {
         tenant: assignment.key.tenant.clone(),
