@@ -1,7 +1,7 @@
 //! Frames between clients and the edge: `GET /v1/connect`, subprotocol `everthread.v1`.
 
 use crate::control::{Mode, WhenBusy};
-use crate::entry::{ControlKind, ControlOutcome, RefusalReason, Target};
+use crate::entry::{ControlKind, ControlOutcome, Object, RefusalReason, Target};
 use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
@@ -39,6 +39,10 @@ pub enum ClientFrame<'a> {
     Hold(Hold),
     /// Hand it back.
     Release(Release),
+    /// Have a run done again.
+    Regenerate(Regenerate),
+    /// Make another branch the current one.
+    Select(Select),
     /// Read older messages.
     History(History),
     /// Note how far this device has read.
@@ -187,6 +191,9 @@ pub struct Put<'a> {
     /// What happens if that agent is at work; else what the session's `meta.when_busy` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_busy: Option<WhenBusy>,
+    /// With one `message.put`: it takes the place of this message (`message` or `run/message`) on a branch of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// Either one `message.put`, or one `state.set`, or events and `x-` types.
     #[serde(borrow)]
     pub entries: &'a RawValue,
@@ -257,6 +264,33 @@ pub struct Release {
     /// `false`: nobody does, until there is new input.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub run: bool,
+}
+
+/// Have a run done again, on a branch of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regenerate {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The run; it must have ended.
+    pub run: RunId,
+    /// Passed to the worker; else what the run was passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+}
+
+/// Make another branch the current one, for everybody.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The newest branch through this message: `message` or `run/message`.
+    pub message: String,
 }
 
 pub(crate) fn yes() -> bool {

@@ -61,6 +61,10 @@ pub fn client_frames() -> Vec<Value> {
             json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
         ),
         accepted(
+            "put: in place of another message",
+            json!({"t": "put", "id": "p1", "attachment": 1, "replaces": "r1/m1", "entries": [input]}),
+        ),
+        accepted(
             "put: with a policy for an agent at work",
             json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "steer", "entries": [input]}),
         ),
@@ -145,6 +149,7 @@ fn client_controls() -> Vec<Value> {
     };
     let hold = json!({"t": "hold", "id": "1", "attachment": 1});
     let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
     let and = |frame: &Value, key: &str, value: Value| {
         let mut frame = frame.clone();
         frame[key] = value;
@@ -212,6 +217,12 @@ fn client_controls() -> Vec<Value> {
         accepted("release: to an agent", and(&release, "agent", json!("guide"))),
         accepted("release: to nobody", and(&release, "run", json!(false))),
         refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+        accepted("regenerate", regenerate.clone()),
+        accepted("regenerate: with params", and(&regenerate, "params", json!({"temperature": 1}))),
+        refused("regenerate: no run", "bad_request", json!({"t": "regenerate", "id": "1", "attachment": 1})),
+        refused("regenerate: params that are no object", "bad_request", and(&regenerate, "params", json!(1))),
+        accepted("select", json!({"t": "select", "id": "1", "attachment": 1, "message": "r1/m1"})),
+        refused("select: no message", "bad_request", json!({"t": "select", "id": "1", "attachment": 1})),
     ]
 }
 
