@@ -395,7 +395,7 @@ impl Body {
         }
     }
 
-    fn frame(&self, attachment: u32) -> String {
+    pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
             Body::Put { id, agent, when_busy, entries } => {
                 let t = everthread_protocol::frame::PutTag::Put;
