@@ -7,7 +7,10 @@ use crate::follow::{Follow, Parts};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Role, Target};
 use everthread_protocol::frame::{Done, From};
-use everthread_protocol::{AgentName, AuthorKind, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId};
+use everthread_protocol::limits::FRAME_BYTES_MAX;
+use everthread_protocol::{
+    AgentName, AuthorKind, Code, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId,
+};
 use everthread_socket::Backoff;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -272,6 +275,7 @@ impl Session {
     /// tells however often the connection is lost meanwhile.
     pub async fn control(&self, ask: Ask) -> Result<Asked, Error> {
         let body = ask.into_body(|| self.client.fresh_id())?;
+        check_size(&body.frame(u32::MAX))?;
         let id = body.id.clone();
         let (receipts, mut handle) = mpsc::channel(RECEIPTS_MAX);
         self.client.command(Command::Control { key: self.key, body, receipts }).await?;
@@ -293,6 +297,7 @@ impl Session {
 
     /// Sends a request, and again under the same id while that may help.
     async fn request(&self, body: Body) -> Result<Reply, Error> {
+        check_size(&body.frame(u32::MAX))?;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let trying = async {
             loop {
@@ -311,5 +316,34 @@ impl Session {
         };
         // Some try may have arrived: without an answer nobody can say that nothing happened.
         timeout(REQUEST_DEADLINE, trying).await.unwrap_or(Err(Error::Indeterminate))
+    }
+}
+
+/// A frame that is too large would close the connection for good, and with it every session of this client.
+fn check_size(frame: &str) -> Result<(), Error> {
+    if frame.len() <= FRAME_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("a request of {} bytes; one has at most {FRAME_BYTES_MAX}", frame.len());
+    Err(Error::Refused { code: Code::TooLarge, message, retryable: false, after_ms: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_no_frame_holds_is_refused_here_and_costs_nothing_else() {
+        // Nobody listens there: nothing of this is to be sent.
+        let client = Client::builder("ws://127.0.0.1:9", "t").connect();
+        let session = Session { client, key: 1 };
+        let text = "x".repeat(FRAME_BYTES_MAX);
+        let too_large = |error: Error| matches!(error, Error::Refused { code: Code::TooLarge, .. });
+        assert!(too_large(session.input(&text, None).await.unwrap_err()));
+        assert!(too_large(session.hold(Some(&text)).await.unwrap_err()));
+        let ask = Ask::steer(Target::Run("r".parse().unwrap()), &text);
+        assert!(too_large(session.control(ask).await.unwrap_err()));
+        // What fits gets as far as the connection, which does not follow such a session.
+        assert!(matches!(session.input("hi", None).await, Err(Error::Closed)));
     }
 }

@@ -398,7 +398,7 @@ impl Body {
         }
     }
 
-    fn frame(&self, attachment: u32) -> String {
+    pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
             Body::Put { id, agent, when_busy, replaces, entries } => {
                 let (t, entries) = (everthread_protocol::frame::PutTag::Put, &*entries);
