@@ -6,7 +6,7 @@ use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
 };
-use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX, RECENT_MESSAGES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX};
 use crate::position::{Cursor, Epoch, Seq};
 use crate::record::{Author, AuthorKind, Block};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,10 @@ use std::borrow::Cow;
 mod people;
 
 pub use people::*;
+
+mod from;
+
+pub use from::From;
 
 /// The WebSocket subprotocol of clients and workers.
 pub const SUBPROTOCOL: &str = "everthread.v1";
@@ -81,63 +85,6 @@ pub struct Hello {
     /// In which role: `user` if absent. Only the development token lets the client say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AuthorKind>,
-}
-
-/// Where an attachment begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// After this cursor.
-    Cursor(Cursor),
-    /// At the first entry.
-    Start,
-    /// With a snapshot of the last n messages.
-    Recent(usize),
-    /// After the durable cursor of the connection's device.
-    Device,
-}
-
-impl Serialize for From {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            From::Cursor(cursor) => cursor.serialize(s),
-            From::Start => s.serialize_str("start"),
-            From::Device => s.serialize_str("device"),
-            From::Recent(recent) => {
-                use serde::ser::SerializeMap as _;
-                let mut map = s.serialize_map(Some(1))?;
-                map.serialize_entry("recent", recent)?;
-                map.end()
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for From {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Recent {
-            recent: usize,
-        }
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Any {
-            Text(String),
-            Recent(Recent),
-        }
-        match Any::deserialize(d) {
-            Ok(Any::Text(text)) if text == "start" => Ok(From::Start),
-            Ok(Any::Text(text)) if text == "device" => Ok(From::Device),
-            Ok(Any::Text(text)) => text.parse().map(From::Cursor).map_err(serde::de::Error::custom),
-            Ok(Any::Recent(r)) if r.recent <= RECENT_MESSAGES_MAX => Ok(From::Recent(r.recent)),
-            Ok(Any::Recent(_)) => {
-                Err(serde::de::Error::custom(format_args!("recent is at most {RECENT_MESSAGES_MAX}")))
-            }
-            Err(_) => {
-                Err(serde::de::Error::custom("from is a cursor, \"start\", \"device\" or {\"recent\": n}"))
-            }
-        }
-    }
 }
 
 /// Follow a session.

@@ -48,6 +48,7 @@ pub fn client_frames() -> Vec<Value> {
     let mut cases = client_requests();
     cases.extend(client_controls());
     cases.extend(client_people());
+    cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
         accepted("put: a message whose id the server makes", put(json!([unnamed]))),
@@ -147,14 +148,6 @@ fn client_controls() -> Vec<Value> {
         frame["mode"] = json!(mode);
         frame
     };
-    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
-    let release = json!({"t": "release", "id": "1", "attachment": 1});
-    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
-    let and = |frame: &Value, key: &str, value: Value| {
-        let mut frame = frame.clone();
-        frame[key] = value;
-        frame
-    };
     let yes =
         json!({"approval": "pay", "decision": "approved", "digest": "sha256-1", "value": {"limit": 20}});
     vec![
@@ -210,6 +203,19 @@ fn client_controls() -> Vec<Value> {
             "too_large",
             with("answer", json!({"approval": "pay", "decision": "denied", "value": "x".repeat(4096)})),
         ),
+    ]
+}
+
+fn client_people() -> Vec<Value> {
+    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
+    let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
+    vec![
         accepted("hold", hold.clone()),
         accepted("hold: with a reason", and(&hold, "reason", json!("the customer asked"))),
         refused("hold: a field that nobody knows", "bad_request", and(&hold, "agent", json!("guide"))),
