@@ -5,9 +5,12 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the figures are what this program is for")]
 
+mod control;
+mod deaths;
 mod follower;
 mod http;
 mod measure;
+mod redis;
 mod scenario;
 mod script;
 mod socket;
@@ -64,6 +67,26 @@ enum Scenario {
         #[command(flatten)]
         load: Load,
     },
+    /// Many active runs that are steered and cancelled: how soon their workers and followers know.
+    Control(ControlLoad),
+    /// Workers in processes of their own that are killed at work: how soon the outcome is seen.
+    Deaths {
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        kills: u32,
+        /// How many at once.
+        #[arg(long, default_value_t = 5)]
+        side_by_side: usize,
+        /// Freeze them (SIGSTOP) instead: their sockets stay open.
+        #[arg(long)]
+        freeze: bool,
+    },
+    /// A worker of `deaths`.
+    #[command(hide = true)]
+    Victim {
+        #[arg(long)]
+        agent: String,
+    },
     /// Connections that are attached and silent: what they cost in memory. Needs --pid.
     Idle {
         /// How many.
@@ -76,6 +99,41 @@ enum Scenario {
         #[arg(long, default_value_t = 10)]
         settle: u64,
     },
+}
+
+/// What `control` does.
+#[derive(Debug, Clone, Args)]
+struct ControlLoad {
+    /// A second node of the same deployment: followers and workers are spread over both.
+    #[arg(long)]
+    other: Option<String>,
+    /// Runs that are active all the time; at the end all are cancelled at one instant.
+    #[arg(long, default_value_t = 1000)]
+    runs: u32,
+    /// Further runs, which are cancelled one by one before that.
+    #[arg(long, default_value_t = 500)]
+    cancels: u32,
+    /// Controls per second, but for the last instant.
+    #[arg(long, default_value_t = 50.0)]
+    rate: f64,
+    /// Followers of each session.
+    #[arg(long, default_value_t = 2)]
+    followers: u32,
+    /// Worker connections that share the runs.
+    #[arg(long, default_value_t = 4)]
+    workers: u32,
+    /// Each run writes a block this often, in seconds; 0: only one, at its start.
+    #[arg(long, default_value_t = 5.0)]
+    every: f64,
+    /// Leaves the steers out.
+    #[arg(long)]
+    no_steers: bool,
+    /// Counts the commands of this Redis (unix:///path or redis://host:port), which nobody else may use meanwhile.
+    #[arg(long)]
+    redis: Option<String>,
+    /// How long everything may take after the last control was due, in seconds.
+    #[arg(long, default_value_t = 60.0)]
+    patience: f64,
 }
 
 /// How much is written.
@@ -114,6 +172,11 @@ async fn run(Cli { node, scenario }: Cli) -> anyhow::Result<()> {
         Scenario::Sessions { sessions, workers, load } => {
             scenario::stream(&node, "sessions", sessions, 1, workers, load).await
         }
+        Scenario::Control(load) => control::run(&node, &load).await,
+        Scenario::Deaths { kills, side_by_side, freeze } => {
+            deaths::run(&node, kills, side_by_side, freeze).await
+        }
+        Scenario::Victim { agent } => deaths::victim(&node, &agent).await,
         Scenario::Idle { connections, sessions, settle } => {
             scenario::idle(&node, connections, sessions.unwrap_or(connections), settle).await
         }

@@ -83,6 +83,13 @@ pub struct Latency {
 }
 
 impl Latency {
+    /// Of figures in microseconds.
+    pub fn of_micros(all: &[u64]) -> anyhow::Result<Latency> {
+        let mut histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
+        all.iter().for_each(|micros| histogram.saturating_record((*micros).max(1)));
+        Ok(Latency::of(&histogram))
+    }
+
     fn of(histogram: &Histogram<u64>) -> Latency {
         let ms = |q: f64| Duration::from_micros(histogram.value_at_quantile(q)).as_secs_f64() * 1e3;
         Latency {

@@ -17,11 +17,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Connections that are made at once.
-const JOINS_MAX: usize = 64;
+pub const JOINS_MAX: usize = 64;
 /// How long it may take until every run is with a worker.
-const TAKE_MAX: Duration = Duration::from_secs(60);
+pub const TAKE_MAX: Duration = Duration::from_secs(60);
 /// Between the last run handed out and the start.
-const LEAD: Duration = Duration::from_millis(500);
+pub const LEAD: Duration = Duration::from_millis(500);
+
+const VERIFIED: &str = "every follower got every entry once, in order, with the text that was sent";
 
 /// Figures of `fanout` and `sessions`.
 #[derive(Debug, Serialize)]
@@ -175,6 +177,7 @@ pub async fn stream(
                 .map(|(before, after)| Used::of(before, after, spent, blocks_delivered)),
             loadtest: Used::of(before.1, after.1, spent, blocks_delivered),
         },
+        VERIFIED,
     )
 }
 
@@ -259,10 +262,11 @@ pub async fn idle(node: &NodeArgs, connections: u32, sessions: u32, settle: u64)
             cpu_cores_idle: after.cpu.saturating_sub(between.cpu).as_secs_f64()
                 / settle.as_secs_f64().max(0.001),
         },
+        VERIFIED,
     )
 }
 
-fn stamp() -> String {
+pub fn stamp() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{}", now.as_millis())
 }
@@ -285,7 +289,7 @@ fn scripts(stamp: &str, sessions: u32, load: Load) -> anyhow::Result<Vec<(Sessio
         .collect()
 }
 
-async fn create(target: &Target, names: &[SessionId], agent: &AgentName) -> anyhow::Result<()> {
+pub async fn create(target: &Target, names: &[SessionId], agent: &AgentName) -> anyhow::Result<()> {
     post_all(target, names, move |name| {
         (
             "/v1/sessions".to_owned(),
@@ -295,7 +299,7 @@ async fn create(target: &Target, names: &[SessionId], agent: &AgentName) -> anyh
     .await
 }
 
-async fn request_runs(target: &Target, names: &[SessionId], agent: &AgentName) -> anyhow::Result<()> {
+pub async fn request_runs(target: &Target, names: &[SessionId], agent: &AgentName) -> anyhow::Result<()> {
     post_all(target, names, move |name| {
         let body = serde_json::json!({"text": "go", "agent": agent.as_str()}).to_string();
         (format!("/v1/sessions/{name}/input"), body)
@@ -356,12 +360,12 @@ fn look(node: &NodeArgs) -> anyhow::Result<(Option<Process>, Process)> {
 
 /// A count as a divisor or dividend; beyond 2^53 nobody counts here.
 #[expect(clippy::cast_precision_loss, reason = "counts and bytes of one run of the load test")]
-fn per(count: u64) -> f64 {
+pub fn per(count: u64) -> f64 {
     count.max(1) as f64
 }
 
 /// Prints the figures: every field of the JSON form, nested ones on one line.
-fn report(node: &NodeArgs, figures: &impl Serialize) -> anyhow::Result<()> {
+pub fn report(node: &NodeArgs, figures: &impl Serialize, verified: &str) -> anyhow::Result<()> {
     let value = serde_json::to_value(figures)?;
     if node.json {
         println!("{value}");
@@ -377,7 +381,7 @@ fn report(node: &NodeArgs, figures: &impl Serialize) -> anyhow::Result<()> {
             }
         }
     }
-    println!("verified: every follower got every entry once, in order, with the text that was sent");
+    println!("verified: {verified}");
     Ok(())
 }
 

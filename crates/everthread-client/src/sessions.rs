@@ -164,7 +164,8 @@ impl Sessions {
         let due = |phase| phase == Phase::Wanted || matches!(phase, Phase::Later(at) if at <= now);
         for (key, followed) in self.followed.iter_mut().filter(|(_, f)| due(f.phase)) {
             let Some(id) = attach_id(*key) else { continue };
-            let attach = Attach { id, session: followed.session.clone(), from: followed.from };
+            let attach =
+                Attach { id, session: followed.session.clone(), from: followed.from, presence: false };
             self.outgoing.push_back(ClientFrame::Attach(attach).encode());
             followed.phase = Phase::Asked;
         }

@@ -5,10 +5,11 @@
 //! written is dropped by whoever finds it.
 
 use crate::{Leases, millis};
-use everthread_protocol::limits::REQUEST_MEMORY_MS;
+use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
+use everthread_session::state::{SCHEMA, schema_of};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
 use everthread_store::{
     Change, Error, Loaded, Producer, Refusal as WriteRefusal, Store, WorkItem, Write, Written,
@@ -90,6 +91,9 @@ pub enum Failure {
     /// The request's id is older than the memory for repeats.
     #[error("the id is too old")]
     TooOld,
+    /// What was decided does not fit one block.
+    #[error("the entries of one request are too large")]
+    TooLarge,
     /// The session changed again and again while it was decided.
     #[error("the session changes too fast to decide")]
     TooFast,
@@ -108,6 +112,11 @@ impl Failure {
                 Code::TooOld,
                 "ids are remembered for ten minutes and this one is older: look at the session before you send it anew",
             ),
+            Failure::TooLarge => {
+                let message =
+                    format!("BLOCK_BYTES_MAX: what one request writes has at most {BLOCK_BYTES_MAX} bytes");
+                Fault::new(Code::TooLarge, message)
+            }
             Failure::TooFast => {
                 Fault::new(Code::Conflict, "the session changes too fast to decide: try again")
             }
@@ -145,7 +154,7 @@ impl<S: Store> Desk<S> {
     /// Loads a session with its state read.
     pub async fn load(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let loaded = self.store.load(key).await?.ok_or(NO_SESSION)?;
-        let state = serde_json::from_str(&loaded.state)?;
+        let state = state_of(&loaded)?;
         Ok((loaded, state))
     }
 
@@ -174,7 +183,7 @@ impl<S: Store> Desk<S> {
         let fresh = ulid::Ulid::generate().to_string();
         for _ in 0..DECISIONS_MAX {
             let loaded = self.store.load(key).await?;
-            let state: Option<State> = loaded.as_ref().map(|l| serde_json::from_str(&l.state)).transpose()?;
+            let state: Option<State> = loaded.as_ref().map(state_of).transpose()?;
             if state.is_none() && !matches!(request, Request::Open { .. }) {
                 return Err(NO_SESSION.into());
             }
@@ -248,6 +257,10 @@ impl<S: Store> Desk<S> {
             Some(verbatim) => verbatim,
             None => (&*serde_json::to_string(&decision.entries)?, decision_len(&decision)),
         };
+        // Only what somebody sends can be so large: what Everthread decides by itself is a few entries per run.
+        if entries.0.len() > BLOCK_BYTES_MAX {
+            return Err(Failure::TooLarge);
+        }
         // What a run starts stands on its branch, and the block says so.
         let starter = match request {
             Request::StartChild { run, .. } => Some(run),
@@ -382,6 +395,14 @@ impl<S: Store> Desk<S> {
         let leases = state.active_runs().map(|(run, _)| lease_of(loaded, run).unwrap_or(full_term));
         state.next_due().into_iter().chain(leases).min()
     }
+}
+
+/// The state of a session. What a newer release wrote may not be readable at all, so its schema is looked at first.
+fn state_of(loaded: &Loaded) -> Result<State, Failure> {
+    if schema_of(&loaded.state)? > SCHEMA {
+        return Err(Refusal::NewerSchema.into());
+    }
+    Ok(serde_json::from_str(&loaded.state)?)
 }
 
 /// When the lease of a run ends, if the store knows.

@@ -343,11 +343,11 @@ impl<S: Store> Dispatcher<S> {
         }
     }
 
-    /// What became of a claim whose answer was lost; `None` if it was not made. As long as the worker lives nobody else
-    /// would find a run that was claimed and not handed over, so this tries until the store answers.
+    /// What became of a claim whose answer was lost; `None` if it was not made. Tries for a lease: after that the claim
+    /// is over if it was made, and somebody else gets the run.
     async fn claimed(&self, key: &SessionKey, seat: &Seat, taken: &Taken) -> Option<Claim> {
-        let id = &taken.item.run;
-        loop {
+        let (id, begun) = (&taken.item.run, tokio::time::Instant::now());
+        while begun.elapsed() < self.inner.desk.leases().lease {
             match self.inner.desk.load(key).await {
                 Ok((loaded, state)) => {
                     let run = state.runs.get(id).filter(|run| run.is_open())?.clone();
@@ -373,6 +373,7 @@ impl<S: Store> Dispatcher<S> {
             }
             tokio::time::sleep(LATER_PAUSE_MAX).await;
         }
+        Some(Claim::Unknown)
     }
 }
 

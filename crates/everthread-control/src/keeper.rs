@@ -15,6 +15,15 @@ const LOOK: Duration = Duration::from_millis(200);
 const CLAIM_MAX: usize = 64;
 const SIDE_BY_SIDE: usize = 16;
 
+/// A run whose lease is over.
+struct Dead {
+    run: RunId,
+    worker: WorkerId,
+    attempt: u32,
+    /// When it ended, if the store knows.
+    lease: Option<Millis>,
+}
+
 /// Keeps deadlines until dropped.
 pub struct Keeper<S> {
     desk: Desk<S>,
@@ -77,8 +86,12 @@ impl<S: Store> Keeper<S> {
         if dead.is_empty() && !is_due {
             return Ok(self.later(&state, &loaded));
         }
-        for (run, worker) in dead {
-            self.desk.worker_died(key, &run, &worker).await?;
+        for Dead { run, worker, attempt, lease } in dead {
+            // The lease may have been renewed since this node looked.
+            let (loaded, _) = self.desk.load(key).await?;
+            if lease_of(&loaded, &run) == lease {
+                self.desk.worker_died(key, &run, &worker, attempt).await?;
+            }
         }
         match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {
             Ok(_) | Err(Failure::Refused(Refusal::NotDue)) => {}
@@ -96,14 +109,18 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Runs whose lease is over: nobody has renewed it, for a full term of a store that was there.
-    fn dead(&self, loaded: &Loaded, state: &State) -> Vec<(RunId, WorkerId)> {
+    fn dead(&self, loaded: &Loaded, state: &State) -> Vec<Dead> {
         let term = self.desk.leases().lease;
         if self.ready_since.is_none_or(|since| since.elapsed() < term) {
             return Vec::new();
         }
-        let is_over = |run: &RunId| lease_of(loaded, run).is_none_or(|ends| ends <= loaded.now);
-        let over = state.active_runs().filter(|(run, _)| is_over(run));
-        over.map(|(run, worker)| (run.clone(), worker.clone())).collect()
+        let over = state.active_runs().filter_map(|(run, worker)| {
+            let lease = lease_of(loaded, run);
+            let attempt = state.runs.get(run)?.attempts;
+            let is_over = lease.is_none_or(|ends| ends <= loaded.now);
+            is_over.then(|| Dead { run: run.clone(), worker: worker.clone(), attempt, lease })
+        });
+        over.collect()
     }
 }
 
@@ -118,7 +135,7 @@ const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl<S: Store> Desk<S> {
     /// Nobody works on an attempt that was claimed: the run goes back to its pool. False if it has written, so that
-    /// somebody does. Tries until the store has an answer: as long as the worker lives, nothing else would find the run.
+    /// somebody does. Tries until the store has an answer: nobody else looks at the run before its lease ends.
     pub async fn give_back(&self, key: &SessionKey, run: &RunId, worker: &WorkerId, attempt: u32) -> bool {
         let mut pause = Duration::from_millis(100);
         loop {
@@ -135,12 +152,18 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written.
-    pub async fn worker_died(&self, key: &SessionKey, run: &RunId, worker: &WorkerId) -> Result<(), Failure> {
+    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written. Nothing happens to a later attempt.
+    pub async fn worker_died(
+        &self,
+        key: &SessionKey,
+        run: &RunId,
+        worker: &WorkerId,
+        attempt: u32,
+    ) -> Result<(), Failure> {
         let (loaded, state) = self.load(key).await?;
         let mut wrote = has_written(&loaded, &state, run);
         loop {
-            let request = Request::WorkerDied { run: run.clone(), worker: worker.clone(), wrote };
+            let request = Request::WorkerDied { run: run.clone(), worker: worker.clone(), attempt, wrote };
             match self.decide(key, &system_author(), &request, Numbered::No).await {
                 Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) if !wrote => wrote = true,
                 // It ended or moved meanwhile.

@@ -43,7 +43,8 @@ pub fn read(
     expires_ms: Option<u64>,
 ) -> Result<Ask, Fault> {
     let what = What::read(kind, mode, payload)?;
-    Ok(Ask { control, by, target, what, expires_ms })
+    let made_at = crate::put::made_at(control.as_str());
+    Ok(Ask { control, by, target, what, made_at, expires_ms })
 }
 
 /// How far a control is, as its worker has confirmed it too.

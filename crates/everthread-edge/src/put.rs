@@ -149,10 +149,11 @@ pub async fn carry_out<S: Store>(
             .map_err(|failure| failure.fault())?,
     };
     let written = decided.written;
+    edge.folder.after_write(key, &written, false);
     let cursor = Cursor { epoch: written.epoch, seq: written.to };
     match (decided.decision, written.duplicate) {
         (Some(decision), _) => {
-            if let Err(error) = desk.store().index(key, written.at).await {
+            if let Err(error) = edge.desk.store().index(key, written.at).await {
                 tracing::debug!(%key, %error, "the list of sessions is behind");
             }
             let (run, control) = (decision.requested, decision.control);

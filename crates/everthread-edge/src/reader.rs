@@ -1,6 +1,6 @@
 //! Reads of the log: a bounded number of them at once per node, folded where asked.
 
-use everthread_protocol::{Fault, Record, Seq, SessionKey};
+use everthread_protocol::{Fault, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::{Error, Page, Store};
@@ -47,10 +47,14 @@ impl<S: Store> Reader<S> {
         self.store.read(key, after, bytes_max).await
     }
 
-    /// A page of the log with its appends merged.
+    /// A page of the log with its appends merged: what the store has folded as it is, the rest folded here.
     pub async fn folded_page(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
         let mut page = self.page(key, after, PAGE_BYTES).await?;
-        page.records = folded(&page.records)?;
+        let seam = page.records.partition_point(|record| record.to <= page.head.folded_to);
+        if page.records.len() - seam > 1 {
+            let raw = page.records.split_off(seam);
+            page.records.extend(fold(&raw, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))?);
+        }
         Ok(page)
     }
 
@@ -80,13 +84,6 @@ impl<S: Store> Reader<S> {
             }
         }
     }
-}
-
-fn folded(records: &[Record]) -> Result<Vec<Record>, Error> {
-    if records.len() < 2 {
-        return Ok(records.to_vec());
-    }
-    fold(records, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))
 }
 
 /// A store's error as a client may see it, logged where it is the server's.

@@ -11,7 +11,11 @@ fn page(records: Vec<Record>, epochs: &[(u64, u64)], head: u64) -> Page {
     let epochs: Vec<_> = epochs.iter().map(|(e, s)| (Epoch(*e), Seq(*s))).collect();
     let (epoch, since) = *epochs.last().unwrap();
     let version = everthread_protocol::Version { epoch, n: 0 };
-    Page { records, head: Head { epoch, since, seq: Seq(head), version, active: 0 }, epochs }
+    Page {
+        records,
+        head: Head { epoch, since, seq: Seq(head), version, active: 0, folded_to: Seq(0) },
+        epochs,
+    }
 }
 
 fn at(epoch: u64, seq: u64) -> Cursor {

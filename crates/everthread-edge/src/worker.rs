@@ -37,6 +37,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long a worker may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How long it may take to find out what a worker holds that comes back.
+const GREET_MAX: Duration = Duration::from_secs(20);
 /// A worker that has not been heard from for so many heartbeats gets no new runs until it is.
 const SILENT_HEARTBEATS: u32 = 2;
 /// Bytes of blocks that wait behind the one of their run that is being written; beyond it nothing more is read.
@@ -157,6 +159,11 @@ impl<S: Store> Connection<S> {
         let reads = self.queued_bytes < QUEUED_BYTES_MAX
             && self.jobs.len() < JOBS_MAX
             && self.outbox.bytes() < QUEUED_BYTES_MAX;
+        if !reads {
+            // Whether it lives cannot be heard now. While it takes bytes it does; and if we are what is slow, it is not dead.
+            let takes = self.outbox.bytes() >= QUEUED_BYTES_MAX;
+            self.heard = if takes { self.heard.max(self.outbox.progress()) } else { Instant::now() };
+        }
         let has_jobs = !self.jobs.is_empty();
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
@@ -300,11 +307,14 @@ impl<S: Store> Connection<S> {
             let is_late = self.opened.elapsed() > HELLO_MAX;
             return if is_late { Err(End::Close(close::PROTOCOL)) } else { Ok(()) };
         };
+        if !self.is_welcomed {
+            // It waits for us, and is not asked whether it lives.
+            self.heard = Instant::now();
+            let is_late = self.opened.elapsed() > HELLO_MAX + GREET_MAX;
+            return if is_late { Err(End::Close(close::INTERNAL)) } else { Ok(()) };
+        }
         if self.heard.elapsed() > self.edge.config.leases.lease {
             return Err(End::Close(close::STALLED));
-        }
-        if !self.is_welcomed {
-            return Ok(());
         }
         if self.heard.elapsed() > self.edge.config.leases.heartbeat * SILENT_HEARTBEATS {
             self.is_silent = true;
@@ -348,39 +358,39 @@ impl<S: Store> Connection<S> {
             // The run is its worker's still, or its lease ends.
             return;
         }
-        let pongs = self.pongs;
-        let mut runs: Vec<Left> = self
-            .runs
-            .drain()
-            .map(|(run, hosted)| {
-                let has_arrived = hosted.handed.is_some_and(|pings| pongs > pings);
-                Left {
-                    key: hosted.key,
-                    run,
-                    attempt: hosted.attempt,
-                    is_known: hosted.is_known || has_arrived,
-                }
-            })
-            .collect();
+        let left = |(run, hosted): (RunId, Hosted)| Left {
+            key: hosted.key,
+            run,
+            attempt: hosted.attempt,
+            is_handed: hosted.is_handed,
+        };
+        let mut runs: Vec<Left> = self.runs.drain().map(left).collect();
         // What was assigned and not looked at yet is this worker's too.
         self.assigned.close();
         while let Ok(Assignment { key, id, run, .. }) = self.assigned.try_recv() {
-            runs.push(Left { key, run: id, attempt: run.attempts, is_known: false });
+            runs.push(Left { key, run: id, attempt: run.attempts, is_handed: false });
         }
         let (edge, holder) = (self.edge.clone(), self.id.clone());
         let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
-            tokio::time::sleep(edge.config.leases.return_grace.min(left)).await;
+            // Not less than a heartbeat: a newer connection of the worker must have had the time to show that it lives. If
+            // there is none, the keeper sees to leases that end meanwhile.
+            let pause = edge.config.leases.return_grace.min(left).max(edge.config.leases.heartbeat);
+            tokio::time::sleep(pause).await;
             match edge.desk.store().bury(&me.tenant, &me.worker, &holder).await {
                 Ok(true) => {}
-                Ok(false) => return forgotten(&edge, &me, runs).await,
+                Ok(false) => return never_sent(&edge, &me, runs).await,
                 Err(error) => {
                     tracing::warn!(worker = %me.worker, %error, "a dead worker's runs wait for their leases to end");
                     return;
                 }
             }
-            for Left { key, run, .. } in runs {
-                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await {
+            for Left { key, run, attempt, .. } in runs {
+                // It may come back while this goes on: then its leases decide.
+                if !matches!(edge.desk.store().holder(&me.tenant, &me.worker).await, Ok(None)) {
+                    return;
+                }
+                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
                     tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
                 }
             }
@@ -393,16 +403,14 @@ struct Left {
     key: SessionKey,
     run: RunId,
     attempt: u32,
-    /// Whether the worker knows that it holds it.
-    is_known: bool,
+    /// Whether its `work` was sent.
+    is_handed: bool,
 }
 
-/// The worker is back on another connection, where it has named the runs it knows of. Those whose `work` may never have
-/// reached it go back to the pool, unless they write: its new lease would keep them for ever.
-async fn forgotten<S: Store>(edge: &Edge<S>, me: &Me, runs: Vec<Left>) {
-    for Left { key, run, attempt, is_known } in runs {
-        if !is_known && !edge.desk.give_back(&key, &run, &me.worker, attempt).await {
-            tracing::debug!(%key, %run, "a run whose work frame was not confirmed is being worked on");
-        }
+/// The worker is back on another connection, where it has named the runs it knows of. Those it was never sent go back to
+/// the pool at once; one whose `work` was lost on the way is nobody's, and its lease ends.
+async fn never_sent<S: Store>(edge: &Edge<S>, me: &Me, runs: Vec<Left>) {
+    for Left { key, run, attempt, .. } in runs.into_iter().filter(|left| !left.is_handed) {
+        edge.desk.give_back(&key, &run, &me.worker, attempt).await;
     }
 }

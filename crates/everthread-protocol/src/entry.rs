@@ -4,11 +4,10 @@
 //! anything is stored, while [`Entry::read`] skips fields it does not know and turns whole entries it does not know into
 //! [`Entry::Other`], to be forwarded and folded untouched.
 
-use crate::control::{Mode, Verdict, WhoMay};
+use crate::control::{Mode, Verdict};
 use crate::error::{Code, Fault};
 use crate::id::{AgentName, ApprovalId, ControlId, MessageId, PartId, RunId, WorkerId};
 use crate::position::{Millis, Seq};
-use crate::record::Author;
 use crate::scan::{RawEntries, RawEntry};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -105,9 +104,9 @@ pub enum Entry {
         approval: ApprovalId,
         /// Its outcome.
         verdict: Verdict,
-        /// Who answered; nobody did if it expired.
+        /// Who answered, as in a block's `by`; nobody did if it expired.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        answered_by: Option<Author>,
+        answered_by: Option<Value>,
         /// The answer itself, if it is more than yes or no.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<Value>,
@@ -248,9 +247,9 @@ pub enum Entry {
         /// The run it applied to. Of a `steer` that was not consumed, the new run that has its message as input.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<RunId>,
-        /// With `already_answered`: who was first.
+        /// With `already_answered`: who was first, as in a block's `by`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        answered_by: Option<Author>,
+        answered_by: Option<Value>,
     },
     /// A person has taken over: no agent writes until `session.released`.
     #[serde(rename = "session.held")]
@@ -405,9 +404,9 @@ pub struct Approval {
     pub digest: Option<String>,
     /// When it counts as not given.
     pub expires: Millis,
-    /// Who may answer; anybody with the right to control if absent.
+    /// Who may answer, as a [`crate::control::WhoMay`]; anybody with the right to control if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub who: Option<WhoMay>,
+    pub who: Option<Value>,
     /// Tool name, arguments and the like, to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<Object>,

@@ -71,5 +71,15 @@ pub const STEER_WAIT_MS: u64 = 2 * 60 * 1000;
 pub const PAUSE_WAIT_MS: u64 = 30 * 1000;
 /// How long a control may wait for its outcome.
 pub const CONTROL_WAIT_MAX_MS: u64 = 60 * 60 * 1000;
+/// Devices of one session; of more, the one idle for longest is forgotten.
+pub const DEVICES_MAX: usize = 1024;
+/// A device that has acknowledged nothing for so long is forgotten.
+pub const DEVICE_IDLE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Unread messages that are counted; of more, this many are told.
+pub const UNREAD_MAX: u64 = 1000;
+/// Bytes of the data of one present member.
+pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
+/// Members that are listed; of more, only their number is told.
+pub const PRESENCE_LIST_MAX: usize = 200;
 /// Messages that become the input of one run: further ones stay in the session and are not named.
 pub const RUN_INPUT_MAX: usize = 64;

@@ -156,6 +156,8 @@ pub enum Request {
         run: RunId,
         /// Who held it.
         worker: WorkerId,
+        /// Which attempt: the same worker may have got the run again since.
+        attempt: u32,
         /// Whether this attempt has written anything.
         wrote: bool,
     },
@@ -174,6 +176,8 @@ pub struct Ask {
     pub target: Target,
     /// What.
     pub what: What,
+    /// When the id was made, if it tells.
+    pub made_at: Option<Millis>,
     /// How long the asker waits for the outcome; each kind has a default.
     pub expires_ms: Option<u64>,
 }
@@ -287,6 +291,11 @@ pub enum Refusal {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
+    /// This control may have been asked before, and forgotten.
+    #[error(
+        "ids of controls are remembered for ten minutes and this one is older: look at the session first"
+    )]
+    TooOld,
     /// This control was asked before; its state tells how far it is.
     #[error("the control is known")]
     Known,
@@ -322,6 +331,7 @@ impl Refusal {
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
+            Refusal::TooOld => Code::TooOld,
             Refusal::Busy | Refusal::NotEnded => Code::Busy,
             Refusal::Held(_) => Code::Held,
         };
@@ -368,7 +378,9 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Control(ask) => draft.control(ask)?,
         Request::Hold { by, reason } => draft.hold(by, reason.clone())?,
         Request::Release { reason, agent, run } => draft.release(reason.clone(), agent.as_ref(), *run)?,
-        Request::WorkerDied { run, worker, wrote } => draft.worker_died(run, worker, *wrote)?,
+        Request::WorkerDied { run, worker, attempt, wrote } => {
+            draft.worker_died(run, worker, *attempt, *wrote)?;
+        }
         Request::Due => draft.due()?,
     }
     draft.finish(begins_something(request))

@@ -6,12 +6,23 @@ use everthread_protocol::control::{Mode, Verdict, WhoMay};
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Object, Outcome, RefusalReason, Target};
 use everthread_protocol::limits::{SETTLED_MAX, SETTLED_MEMORY_MS};
 use everthread_protocol::worker_frame::Answered;
-use everthread_protocol::{AgentName, ApprovalId, Author, ControlId, MessageId, Millis, RunId, WorkerId};
+use everthread_protocol::{
+    AgentName, ApprovalId, Author, ControlId, MessageId, Millis, RunId, SubjectId, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The schema this release writes. A state with a higher one is read, but not decided upon.
 pub const SCHEMA: u32 = 2;
+
+/// The schema of a state as it is stored, also of one that this release cannot read.
+pub fn schema_of(state: &str) -> Result<u32, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Schema {
+        schema: u32,
+    }
+    serde_json::from_str(state).map(|Schema { schema }| schema)
+}
 
 /// What decisions depend on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +43,9 @@ pub struct State {
     /// Pending controls, and settled ones for a while.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub controls: BTreeMap<ControlId, Control>,
+    /// Controls that were settled up to here may have been forgotten before their time, for want of room.
+    #[serde(default, skip_serializing_if = "is_never")]
+    pub forgotten: Millis,
     /// Latest value per key of `state.set`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub values: BTreeMap<String, serde_json::Value>,
@@ -145,6 +159,9 @@ pub struct Control {
     pub kind: ControlKind,
     /// Of whom.
     pub target: Target,
+    /// By whom; nobody if Everthread asks itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<SubjectId>,
     /// The runs that this meant when it was asked; none while a cancel waits for its input.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunId>,
@@ -263,6 +280,7 @@ impl State {
             held: None,
             runs: BTreeMap::new(),
             controls: BTreeMap::new(),
+            forgotten: Millis::default(),
             values: BTreeMap::new(),
         }
     }
@@ -324,7 +342,12 @@ impl State {
         self.runs.retain(|_, run| !matches!(run.status, RunStatus::Ended { at, .. } if !recent(at)));
         self.controls.retain(|_, c| !matches!(c.stage, ControlStage::Settled { at, .. } if !recent(at)));
         forget_oldest(&mut self.runs, SETTLED_MAX, run_ended_at);
-        forget_oldest(&mut self.controls, SETTLED_MAX, control_settled_at);
+        self.forget_controls(SETTLED_MAX);
+    }
+
+    fn forget_controls(&mut self, keep: usize) {
+        let last = forget_oldest(&mut self.controls, keep, control_settled_at);
+        self.forgotten = self.forgotten.max(last.unwrap_or_default());
     }
 
     /// Drops the older half of what is settled, for want of room. False if nothing is.
@@ -332,7 +355,7 @@ impl State {
         let runs = self.runs.values().filter_map(run_ended_at).count();
         let controls = self.controls.values().filter_map(control_settled_at).count();
         forget_oldest(&mut self.runs, runs / 2, run_ended_at);
-        forget_oldest(&mut self.controls, controls / 2, control_settled_at);
+        self.forget_controls(controls / 2);
         runs + controls > 0
     }
 }
@@ -351,19 +374,24 @@ fn control_settled_at(control: &Control) -> Option<Millis> {
     }
 }
 
+/// Drops the oldest of what is settled, beyond `keep`; when the last one dropped was settled.
 fn forget_oldest<K: Ord + Clone, V>(
     map: &mut BTreeMap<K, V>,
     keep: usize,
     settled_at: impl Fn(&V) -> Option<Millis>,
-) {
+) -> Option<Millis> {
     let mut settled: Vec<_> = map.iter().filter_map(|(k, v)| Some((settled_at(v)?, k.clone()))).collect();
-    if settled.len() <= keep {
-        return;
-    }
+    let old = settled.len().checked_sub(keep).filter(|old| *old > 0)?;
     settled.sort();
-    for (_, key) in &settled[..settled.len() - keep] {
+    for (_, key) in &settled[..old] {
         map.remove(key);
     }
+    settled.get(old - 1).map(|(at, _)| *at)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_never(at: &Millis) -> bool {
+    at.0 == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

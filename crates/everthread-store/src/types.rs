@@ -73,6 +73,8 @@ pub struct Written {
     pub version: Version,
     /// The fence that was granted, if one was asked for.
     pub fence: Option<Fence>,
+    /// Up to here the log is folded: what is raw lies after it.
+    pub folded_to: Seq,
     /// It was written before: the last batch of the producer and the answer kept with it.
     pub duplicate: Option<Duplicate>,
 }
@@ -132,6 +134,8 @@ pub struct Head {
     pub version: Version,
     /// Fences in force: runs that a worker holds.
     pub active: u32,
+    /// Up to here the log is folded: what is raw lies after it.
+    pub folded_to: Seq,
 }
 
 /// Some records of a log.
@@ -172,6 +176,8 @@ pub enum Interest {
     Log,
     /// Changes of the state, and deliveries of controls.
     Control,
+    /// Members that come, go, or tell something else.
+    Presence,
 }
 
 /// Keeps a follower or watcher registered.

@@ -8,7 +8,7 @@ use crate::work::PastMessage;
 use everthread_protocol::ControlId;
 use everthread_protocol::control::Mode;
 use everthread_protocol::entry::{ControlKind, RefusalReason};
-use everthread_protocol::limits::SETTLED_MAX;
+use everthread_protocol::limits::{PENDING_CONTROLS_MAX, SETTLED_MAX};
 use everthread_protocol::worker_frame::WorkerControl;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -40,19 +40,20 @@ pub(crate) struct Asked {
     steers: VecDeque<Waiting>,
     /// Controls that are the function's or have their outcome, the last ones.
     known: VecDeque<ControlId>,
-    is_paused: bool,
-    /// The last control that paused or resumed, and what was before it.
-    turned_by: Option<(ControlId, bool)>,
+    /// Whether it stood still before `turns`.
+    was_paused: bool,
+    /// The last controls that paused (true) or resumed, oldest first: of those that the server goes by, the last counts.
+    turns: VecDeque<(ControlId, bool)>,
 }
 
 impl Asked {
     pub(crate) fn new(is_steerable: bool) -> Self {
-        let (steers, known) = (VecDeque::new(), VecDeque::new());
-        Self { is_steerable, steers, known, is_paused: false, turned_by: None }
+        let (steers, known, turns) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        Self { is_steerable, steers, known, was_paused: false, turns }
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.is_paused
+        self.turns.back().map_or(self.was_paused, |(_, is_pause)| *is_pause)
     }
 
     /// Takes in a control other than `cancel`, and gives its outcome if it has one already.
@@ -68,8 +69,7 @@ impl Asked {
         }
         match kind {
             ControlKind::Pause | ControlKind::Resume => {
-                self.turned_by = Some((control.clone(), self.is_paused));
-                self.is_paused = kind == ControlKind::Pause;
+                self.turn(control.clone(), kind == ControlKind::Pause);
                 Some(self.settlement(control, None))
             }
             ControlKind::Steer => {
@@ -85,6 +85,16 @@ impl Asked {
             // Nothing of a worker's. `cancel` does not come here.
             ControlKind::Cancel | ControlKind::Interrupt | ControlKind::Answer => None,
         }
+    }
+
+    fn turn(&mut self, control: ControlId, is_pause: bool) {
+        // No more than these are without an outcome at a time: whatever is older has been taken by the server.
+        if self.turns.len() == PENDING_CONTROLS_MAX
+            && let Some((_, was_pause)) = self.turns.pop_front()
+        {
+            self.was_paused = was_pause;
+        }
+        self.turns.push_back((control, is_pause));
     }
 
     fn settlement(&mut self, control: ControlId, refusal: Option<RefusalReason>) -> Settlement {
@@ -117,9 +127,7 @@ impl Asked {
 
     /// The server took another outcome for this control: what it did here is undone.
     pub(crate) fn refused(&mut self, control: &ControlId) {
-        if let Some((_, before)) = self.turned_by.take_if(|(by, _)| by == control) {
-            self.is_paused = before;
-        }
+        self.turns.retain(|(turn, _)| turn != control);
     }
 }
 
@@ -182,5 +190,34 @@ mod tests {
         desk.hear(asked("c3", ControlKind::Resume, None, 1000), now);
         desk.refused(&"c2".parse().unwrap());
         assert!(!desk.is_paused(), "the last word counts");
+    }
+
+    #[test]
+    fn outcomes_that_the_server_does_not_take_are_undone_in_whatever_order_it_says_so() {
+        let now = Instant::now();
+        let mut desk = Asked::new(false);
+        let pause = |desk: &mut Asked, id: &str| desk.hear(asked(id, ControlKind::Pause, None, 1000), now);
+        let resume = |desk: &mut Asked, id: &str| desk.hear(asked(id, ControlKind::Resume, None, 1000), now);
+        pause(&mut desk, "c1");
+        resume(&mut desk, "c2");
+        desk.refused(&"c1".parse().unwrap());
+        desk.refused(&"c2".parse().unwrap());
+        assert!(!desk.is_paused(), "neither counts");
+        pause(&mut desk, "c3");
+        resume(&mut desk, "c4");
+        desk.refused(&"c4".parse().unwrap());
+        assert!(desk.is_paused(), "it was paused before");
+        resume(&mut desk, "c5");
+        pause(&mut desk, "c6");
+        resume(&mut desk, "c7");
+        for late in ["c7", "c6"] {
+            desk.refused(&late.parse().unwrap());
+        }
+        assert!(!desk.is_paused());
+        for n in 0..1000 {
+            pause(&mut desk, &format!("p{n}"));
+        }
+        desk.refused(&"p999".parse().unwrap());
+        assert!(desk.is_paused());
     }
 }

@@ -4,12 +4,14 @@
 //! has room, so batches grow while the socket is busy.
 
 use crate::error::WorkerError;
+use crate::outbox::Event;
 use crate::run::Cause;
 use crate::runs::Runs;
 use crate::shared::{ChildState, Shared};
 use crate::worker::Config;
 use everthread_protocol::entry::ControlKind;
 use everthread_protocol::frame::{Bye, ErrorFrame};
+use everthread_protocol::limits::FRAME_BYTES_MAX;
 use everthread_protocol::worker_frame::{
     Ack, ChildEnded, Decline, Held, Work, WorkerControl, WorkerFrame, WorkerHello, WorkerWelcome,
 };
@@ -25,8 +27,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Frames between the side that makes them and the side that writes them. When full, nothing more is made.
 const OUTBOUND_FRAMES_MAX: usize = 16;
-/// Frames besides writes that wait: pongs, declines, drain. Beyond it the oldest go: each is repeated when it matters.
-const SIGNALS_MAX: usize = 256;
 /// For the answer to `hello`.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 /// After this many heartbeats without a frame the connection is taken for dead.
@@ -54,12 +54,40 @@ impl From<SocketError> for Left {
     }
 }
 
+/// Frames besides writes that wait to be sent. None is dropped, and they take no more room than was offered.
+#[derive(Default)]
+struct Signals {
+    /// Pings that have no answer yet.
+    pongs: u64,
+    /// At most as many as the server may give runs: one that is declined counts until the server has read it.
+    declines: VecDeque<Decline>,
+    drains: bool,
+}
+
+impl Signals {
+    fn is_empty(&self) -> bool {
+        self.pongs == 0 && self.declines.is_empty() && !self.drains
+    }
+
+    /// Pongs go first: the server waits for them.
+    fn pop(&mut self) -> Option<WorkerFrame<'static>> {
+        if self.pongs > 0 {
+            self.pongs -= 1;
+            return Some(WorkerFrame::Pong {});
+        }
+        if let Some(decline) = self.declines.pop_front() {
+            return Some(WorkerFrame::Decline(decline));
+        }
+        std::mem::take(&mut self.drains).then_some(WorkerFrame::Drain {})
+    }
+}
+
 /// One connection.
 pub(crate) struct Connection<'a> {
     config: &'a Config,
     runs: &'a Runs,
     shutdown: &'a CancellationToken,
-    signals: VecDeque<String>,
+    signals: Signals,
     /// Runs that wait before they send again.
     paused: Vec<Arc<Shared>>,
     block_bytes_max: usize,
@@ -89,7 +117,7 @@ impl<'a> Connection<'a> {
             config,
             runs,
             shutdown,
-            signals: VecDeque::new(),
+            signals: Signals::default(),
             paused: Vec::new(),
             block_bytes_max: everthread_protocol::limits::BLOCK_BYTES_MAX,
             silence_max: SILENCE_MIN,
@@ -113,16 +141,8 @@ impl<'a> Connection<'a> {
     }
 
     async fn hello(&mut self, connection: &mut RawConnection) -> Result<(), Left> {
-        let held = self.runs.held();
-        let id: RequestId = "hello".parse().map_err(|_| SocketError::Broken("hello is no id".to_owned()))?;
-        let hello = WorkerHello {
-            id,
-            token: None,
-            worker: self.config.id.clone(),
-            agents: self.config.offers.clone(),
-            runs: held.clone(),
-        };
-        connection.send(WorkerFrame::Hello(hello).encode()).await?;
+        let (hello, held) = self.greeting()?;
+        connection.send(hello).await?;
         let frame = connection.receive().await?;
         let welcome: WorkerWelcome = match &*read::<Peek<'_>>(&frame)?.t {
             "welcome" => read(&frame)?,
@@ -150,6 +170,31 @@ impl<'a> Connection<'a> {
             run.offer();
         }
         Ok(())
+    }
+
+    /// The first frame, and the runs that it names.
+    fn greeting(&self) -> Result<(String, Vec<Held>), Left> {
+        let id: RequestId = "hello".parse().map_err(|_| SocketError::Broken("hello is no id".to_owned()))?;
+        let mut hello = WorkerHello {
+            id,
+            token: None,
+            worker: self.config.id.clone(),
+            agents: self.config.offers.clone(),
+            runs: Vec::new(),
+        };
+        let mut bytes = WorkerFrame::Hello(hello.clone()).encode().len() + "\"runs\":[],".len();
+        for held in self.runs.held() {
+            bytes += serde_json::to_string(&held).map_or(0, |held| held.len()) + ",".len();
+            if bytes <= FRAME_BYTES_MAX {
+                hello.runs.push(held);
+            } else if let Some(run) = self.runs.get(&held.run) {
+                // A larger frame would cost the connection, and with it every run.
+                tracing::warn!(run = %held.run, "more runs than a connection can be begun with: giving it up");
+                self.runs.fence(&run);
+            }
+        }
+        let held = hello.runs.clone();
+        Ok((WorkerFrame::Hello(hello).encode(), held))
     }
 
     async fn work(&mut self, mut receiver: Receiver, outbound: mpsc::Sender<Utf8Bytes>) -> Left {
@@ -190,7 +235,7 @@ impl<'a> Connection<'a> {
                 _ = forget.tick() => self.runs.forget_old(std::time::Instant::now()),
                 () = self.shutdown.cancelled(), if !is_draining => {
                     is_draining = true;
-                    self.signal(WorkerFrame::Drain {}.encode());
+                    self.signals.drains = true;
                 }
             }
         }
@@ -198,19 +243,21 @@ impl<'a> Connection<'a> {
 
     /// What is to be sent next: signals before writes.
     fn next_frame(&mut self) -> Option<Utf8Bytes> {
-        if let Some(signal) = self.signals.pop_front() {
-            return Some(signal.into());
+        if let Some(signal) = self.signals.pop() {
+            return Some(signal.encode().into());
         }
-        // The list may hold runs that have nothing to send any more.
-        std::iter::from_fn(|| self.runs.ready.pop())
-            .find_map(|run| run.with(|outbox| outbox.next_frame(std::time::Instant::now())))
-    }
-
-    fn signal(&mut self, frame: String) {
-        if self.signals.len() == SIGNALS_MAX {
-            self.signals.pop_front();
+        while let Some(run) = self.runs.ready.pop() {
+            let now = std::time::Instant::now();
+            // The list may hold runs that have nothing to send any more.
+            let Some(frame) = run.with(|outbox| outbox.next_frame(now)) else { continue };
+            if frame.len() <= FRAME_BYTES_MAX {
+                return Some(frame);
+            }
+            // The server would close the connection, and every run would go with this one.
+            let events = run.with(|outbox| outbox.too_large(now));
+            self.settle(&run, events);
         }
-        self.signals.push_back(frame);
+        None
     }
 
     fn resume_paused(&mut self) {
@@ -227,7 +274,7 @@ impl<'a> Connection<'a> {
         match &*read::<Peek<'_>>(frame)?.t {
             "ok" | "duplicate" => self.written(&read(frame)?),
             "error" => self.refused(&read(frame)?),
-            "work" => self.begin(&read(frame)?),
+            "work" => self.begin(&read(frame)?)?,
             "control" => {
                 // A later release may ask for more: what is not understood gets its outcome by its deadline.
                 match serde_json::from_str(frame) {
@@ -248,10 +295,7 @@ impl<'a> Connection<'a> {
                     run.child(&child, ChildState::Ended(outcome));
                 }
             }
-            "ping" => {
-                self.signals.push_front(WorkerFrame::Pong {}.encode());
-                self.signals.truncate(SIGNALS_MAX);
-            }
+            "ping" => self.signals.pongs += 1,
             "bye" => return Err(bye(frame)?),
             // A later release may say more.
             other => tracing::debug!(t = other, "a frame of an unknown type"),
@@ -259,11 +303,16 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    fn begin(&mut self, work: &Work<'_>) {
-        if self.shutdown.is_cancelled() || !self.runs.begin(work, self.block_bytes_max) {
-            let decline = Decline { run: work.run.clone(), fence: work.fence };
-            self.signal(WorkerFrame::Decline(decline).encode());
+    fn begin(&mut self, work: &Work<'_>) -> Result<(), Left> {
+        if !self.shutdown.is_cancelled() && self.runs.begin(work, self.block_bytes_max) {
+            return Ok(());
         }
+        let offered: u64 = self.config.offers.iter().map(|offer| u64::from(offer.capacity)).sum();
+        if self.signals.declines.len() as u64 >= offered {
+            return Err(SocketError::Broken("the server gives more runs than were offered".to_owned()).into());
+        }
+        self.signals.declines.push_back(Decline { run: work.run.clone(), fence: work.fence });
+        Ok(())
     }
 
     fn asked(&mut self, asked: WorkerControl) {
@@ -305,10 +354,16 @@ impl<'a> Connection<'a> {
         self.settle(&run, events);
     }
 
-    fn settle(&mut self, run: &Arc<Shared>, events: Vec<crate::outbox::Event>) {
+    fn settle(&self, run: &Arc<Shared>, events: Vec<Event>) {
         for event in &events {
-            if let crate::outbox::Event::Broken(error) = event {
-                tracing::warn!(run = %run.run, %error, "the run cannot be written any more and fails");
+            match event {
+                Event::Broken(error) => {
+                    tracing::warn!(run = %run.run, %error, "the run cannot be written any more and fails");
+                }
+                Event::EndRefused(error) => {
+                    tracing::warn!(run = %run.run, %error, "the end of the run was refused: it fails");
+                }
+                _ => {}
             }
         }
         if run.settle(events) {
@@ -333,3 +388,6 @@ fn bye(frame: &str) -> Result<Left, Left> {
     let reason = "the server says goodbye for good".to_owned();
     Ok(Left::Refused(SocketError::Closed { code, reason }.into()))
 }
+
+#[cfg(test)]
+mod tests;

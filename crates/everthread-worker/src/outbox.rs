@@ -2,20 +2,21 @@
 //!
 //! One write is under way per run. While it is, what the run writes is gathered and becomes the next batch, so a quiet
 //! run is sent at once and a busy one in larger pieces, without a timer. Batches are numbered when they are made and kept
-//! as the bytes that were sent, so a repeat is the same write.
+//! as the bytes that were sent, so a repeat is the same write. Only one that the server has refused leaves a number behind.
 //!
 //! **Invariant:** kept batches are numbered without gaps up to `next - 1`, and the server has been asked to write batch n
 //! only after n - 1 was confirmed on the same log or was sent again before it.
 
 mod batch;
+mod end;
 
 use crate::error::Error;
 pub(crate) use batch::Request;
-use batch::{Gathered, append_frame};
+use batch::{Gathered, append_frame, renumbered};
 use everthread_protocol::entry::RefusalReason;
 use everthread_protocol::error::ErrorBody;
-use everthread_protocol::limits::BLOCK_BYTES_MAX;
-use everthread_protocol::{Code, ControlId, Entry, Fence, RunId};
+use everthread_protocol::limits::{BLOCK_BYTES_MAX, FRAME_BYTES_MAX};
+use everthread_protocol::{Code, ControlId, Entry, Fault, Fence, RunId};
 use everthread_socket::{Backoff, Utf8Bytes};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub(crate) const RUN_BUFFER_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) const UNSAFE_KEPT_MAX: Duration = Duration::from_secs(30);
 /// A bug of the server is given this many chances before the run is given up.
 const INTERNAL_ERRORS_MAX: u32 = 6;
+/// What people read of a run whose end was refused.
+const END_REFUSED: &str = "how the run ended could not be written";
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_CAP: Duration = Duration::from_secs(2);
 
@@ -55,6 +58,8 @@ pub(crate) enum Event {
     Suspended,
     /// The run cannot be written any more; it ends as failed.
     Broken(Error),
+    /// How the run ended was not taken; it ends as failed.
+    EndRefused(Error),
     /// The run has ended, or never will by this worker.
     Over,
 }
@@ -119,6 +124,8 @@ pub(crate) struct Outbox {
     suspension: Suspension,
     /// The end is written or on its way.
     ending: bool,
+    /// The server would not take the end; what is on its way now is the last try.
+    is_end_refused: bool,
     over: bool,
 }
 
@@ -140,6 +147,7 @@ impl Outbox {
             broken: None,
             suspension: Suspension::No,
             ending: false,
+            is_end_refused: false,
             over: false,
         }
     }
@@ -266,6 +274,7 @@ impl Outbox {
             return;
         }
         self.ending = true;
+        let request = request.bounded();
         self.gathering_bytes += request.bytes();
         self.gathering.push_back(Slot::Request(request));
     }
@@ -415,6 +424,13 @@ impl Outbox {
         }
     }
 
+    /// The frame that [`Outbox::next_frame`] gave is larger than one may be: it is not sent, and refused here instead.
+    pub(crate) fn too_large(&mut self, now: Instant) -> Vec<Event> {
+        let Some(batch) = self.in_flight else { return Vec::new() };
+        let message = format!("a frame has at most {FRAME_BYTES_MAX} bytes");
+        self.refused(batch, &Fault::new(Code::TooLarge, message).into(), now)
+    }
+
     fn kind(&self, batch: u64) -> Option<&Kind> {
         self.kept.get(self.index(batch)?).map(|kept| &kept.kind)
     }
@@ -444,39 +460,51 @@ impl Outbox {
 
     /// A write that will never be made. Its number is free again.
     fn refuse(&mut self, batch: u64, error: &ErrorBody) -> Vec<Event> {
-        let is_last = batch + 1 == self.next;
         match self.kind(batch) {
+            // Without an outcome the run would count as at work for as long as this worker lives.
+            Some(Kind::End) if !self.is_end_refused => {
+                self.is_end_refused = true;
+                self.take_back(batch);
+                self.ending = false;
+                self.end(Request::failed(error.code.as_str(), END_REFUSED));
+                vec![Event::EndRefused(refusal(error))]
+            }
             Some(Kind::End) | None => {
                 self.over = true;
                 vec![Event::Over]
             }
-            Some(Kind::Child(child)) if is_last => {
+            Some(Kind::Child(child)) => {
                 let event = Event::ChildRefused(child.clone(), refusal(error));
                 self.take_back(batch);
                 vec![event]
             }
-            Some(Kind::Settle(control)) if is_last => {
+            Some(Kind::Settle(control)) => {
                 let event = Event::SettleRefused(control.clone());
                 self.take_back(batch);
                 vec![event]
             }
-            Some(Kind::Suspend) if is_last => {
+            Some(Kind::Suspend) => {
                 self.suspension = Suspension::Refused(refusal(error));
                 self.take_back(batch);
                 Vec::new()
             }
-            Some(Kind::Append | Kind::Child(_) | Kind::Settle(_) | Kind::Suspend) => {
-                self.give_up(batch, refusal(error))
-            }
+            Some(Kind::Append) => self.give_up(batch, refusal(error)),
         }
     }
 
-    /// The last batch was not written: its number goes to the next one.
+    /// A batch was not written: its number goes to the next one. Where batches are sent again there are some after it; none
+    /// of them is in the log either, so they move up.
     fn take_back(&mut self, batch: u64) {
-        if let Some(kept) = self.kept.pop_back() {
+        let Some(at) = self.index(batch) else { return };
+        if let Some(kept) = self.kept.remove(at) {
             self.kept_bytes -= kept.frame.len();
         }
-        self.next = batch;
+        for (number, kept) in (batch..).zip(self.kept.iter_mut().skip(at)) {
+            self.kept_bytes -= kept.frame.len();
+            kept.frame = renumbered(&kept.frame, &self.name, number + 1, number).into();
+            self.kept_bytes += kept.frame.len();
+        }
+        self.next -= 1;
         self.cursor = batch;
     }
 
@@ -526,6 +554,15 @@ impl Outbox {
         self.gathering.clear();
         (self.kept_bytes, self.gathering_bytes) = (0, 0);
         self.cursor = self.next;
+    }
+}
+
+#[cfg(test)]
+impl Outbox {
+    /// What no function can do.
+    pub(crate) fn raw_entry_of_any_size(&mut self, entry: &str) {
+        self.block_bytes_max = usize::MAX;
+        drop(self.raw_entry(entry));
     }
 }
 

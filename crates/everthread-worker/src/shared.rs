@@ -227,6 +227,8 @@ impl Shared {
                     self.stop(Cause::Suspended);
                 }
                 Event::Broken(_) => self.stop(Cause::Broken),
+                // The function is done already.
+                Event::EndRefused(_) => {}
                 Event::Over => is_over = true,
             }
         }

@@ -166,7 +166,7 @@ pub(crate) struct Config {
     /// This process: a new one for every start.
     pub(crate) id: WorkerId,
     pub(crate) offers: Vec<Offer>,
-    drain_deadline: Duration,
+    pub(crate) drain_deadline: Duration,
 }
 
 /// A process that executes the runs of some agents.

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, http};
+use everthread_edge::{Config, Edge, folder, http};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{self, Embedded};
@@ -94,6 +94,8 @@ async fn node_until_stopped<S: Store>(
         leases: args.leases()?,
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max: Duration::from_millis(args.stall_ms),
+        presence: args.presence()?,
+        folding: folder::Options::default(),
     };
     let edge = Edge::start(store, config);
     let draining = Arc::new(AtomicBool::new(false));

@@ -4,10 +4,10 @@
 
 use super::Connection;
 use super::hosted::Hosted;
-use super::job;
+use super::job::{self, SteerRead};
 use everthread_protocol::entry::{ControlKind, Outcome};
 use everthread_protocol::worker_frame::{ChildEnded, WorkerControl, WorkerServerFrame};
-use everthread_protocol::{ControlId, Fault, Millis, RunId, SessionKey};
+use everthread_protocol::{ControlId, Fault, Fence, Millis, RunId, SessionKey};
 use everthread_session::State;
 use everthread_session::state::{Control, RunStatus};
 use everthread_store::{Loaded, Store};
@@ -41,14 +41,38 @@ impl<S: Store> Connection<S> {
     }
 
     fn tell(&mut self, run: &RunId, loaded: &Loaded, state: &State) {
-        for (id, control, expires) in state.controls_of(run) {
+        let mut steers = Vec::new();
+        let is_handed = self.runs.get(run).is_some_and(|hosted| hosted.is_handed);
+        let asked = if is_handed { state.controls_of(run) } else { Vec::new() };
+        if let Some(hosted) = self.runs.get_mut(run) {
+            // What is settled or forgotten is not told again.
+            hosted.told_controls.retain(|told| asked.iter().any(|(id, ..)| *id == told));
+            hosted.told_children.retain(|told| state.runs.contains_key(told));
+        }
+        for (id, control, expires) in asked {
             let Some(hosted) = self.runs.get_mut(run) else { return };
-            if hosted.told_controls.insert(id.clone()) {
-                self.tell_control(run, id, control, loaded.now, expires);
+            let steer = control.message.as_ref().filter(|_| control.kind == ControlKind::Steer);
+            // Texts of earlier ones are still being read: this one comes after them.
+            if steer.is_some() && hosted.is_reading_steers {
+                continue;
+            }
+            if !hosted.told_controls.insert(id.clone()) {
+                continue;
+            }
+            let frame = frame_of(run, id, control, loaded.now, expires);
+            match steer {
+                Some(message) => steers.push((frame, message.clone())),
+                None => self.send_control(frame),
             }
         }
         let Some(hosted) = self.runs.get_mut(run) else { return };
-        for (child, outcome) in ended_children(state, run) {
+        if !steers.is_empty() {
+            hosted.is_reading_steers = true;
+            let held = (run.clone(), hosted.fence);
+            let work = job::steers(self.edge.clone(), hosted.key.clone(), held, steers);
+            self.jobs.push(Box::pin(work));
+        }
+        for (child, outcome) in ended_children(state, run).filter(|_| is_handed) {
             if hosted.told_children.insert(child.clone()) {
                 let frame = ChildEnded { run: run.clone(), child: child.clone(), outcome };
                 self.outbox.text(WorkerServerFrame::ChildEnded(frame).encode());
@@ -60,44 +84,31 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    fn tell_control(&mut self, run: &RunId, id: &ControlId, control: &Control, now: Millis, expires: Millis) {
-        let Some(hosted) = self.runs.get(run) else { return };
-        let mut frame = WorkerControl {
-            run: run.clone(),
-            control: id.clone(),
-            kind: control.kind,
-            grace_ms: expires.0.saturating_sub(now.0),
-            mode: control.mode,
-            message: None,
-        };
-        match (control.kind, &control.message) {
-            (ControlKind::Steer, Some(message)) => {
-                let (edge, key) = (self.edge.clone(), hosted.key.clone());
-                self.jobs.push(Box::pin(job::steer(edge, key, frame, message.clone())));
-            }
-            (ControlKind::Interrupt, _) => {
-                // To the worker it is the same: its run is to end.
-                frame.kind = ControlKind::Cancel;
-                self.send_control(frame);
-            }
-            _ => self.send_control(frame),
-        }
-    }
-
-    /// A steer's message has been read.
-    pub(super) fn on_steer(&mut self, frame: WorkerControl, result: Result<(), Fault>) {
-        match result {
-            Ok(()) => self.send_control(frame),
-            Err(fault) => {
-                tracing::warn!(run = %frame.run, control = %frame.control, %fault, "a steer is told later");
-                if let Some(hosted) = self.runs.get_mut(&frame.run) {
-                    hosted.told_controls.remove(&frame.control);
-                    if let Some(watched) = self.watched.get_mut(&hosted.watch) {
-                        // The next renewal finds it changed.
-                        watched.version = everthread_protocol::Version::default();
+    /// The messages of steers have been read, one after the other in the order in which they were asked.
+    pub(super) fn on_steers(&mut self, (run, fence): &(RunId, Fence), steers: Vec<SteerRead>) {
+        // Those of an earlier attempt became its input.
+        let Some(hosted) = self.runs.get_mut(run).filter(|hosted| hosted.fence == *fence) else { return };
+        hosted.is_reading_steers = false;
+        let watch = hosted.watch;
+        let mut is_all = true;
+        for (frame, result) in steers {
+            match result {
+                Ok(()) => self.send_control(frame),
+                Err(fault) => {
+                    is_all = false;
+                    tracing::warn!(%run, control = %frame.control, %fault, "a steer is told later");
+                    if let Some(hosted) = self.runs.get_mut(run) {
+                        hosted.told_controls.remove(&frame.control);
                     }
                 }
             }
+        }
+        if is_all {
+            // Others may have come meanwhile.
+            self.wake.mark(watch);
+        } else if let Some(watched) = self.watched.get_mut(&watch) {
+            // The next renewal finds it changed.
+            watched.version = everthread_protocol::Version::default();
         }
     }
 
@@ -119,6 +130,14 @@ impl<S: Store> Connection<S> {
             self.jobs.push(Box::pin(job::mark_delivered(self.edge.clone(), key, control, me.worker.clone())));
         }
     }
+}
+
+/// What a worker is told. An interrupt is the same to it as a cancel: its run is to end.
+fn frame_of(run: &RunId, id: &ControlId, control: &Control, now: Millis, expires: Millis) -> WorkerControl {
+    let kind = if control.kind == ControlKind::Interrupt { ControlKind::Cancel } else { control.kind };
+    let grace_ms = expires.0.saturating_sub(now.0);
+    let (run, control, mode) = (run.clone(), id.clone(), control.mode);
+    WorkerControl { run, control, kind, grace_ms, mode, message: None }
 }
 
 fn is_held(loaded: &Loaded, run: &RunId, hosted: &Hosted) -> bool {

@@ -26,10 +26,8 @@ pub(super) struct Hosted {
     pub attempt: u32,
     /// From here on the session's state knows that this worker holds it.
     pub since: Seq,
-    /// Whether the worker has shown that it knows of it.
-    pub is_known: bool,
-    /// Pings that were sent before its `work`; none while that is being made.
-    pub handed: Option<u64>,
+    /// Whether its `work` is sent: before that the worker knows nothing of it, and is told nothing.
+    pub is_handed: bool,
     pub seat: Option<Arc<Seat>>,
     /// Its messages and parts; none while they are to be rebuilt.
     pub parts: Option<Parts>,
@@ -44,6 +42,8 @@ pub(super) struct Hosted {
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
+    /// The messages of steers are being read: later ones wait, to be told in their order.
+    pub is_reading_steers: bool,
     pub watch: u32,
 }
 
@@ -75,7 +75,36 @@ impl Follower for Changes {
     }
 }
 
+impl Hosted {
+    /// A run of which nothing is known here but who holds it.
+    fn new(kept: Kept, seat: Option<Arc<Seat>>, watch: u32) -> Hosted {
+        Hosted {
+            key: kept.key,
+            agent: kept.agent,
+            fence: kept.fence,
+            attempt: kept.attempt,
+            since: Seq::ZERO,
+            is_handed: false,
+            seat,
+            parts: None,
+            next: kept.next,
+            is_rebuilt: false,
+            queue: VecDeque::new(),
+            is_busy: false,
+            told_controls: HashSet::new(),
+            told_children: HashSet::new(),
+            is_reading_steers: false,
+            watch,
+        }
+    }
+}
+
 impl<S: Store> Connection<S> {
+    /// The run, if it is still hosted under that fence: what was begun for an earlier attempt is not for a later one.
+    pub(super) fn hosted(&mut self, run: &RunId, fence: Fence) -> Option<&mut Hosted> {
+        self.runs.get_mut(run).filter(|hosted| hosted.fence == fence)
+    }
+
     /// A run was claimed for this worker.
     pub(super) fn on_assignment(&mut self, assignment: Assignment) {
         let attempt = assignment.attempt();
@@ -93,31 +122,19 @@ impl<S: Store> Connection<S> {
             self.give_back(assignment.key, assignment.id, attempt);
             return seat.release();
         }
-        let watch = self.watch(&assignment.key);
-        let next = Producer { incarnation: u64::from(attempt), batch: 1 };
+        let claimed = Kept {
+            key: assignment.key.clone(),
+            run: assignment.id.clone(),
+            agent: assignment.run.agent.clone(),
+            fence: assignment.fence,
+            attempt,
+            next: Producer { incarnation: u64::from(attempt), batch: 1 },
+        };
+        let mut hosted = Hosted::new(claimed, Some(seat), self.watch(&assignment.key));
+        hosted.since = assignment.seq;
         // An earlier attempt may have left something open.
-        let parts = (attempt == 1).then(Parts::default);
-        self.runs.insert(
-            assignment.id.clone(),
-            Hosted {
-                key: assignment.key.clone(),
-                agent: assignment.run.agent.clone(),
-                fence: assignment.fence,
-                attempt,
-                since: assignment.seq,
-                is_known: false,
-                handed: None,
-                seat: Some(seat),
-                parts,
-                next,
-                is_rebuilt: false,
-                queue: VecDeque::new(),
-                is_busy: false,
-                told_controls: HashSet::new(),
-                told_children: HashSet::new(),
-                watch,
-            },
-        );
+        hosted.parts = (attempt == 1).then(Parts::default);
+        self.runs.insert(assignment.id.clone(), hosted);
         self.jobs.push(Box::pin(job::work(self.edge.clone(), assignment)));
     }
 
@@ -126,27 +143,10 @@ impl<S: Store> Connection<S> {
         // It has its place there already.
         let seat = self.seats.get(&kept.agent).cloned();
         let watch = self.watch(&kept.key);
-        self.runs.insert(
-            kept.run,
-            Hosted {
-                key: kept.key,
-                agent: kept.agent,
-                fence: kept.fence,
-                attempt: kept.attempt,
-                since: Seq::ZERO,
-                is_known: true,
-                handed: None,
-                seat,
-                parts: None,
-                next: kept.next,
-                is_rebuilt: false,
-                queue: VecDeque::new(),
-                is_busy: false,
-                told_controls: HashSet::new(),
-                told_children: HashSet::new(),
-                watch,
-            },
-        );
+        let run = kept.run.clone();
+        let mut hosted = Hosted::new(kept, seat, watch);
+        hosted.is_handed = true;
+        self.runs.insert(run, hosted);
         self.wake.mark(watch);
     }
 
@@ -171,10 +171,13 @@ impl<S: Store> Connection<S> {
         number
     }
 
-    /// The run is no longer served here.
+    /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        self.queued_bytes -= hosted.queue.iter().map(Bytes::len).sum::<usize>();
+        for bytes in hosted.queue {
+            self.queued_bytes -= bytes.len();
+            self.error(crate::client::id_of(&bytes), not_held());
+        }
         if let Some(seat) = hosted.seat {
             seat.release();
         }
@@ -190,7 +193,7 @@ impl<S: Store> Connection<S> {
             // Not at once: the only worker there is might be this one again.
             tokio::time::sleep(edge.config.leases.heartbeat).await;
             if !edge.desk.give_back(&key, &run, &me.worker, attempt).await
-                && let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker).await
+                && let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await
             {
                 tracing::warn!(%key, %run, %failure, "a run that was declined after it began has no outcome");
             }
@@ -211,7 +214,6 @@ impl<S: Store> Connection<S> {
         let Some(hosted) = self.runs.get_mut(&run) else {
             return self.error(Some(id.to_string()), not_held());
         };
-        hosted.is_known = true;
         hosted.queue.push_back(bytes.clone());
         self.queued_bytes += bytes.len();
         self.pump(&run);
@@ -224,7 +226,7 @@ impl<S: Store> Connection<S> {
             let Some(bytes) = hosted.queue.front().cloned() else { return };
             if hosted.parts.is_none() {
                 hosted.is_busy = true;
-                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone());
+                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone(), hosted.fence);
                 self.jobs.push(Box::pin(work));
                 return;
             }
@@ -252,8 +254,8 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    pub(super) fn on_rebuilt(&mut self, run: &RunId, result: Result<(Parts, Producer), Fault>) {
-        let Some(hosted) = self.runs.get_mut(run) else { return };
+    pub(super) fn on_rebuilt(&mut self, run: &RunId, fence: Fence, result: Result<(Parts, Producer), Fault>) {
+        let Some(hosted) = self.hosted(run, fence) else { return };
         hosted.is_busy = false;
         match result {
             Ok((parts, next)) => {
@@ -274,14 +276,14 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, run, producer, kind, result } = done;
+        let job::WriteDone { id, run, fence, producer, is_last, result } = done;
         let label = match &result {
             Ok(written) if written.duplicate.is_some() => "duplicate",
             Ok(_) => "ok",
             Err(fault) => fault.code.as_str(),
         };
         self.edge.metrics.appends.with_label_values(&[label]).inc();
-        if let Some(hosted) = self.runs.get_mut(&run) {
+        if let Some(hosted) = self.hosted(&run, fence) {
             hosted.is_busy = false;
         }
         match result {
@@ -301,7 +303,7 @@ impl<S: Store> Connection<S> {
                     Some(_) => WorkerServerFrame::Duplicate(ack),
                 };
                 self.outbox.text(frame.encode());
-                if let Some(hosted) = self.runs.get_mut(&run) {
+                if let Some(hosted) = self.hosted(&run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
                     let is_new = producer == hosted.next && !is_repeat;
                     if !is_new && next != hosted.next {
@@ -314,18 +316,18 @@ impl<S: Store> Connection<S> {
                         self.wake.mark(watch);
                     }
                 }
-                if kind == WriteKind::Last {
+                if is_last && self.hosted(&run, fence).is_some() {
                     self.drop_run(&run);
                 }
             }
             Err(fault) => {
                 let is_lost = fault.code == Code::Fenced;
                 self.error(Some(id.to_string()), fault);
-                if let Some(hosted) = self.runs.get_mut(&run) {
+                if let Some(hosted) = self.hosted(&run, fence) {
                     hosted.parts = None;
-                }
-                if is_lost {
-                    self.fenced(&run);
+                    if is_lost {
+                        self.fenced(&run);
+                    }
                 }
             }
         }
@@ -333,10 +335,11 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn fenced(&mut self, run: &RunId) {
-        if self.runs.contains_key(run) {
+        let Some(hosted) = self.runs.get(run) else { return };
+        if hosted.is_handed {
             self.outbox.text(WorkerServerFrame::Fenced { run: run.clone() }.encode());
-            self.drop_run(run);
         }
+        self.drop_run(run);
     }
 
     pub(super) fn on_wake(&mut self) {
@@ -365,25 +368,27 @@ impl<S: Store> Connection<S> {
                 self.error(Some(id.to_string()), fault);
                 return Err(super::End::Close(everthread_protocol::error::close::INTERNAL));
             }
-            Job::Work(run, Ok(frame)) => {
-                if let Some(hosted) = self.runs.get_mut(&run) {
-                    hosted.handed = Some(self.pings);
+            Job::Work((run, fence), Ok(frame)) => {
+                if let Some(hosted) = self.hosted(&run, fence) {
+                    hosted.is_handed = true;
+                    let watch = hosted.watch;
                     self.outbox.text(frame);
+                    // What was asked of it meanwhile comes behind it.
+                    self.wake.mark(watch);
                 }
             }
-            Job::Work(run, Err((key, error))) => {
+            Job::Work((run, fence), Err((key, error))) => {
                 let fault = fault_of(&key, &error);
                 tracing::warn!(%key, %run, %fault, "a claimed run could not be handed out");
-                let attempt = self.runs.get(&run).map(|hosted| hosted.attempt);
-                self.drop_run(&run);
-                if let Some(attempt) = attempt {
+                if let Some(attempt) = self.hosted(&run, fence).map(|hosted| hosted.attempt) {
+                    self.drop_run(&run);
                     self.give_back(key, run, attempt);
                 }
             }
             Job::Written(done) => self.on_written(done),
-            Job::Rebuilt(run, result) => self.on_rebuilt(&run, result),
+            Job::Rebuilt((run, fence), result) => self.on_rebuilt(&run, fence, result),
             Job::Looked(number, result) => self.on_looked(number, result),
-            Job::Steer(frame, result) => self.on_steer(frame, result),
+            Job::Steers(held, steers) => self.on_steers(&held, steers),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -405,6 +410,11 @@ fn not_held() -> Fault {
 fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
     let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
     let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
+    if !matches!(frame, WorkerFrame::Append(_)) {
+        // The entries of an append are scanned by themselves; all else that is kept, here.
+        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
+        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
+    }
     let (id, fence, producer, kind) = match frame {
         WorkerFrame::Append(append) => {
             if append.fence != hosted.fence {

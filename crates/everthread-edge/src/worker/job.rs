@@ -11,28 +11,36 @@ use everthread_protocol::worker_frame::{
     Held, Producer, Work, WorkerControl, WorkerHello, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, SessionKey,
-    Version, WorkerId,
+    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, Seq,
+    SessionKey, Version, WorkerId,
 };
 use everthread_session::state::Run;
+use everthread_session::view::Message;
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Renewal, Store, Written};
+use futures_util::StreamExt as _;
+use std::collections::HashSet;
 use std::time::Duration;
 
-/// Messages that come with `work`.
+/// Sessions that are looked at at once for a worker that comes back.
+const LOOKS_AT_ONCE: usize = 16;
+/// Messages that come with `work`, besides those that the run cannot do without.
 const WORK_MESSAGES: usize = 100;
 
 /// What a job came to.
 pub(super) enum Job {
     Greeted(Result<Greeted, (RequestId, Fault)>),
-    Work(RunId, Result<String, (SessionKey, Error)>),
+    Work((RunId, Fence), Result<String, (SessionKey, Error)>),
     Written(WriteDone),
-    Rebuilt(RunId, Result<(Parts, Producer), Fault>),
+    Rebuilt((RunId, Fence), Result<(Parts, Producer), Fault>),
     Looked(u32, Result<(Loaded, State), Fault>),
-    Steer(WorkerControl, Result<(), Fault>),
+    Steers((RunId, Fence), Vec<SteerRead>),
     Marked,
     Renewed(Vec<(u32, Version)>),
 }
+
+/// A steer with its message, or why that could not be read.
+pub(super) type SteerRead = (WorkerControl, Result<(), Fault>);
 
 /// `hello` is done.
 pub(super) struct Greeted {
@@ -66,16 +74,8 @@ pub(super) struct Write {
 pub(super) enum WriteKind {
     /// Entries as they came.
     Append { entries: Bytes, count: u32 },
-    /// After this write the run is not the worker's any more. Only the kind is left once it is written.
-    Last,
     /// A decision.
     Decided(Box<Request>),
-}
-
-impl PartialEq for WriteKind {
-    fn eq(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
-    }
 }
 
 impl WriteKind {
@@ -88,8 +88,10 @@ impl WriteKind {
 pub(super) struct WriteDone {
     pub id: RequestId,
     pub run: RunId,
+    pub fence: Fence,
     pub producer: Producer,
-    pub kind: WriteKind,
+    /// Once it is written the run is not the worker's any more.
+    pub is_last: bool,
     pub result: Result<Written, Fault>,
 }
 
@@ -101,18 +103,31 @@ pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello
     {
         return Job::Greeted(Err((hello.id, error.fault())));
     }
+    let looks: Vec<_> = hello.runs.iter().map(|held| keep(&edge, &me, held)).collect();
+    let looks: Vec<_> = futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).collect().await;
     let mut kept = Vec::new();
-    for held in &hello.runs {
-        match keep(&edge, &me, held, lease_ms).await {
-            Ok(Some(run)) => kept.push(run),
-            Ok(None) => {}
-            Err(fault) => return Job::Greeted(Err((hello.id, fault))),
+    for look in looks {
+        match look {
+            Ok(run) => kept.extend(run),
+            Err(fault) if fault.code.is_retryable() => return Job::Greeted(Err((hello.id, fault))),
+            // One session that cannot be read does not keep its worker from all the others.
+            Err(fault) => tracing::error!(worker = %me.worker, %fault, "a run is not kept"),
         }
     }
-    Job::Greeted(Ok(Greeted { hello, kept }))
+    // At once: what is left of the leases may not last until the next heartbeat.
+    let renewal = |kept: &Kept| Renewal {
+        key: kept.key.clone(),
+        runs: vec![(kept.run.clone(), kept.fence)],
+        left_ms: lease_ms,
+    };
+    let renewals: Vec<Renewal> = kept.iter().map(renewal).collect();
+    match edge.desk.store().renew(&renewals).await {
+        Ok(_) => Job::Greeted(Ok(Greeted { hello, kept })),
+        Err(error) => Job::Greeted(Err((hello.id, error.fault()))),
+    }
 }
 
-async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held, lease_ms: u64) -> Result<Option<Kept>, Fault> {
+async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held) -> Result<Option<Kept>, Fault> {
     let key = SessionKey { tenant: me.tenant.clone(), session: held.session.clone() };
     let (loaded, state) = match edge.desk.load(&key).await {
         Ok(found) => found,
@@ -123,9 +138,6 @@ async fn keep<S: Store>(edge: &Edge<S>, me: &Me, held: &Held, lease_ms: u64) -> 
     // Whoever has the token of a run writes it in the place of the worker that it was given to.
     let is_allowed = |run: &Run| has_fence && (me.right.is_some() || run.is_held_by(&me.worker));
     let Some(run) = state.runs.get(&held.run).filter(|run| is_allowed(run)) else { return Ok(None) };
-    // At once: what is left of the lease may not last until the next heartbeat.
-    let renewal = Renewal { key: key.clone(), runs: vec![(held.run.clone(), held.fence)], left_ms: lease_ms };
-    edge.desk.store().renew(&[renewal]).await.map_err(|error| fault_of(&key, &error))?;
     Ok(Some(Kept {
         run: held.run.clone(),
         agent: run.agent.clone(),
@@ -148,18 +160,24 @@ fn next_of(loaded: &Loaded, run: &RunId, attempts: u32) -> Producer {
 
 /// The `work` frame of a run that was claimed.
 pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job {
-    let run = assignment.id.clone();
+    let held = (assignment.id.clone(), assignment.fence);
     let frame = work_frame(&edge, &assignment).await.map_err(|error| (assignment.key, error));
-    Job::Work(run, frame)
+    Job::Work(held, frame)
 }
 
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
     let (view, _) = edge.reader.view(&assignment.key).await?;
-    let messages = view.branch_of(&assignment.id);
-    let last = messages.len().saturating_sub(WORK_MESSAGES);
-    let messages =
-        serde_json::value::to_raw_value(&messages[last..]).map_err(|e| Error::Corrupt(e.to_string()))?;
     let run = &assignment.run;
+    // The last ones of its branch, and besides what this run cannot do without: its input, and its own words.
+    let branch = view.branch_of(&assignment.id);
+    let last: HashSet<Seq> = branch.iter().rev().take(WORK_MESSAGES).map(|message| message.seq).collect();
+    let is_needed = |message: &&Message| match &message.run {
+        _ if last.contains(&message.seq) => true,
+        Some(by) => *by == assignment.id,
+        None => run.input.iter().any(|input| input == message.message.as_str()),
+    };
+    let messages: Vec<&Message> = view.messages().iter().filter(is_needed).collect();
+    let messages = serde_json::value::to_raw_value(&messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let token = edge.config.auth.run_token(&RunRight {
         tenant: assignment.key.tenant.clone(),
         session: assignment.key.session.clone(),
@@ -187,22 +205,22 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
     let Write { id, key, agent, run, fence, producer, kind } = write;
-    let (kind, result) = match kind {
+    let (is_last, result) = match kind {
         WriteKind::Append { entries, count } => {
-            let result = append(&edge, &key, &agent, &run, fence, producer, &entries, count).await;
-            (WriteKind::Append { entries: Bytes::new(), count }, result)
+            (false, append(&edge, &key, &agent, &run, fence, producer, &entries, count).await)
         }
         WriteKind::Decided(request) => {
             let by = agent_author(&agent);
             let numbered = Numbered::Run { run: &run, fence, producer };
             let result = edge.desk.decide(&key, &by, &request, numbered).await;
             let is_last = matches!(*request, Request::End { .. } | Request::Suspend { .. });
-            let kind = if is_last { WriteKind::Last } else { WriteKind::Decided(request) };
-            (kind, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
+            if let Ok(decided) = &result {
+                edge.folder.after_write(&key, &decided.written, is_last);
+            }
+            (is_last, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
         }
-        WriteKind::Last => (WriteKind::Last, Err(Fault::new(Code::Internal, "a last write is decided"))),
     };
-    Job::Written(WriteDone { id, run, producer, kind, result })
+    Job::Written(WriteDone { id, run, fence, producer, is_last, result })
 }
 
 fn agent_author(agent: &AgentName) -> Author {
@@ -241,11 +259,13 @@ async fn append<S: Store>(
         change: None,
         not_after: None,
     };
-    edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    edge.folder.after_write(key, &written, false);
+    Ok(written)
 }
 
 /// Reads the log for the open messages and parts of a run.
-pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId) -> Job {
+pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId, fence: Fence) -> Job {
     let result = async {
         let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
         let attempts = state.runs.get(&run).map_or(0, |run| run.attempts);
@@ -254,7 +274,7 @@ pub(super) async fn rebuild<S: Store>(edge: Edge<S>, key: SessionKey, run: RunId
         Ok((Parts::of_run(&view, &run), next))
     };
     let result = result.await;
-    Job::Rebuilt(run, result)
+    Job::Rebuilt((run, fence), result)
 }
 
 /// Loads the state of a watched session.
@@ -262,27 +282,26 @@ pub(super) async fn look<S: Store>(edge: Edge<S>, key: SessionKey, number: u32) 
     Job::Looked(number, edge.desk.load(&key).await.map_err(|failure| failure.fault()))
 }
 
-/// The message of a steer, as its worker is told.
-pub(super) async fn steer<S: Store>(
+/// The messages of steers, as their worker is told: all of them from one look at the log.
+pub(super) async fn steers<S: Store>(
     edge: Edge<S>,
     key: SessionKey,
-    mut frame: WorkerControl,
-    message: MessageId,
+    held: (RunId, Fence),
+    steers: Vec<(WorkerControl, MessageId)>,
 ) -> Job {
-    let result = match edge.reader.view(&key).await {
-        Ok((view, _)) => {
-            let is_it = |m: &&everthread_session::view::Message| m.run.is_none() && m.message == message;
+    let view = edge.reader.view(&key).await.map(|(view, _)| view).map_err(|error| fault_of(&key, &error));
+    let read = |(mut frame, message): (WorkerControl, MessageId)| {
+        let result = view.as_ref().map_err(Clone::clone).and_then(|view| {
+            let is_it = |m: &&Message| m.run.is_none() && m.message == message;
             let found = view.messages().iter().rfind(is_it);
             frame.message = found.and_then(|found| serde_json::to_value(found).ok());
-            if frame.message.is_some() {
-                Ok(())
-            } else {
-                Err(Fault::new(Code::Internal, "the message of a steer is not in the log"))
-            }
-        }
-        Err(error) => Err(fault_of(&key, &error)),
+            let missing = || Fault::new(Code::Internal, "the message of a steer is not in the log");
+            if frame.message.is_some() { Ok(()) } else { Err(missing()) }
+        });
+        (frame, result)
     };
-    Job::Steer(frame, result)
+    let steers = steers.into_iter().map(read).collect();
+    Job::Steers(held, steers)
 }
 
 /// Notes that a worker has got a control: its asker is told.

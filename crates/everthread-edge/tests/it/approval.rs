@@ -20,6 +20,7 @@ on_both_engines!(
     an_answer_to_nothing_that_is_asked_is_refused,
     a_suspension_whose_answer_was_lost_is_not_doubled,
     a_run_waits_for_its_answers_without_any_worker,
+    a_run_gets_its_input_and_its_own_words_however_much_was_said_since,
 );
 
 fn ask_for(approval: &str) -> Value {
@@ -41,7 +42,7 @@ fn came_to(control: &Value, outcome: &str, reason: Option<&str>) {
 
 /// A run that waits for one approval.
 async fn suspended<E: Engine>(approvals: Value) -> Begun<E> {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     begun.say("Hel").await;
     let ack = begun.worker.suspend(&mut begun.job, approvals).await;
     assert_eq!(ack["t"], "ok", "{ack}");
@@ -298,7 +299,9 @@ async fn a_click_that_is_repeated_approves_once<E: Engine>() {
     completes(&mut begun, 2).await;
     // Late clicks do nothing either.
     assert_eq!(settled(there, "s", &bodies[0]).await["outcome"], receipts[0]["outcome"]);
-    came_to(&settled(there, "s", &answer_of("c4", &begun.run, payload)).await, "refused", Some("run_ended"));
+    let late = settled(there, "s", &answer_of("c4", &begun.run, payload)).await;
+    came_to(&late, "refused", Some("already_answered"));
+    assert_eq!(late["answered_by"]["id"], "dev", "also after the end: {late}");
     for (kind, count) in
         [("approval.settled", 1), ("run.resumed", 1), ("run.started", 2), ("control.requested", 4)]
     {
@@ -409,7 +412,11 @@ async fn a_suspension_whose_answer_was_lost_is_not_doubled<E: Engine>() {
 }
 
 async fn a_run_waits_for_its_answers_without_any_worker<E: Engine>() {
-    let mut begun = suspended::<E>(ask_for("a1")).await;
+    // With the usual lease, which is over before anybody answers.
+    let mut begun = Begun::<E>::start().await;
+    begun.say("Hel").await;
+    assert_eq!(begun.worker.suspend(&mut begun.job, ask_for("a1")).await["t"], "ok");
+    begun.client.run_is(&begun.run, "suspended").await;
     // Neither the worker nor its node is needed, and nobody's lease ends meanwhile.
     drop(begun.worker);
     begun.here.drain().await;
@@ -428,4 +435,29 @@ async fn a_run_waits_for_its_answers_without_any_worker<E: Engine>() {
     assert_eq!(client.ended(&begun.run).await, "completed");
     client.holds_the_state(begun.there.address).await;
     assert_eq!(begun.client.ended(&begun.run).await, "completed");
+}
+
+async fn a_run_gets_its_input_and_its_own_words_however_much_was_said_since<E: Engine>() {
+    let mut begun = suspended::<E>(ask_for("a1")).await;
+    // People talk on among themselves, well beyond what comes with `work`.
+    for number in 0..130 {
+        let parts = json!([{ "kind": "text", "value": format!("talk {number}") }]);
+        let entries = json!([{ "type": "message.put", "role": "operator", "parts": parts }]);
+        let path = "/v1/sessions/s/entries";
+        let body = json!({ "entries": entries });
+        Request::post(path, &body).send(begun.there.address).await.with(202);
+    }
+    begun.ask("c1", yes("a1")).await;
+    let mut job = begun.worker.work().await;
+    assert_eq!((job.attempt, job.input_texts()), (2, vec!["Hi"]));
+    assert_eq!(job.go_on(), "Hel");
+    let messages = job.work["messages"].as_array().unwrap();
+    assert!(messages.iter().map(|message| message["seq"].as_u64().unwrap()).is_sorted(), "in their order");
+    assert_eq!(messages.last().unwrap()["parts"][0]["value"], "talk 129");
+    assert!(messages.len() < 130, "{}", messages.len());
+    begun.worker.say(&mut job, "lo").await;
+    begun.worker.end(&mut job, "completed").await;
+    assert_eq!(begun.client.ended(&begun.run).await, "completed");
+    assert_eq!(begun.client.history.answer(&begun.run), "Hello");
+    begun.all_agree().await;
 }

@@ -10,7 +10,8 @@ pub mod worker;
 use axum::serve::ListenerExt as _;
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, http as routes};
+use everthread_edge::presence::Times;
+use everthread_edge::{Config, Edge, folder, http as routes};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
@@ -128,11 +129,19 @@ impl Drop for OnRedis {
     }
 }
 
+/// Folds that leave hardly anything raw: every test reads across seams.
+const FOLDING: folder::Options = folder::Options { at_entries: 4, at_end_entries: 3, keep_entries: 1 };
+/// None at all.
+pub const NO_FOLDING: folder::Options =
+    folder::Options { at_entries: u64::MAX, at_end_entries: u64::MAX, keep_entries: 0 };
+
 /// A store and the settings of the nodes on it.
 pub struct World<E> {
     pub engine: E,
     pub leases: Leases,
     pub hosts: Vec<String>,
+    pub presence: Times,
+    pub folding: folder::Options,
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
@@ -148,6 +157,11 @@ impl<E: Engine> World<E> {
         Self::on(E::start().await)
     }
 
+    /// Its nodes fold as they are told.
+    pub async fn folding(folding: folder::Options) -> Self {
+        Self { folding, ..Self::start().await }
+    }
+
     fn on(engine: E) -> Self {
         let leases = Leases {
             lease: Duration::from_secs(3),
@@ -155,7 +169,13 @@ impl<E: Engine> World<E> {
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        Self { engine, leases, hosts: Vec::new(), nodes_made: 0.into() }
+        let presence = Times {
+            node_ttl: Duration::from_secs(2),
+            grace: Duration::from_millis(1_500),
+            whole: Duration::from_secs(2),
+            ..Times::default()
+        };
+        Self { engine, leases, hosts: Vec::new(), folding: FOLDING, presence, nodes_made: 0.into() }
     }
 
     /// One more node.
@@ -168,6 +188,8 @@ impl<E: Engine> World<E> {
             leases: self.leases.clone(),
             heartbeat: Duration::from_secs(20),
             stall_max: Duration::from_secs(60),
+            presence: self.presence.clone(),
+            folding: self.folding,
         };
         Node::start(Edge::start(self.engine.store(&id).await, config))
     }

@@ -205,7 +205,7 @@ async fn input_is_rejected_where_it_says_so_and_nothing_is_written<E: Engine>() 
 }
 
 async fn input_that_waits_is_bounded<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     for number in 1..64 {
         input([begun.here.address, begun.there.address][number % 2], "s", "Next").await;
     }

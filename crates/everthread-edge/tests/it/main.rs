@@ -10,7 +10,13 @@ mod branch;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod devices;
+#[cfg(test)]
+mod folding;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod hostile_control;
 #[cfg(test)]
 mod interrupt;
 #[cfg(test)]
@@ -19,6 +25,8 @@ mod lease;
 mod outage;
 #[cfg(test)]
 mod pause;
+#[cfg(test)]
+mod presence;
 #[cfg(test)]
 mod read;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::harness::history::History;
 use crate::harness::http::{create, input, state};
-use crate::harness::{Engine, Request, Worker, World};
+use crate::harness::{Engine, NO_FOLDING, Request, Worker, World};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -13,7 +13,8 @@ on_both_engines!(
 );
 
 async fn the_state_at_a_seq_is_what_a_follower_held_there<E: Engine>() {
-    let world = World::<E>::start().await;
+    // Inside an append that a fold has merged, the state is that before it.
+    let world = World::<E>::folding(NO_FOLDING).await;
     let node = world.node().await;
     create(node.address, "s").await;
     let mut worker = Worker::join(node.address, "w1", "guide", 1).await;

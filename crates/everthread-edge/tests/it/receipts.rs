@@ -132,7 +132,7 @@ async fn a_request_may_wait_for_the_outcome<E: Engine>() {
 }
 
 async fn controls_beyond_those_that_are_followed_have_their_outcome_in_the_log<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     create(begun.here.address, "t").await;
     let run = input(begun.here.address, "t", "Hi").await;
     let mut other = Worker::join(begun.there.address, "w2", "guide", 1).await;

@@ -118,9 +118,10 @@ async fn a_steer_that_is_not_taken_in_time_is_the_input_of_a_new_run<E: Engine>(
     assert!(told["grace_ms"].as_u64().unwrap() <= 300, "{told}");
     let control = begun.worker.meanwhile(begun.client.settled("c1")).await;
     came_to(&control, "expired", Some("timeout"));
-    // The worker could not know: that it settles late changes nothing.
+    // The worker could not know: it is told, and nothing is written.
     let head = begun.client.history.view.seq();
-    assert_eq!(begun.worker.settle(&mut begun.job, "c1", "applied").await["t"], "ok");
+    let late = begun.worker.socket.ask(begun.job.clone().settle("c1", "applied", None)).await;
+    assert_eq!((&late["code"], &late["no_side_effects"]), (&json!("id_conflict"), &json!(true)), "{late}");
     begun.end("completed").await;
     assert_eq!(begun.client.history.view.seq(), head.next(), "only the end");
     let mut job = begun.worker.work().await;
@@ -297,7 +298,7 @@ async fn a_steer_of_a_run_that_has_just_ended_is_not_lost<E: Engine>() {
 }
 
 async fn steers_and_the_end_that_race_lose_no_text<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     let mut expected = Vec::new();
     let mut heard: Vec<String> = Vec::new();
     for round in 0..15 {
@@ -378,7 +379,7 @@ async fn a_steer_that_was_not_settled_is_told_again_on_the_next_connection<E: En
 }
 
 async fn steers_are_told_in_the_order_in_which_they_were_asked<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::patient().await;
     let ids: Vec<String> = (0..40).map(|number| format!("c{number}")).collect();
     for id in &ids {
         begun.ask(id, steer(id)).await;

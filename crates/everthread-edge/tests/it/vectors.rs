@@ -2,7 +2,7 @@
 //! code, and the connection outlives all of it.
 
 use crate::harness::http::{create, input, state};
-use crate::harness::{Client, Engine, Request, Socket, Worker, World, client};
+use crate::harness::{Client, Engine, NO_FOLDING, Request, Socket, Worker, World, client};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -28,8 +28,7 @@ fn text_of(case: &Value) -> String {
 }
 
 /// Codes that a frame may get whose form is right: what it is about is not there.
-const FORM_IS_RIGHT: [&str; 6] =
-    ["no_session", "no_run", "not_found", "fenced", "bad_cursor", "id_conflict"];
+const FORM_IS_RIGHT: [&str; 6] = ["no_session", "no_run", "not_found", "fenced", "bad_cursor", "id_conflict"];
 
 /// Sends a frame, then one whose answer is known: what came between is the answer, if there was one.
 async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<Value> {
@@ -44,7 +43,7 @@ async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<
         if frame["id"] == id {
             return answer;
         }
-        if !["entries", "live", "lag", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
+        if !["entries", "live", "lag", "presence", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
             answer.get_or_insert(frame);
         }
     }
@@ -69,8 +68,8 @@ async fn client_frames_are_answered_as_the_vectors_say<E: Engine>() {
     let world = World::<E>::start().await;
     let node = world.node().await;
     create(node.address, "s1").await;
-    let mut socket = client::hello(node.address).await;
-    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start" })).await;
+    let mut socket = client::hello_as(node.address, json!({ "subject": "ann", "device": "d1" })).await;
+    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start", "presence": true })).await;
     let probe = json!({ "t": "history", "attachment": 1, "limit": 1 });
     for case in cases(include_str!("../../../../sdk/conformance/vectors/client_frames.json")) {
         if case["name"] == "detach" {
@@ -122,7 +121,8 @@ async fn worker_frames_are_answered_as_the_vectors_say<E: Engine>() {
 }
 
 async fn entries_are_scanned_as_the_vectors_say<E: Engine>() {
-    let world = World::<E>::start().await;
+    // A fold keeps the bytes of every entry, and writes the array around them anew.
+    let world = World::<E>::folding(NO_FOLDING).await;
     let node = world.node().await;
     create(node.address, "s").await;
     let mut socket = client::hello(node.address).await;

@@ -70,7 +70,7 @@ impl Draft<'_> {
                 schema: asked.schema.clone(),
                 digest: asked.digest.clone(),
                 expires,
-                who: asked.who.clone(),
+                who: asked.who.as_ref().and_then(|who| serde_json::to_value(who).ok()),
                 data: asked.data.clone(),
             });
         }
@@ -106,12 +106,11 @@ impl Draft<'_> {
     ) -> Result<(), (RefusalReason, Option<Author>)> {
         let (now, is_held) = (self.context.now, self.state().held.is_some());
         let run = self.state().runs.get(run);
-        if !run.is_some_and(Run::is_open) {
-            return Err((RefusalReason::RunEnded, None));
-        }
         let mut approvals = run.into_iter().flat_map(|run| &run.approvals);
         let Some(approval) = approvals.find(|known| known.approval == *answer.approval) else {
-            return Err((RefusalReason::NoApproval, None));
+            let is_open = run.is_some_and(Run::is_open);
+            let reason = if is_open { RefusalReason::NoApproval } else { RefusalReason::RunEnded };
+            return Err((reason, None));
         };
         match approval.verdict {
             Some(Verdict::Approved | Verdict::Denied) => {
@@ -160,7 +159,7 @@ impl Draft<'_> {
             run: id.clone(),
             approval: approval.clone(),
             verdict,
-            answered_by: by.cloned(),
+            answered_by: by.and_then(|by| serde_json::to_value(by).ok()),
             value: value.cloned(),
         });
         if is_last {

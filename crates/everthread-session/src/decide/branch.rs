@@ -31,7 +31,7 @@ impl Draft<'_> {
             let mut run = Run::requested(agent, vec![put.message.to_string()]);
             (run.params, run.goes_first) = (put.params.clone(), !branch.ends.is_empty());
             let run = self.request(run)?;
-            self.settle_waiting_cancels(&put.message, &run);
+            self.bind_waiting_cancels(&put.message, &run);
             self.decision.requested = Some(run);
         }
         Ok(())

@@ -2,10 +2,12 @@
 
 use super::run::Ending;
 use super::{Ask, Draft, Refusal};
-use crate::state::{Control, ControlStage, Run, RunStatus};
+use crate::state::{Control, ControlStage, Hold, Run, RunStatus};
 use everthread_protocol::control::{Mode, What};
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Entry, Outcome, RefusalReason, Role, Target};
-use everthread_protocol::limits::{CANCEL_INPUT_WAIT_MS, PAUSE_WAIT_MS, PENDING_CONTROLS_MAX, STEER_WAIT_MS};
+use everthread_protocol::limits::{
+    CANCEL_INPUT_WAIT_MS, PAUSE_WAIT_MS, PENDING_CONTROLS_MAX, SETTLED_MEMORY_MS, STEER_WAIT_MS,
+};
 use everthread_protocol::{AgentName, ApprovalId, Author, ControlId, MessageId, Millis, RunId};
 
 /// A control that is about to be logged.
@@ -29,10 +31,25 @@ impl Asked {
 
 impl Draft<'_> {
     pub(super) fn control(&mut self, ask: &Ask) -> Result<(), Refusal> {
-        if self.state().controls.contains_key(&ask.control) {
-            return Err(Refusal::Known);
+        let by = ask.by.id.clone();
+        if let Some(known) = self.state().controls.get(&ask.control) {
+            // What carries nothing of its asker's is the same whoever asks.
+            let is_alike = matches!(ask.what, What::Cancel | What::Pause | What::Resume);
+            let is_it = known.kind == ask.what.kind()
+                && known.target == ask.target
+                && (is_alike || known.by.as_ref() == Some(&by));
+            return Err(if is_it { Refusal::Known } else { Refusal::IdInUse(ask.control.to_string()) });
+        }
+        // It may have been carried out and forgotten: done again, it would hit what has come since.
+        let forgotten = Millis(self.context.now.0.saturating_sub(SETTLED_MEMORY_MS));
+        let forgotten = forgotten.max(self.state().forgotten);
+        if ask.made_at.is_some_and(|made_at| made_at <= forgotten) {
+            return Err(Refusal::TooOld);
         }
         self.carry_out(ask)?;
+        if let Some(control) = self.state().controls.get_mut(&ask.control) {
+            control.by = Some(by);
+        }
         self.check_waiting(&ask.control)
     }
 
@@ -147,12 +164,8 @@ impl Draft<'_> {
             asked.wait_ms = CANCEL_INPUT_WAIT_MS;
             self.ask(asked);
             // Input that came while a person holds the session asks for nothing by itself.
-            if self
-                .state()
-                .held
-                .as_ref()
-                .is_some_and(|hold| hold.input.iter().any(|id| id == message.as_str()))
-            {
+            let is_held = |hold: &Hold| hold.input.iter().any(|id| id == message.as_str());
+            if self.state().held.as_ref().is_some_and(is_held) {
                 self.refuse(&control, RefusalReason::Held, None);
             }
             return Ok(());
@@ -229,7 +242,7 @@ impl Draft<'_> {
         let controls = &mut self.state().controls;
         let number = controls.values().map(|control| control.number).max().unwrap_or(0) + 1;
         let stage = ControlStage::Pending { expires };
-        controls.insert(control, Control { kind, target, runs, mode, message, number, stage });
+        controls.insert(control, Control { kind, target, by: None, runs, mode, message, number, stage });
     }
 
     pub(super) fn refuse(&mut self, id: &ControlId, reason: RefusalReason, run: Option<&RunId>) {
@@ -259,11 +272,12 @@ impl Draft<'_> {
         let Some(control) = self.state().controls.get_mut(id).filter(|c| c.is_pending()) else { return };
         control.stage =
             ControlStage::Settled { outcome, reason, run: run.clone(), answered_by: answered_by.clone(), at };
+        let answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
         self.push(Entry::ControlSettled { control: id.clone(), outcome, reason, run, answered_by });
     }
 
-    /// A worker says what became of a control. One that has its outcome already, or never was, changes nothing: the
-    /// worker could not know.
+    /// A worker says what became of a control. One that has that outcome already, or is not known any more, changes nothing.
+    /// One that has another is refused, so that the worker undoes what it did; unless a later control does so anyway.
     pub(super) fn settle_by_worker(
         &mut self,
         run: &RunId,
@@ -277,8 +291,13 @@ impl Draft<'_> {
         if outcome == ControlOutcome::Expired || (outcome == ControlOutcome::Applied && reason.is_some()) {
             return Err(Refusal::Invalid("a worker settles as applied, or as refused with a reason"));
         }
-        let Some(asked) = self.state().controls.get(control).filter(|asked| asked.is_pending()) else {
-            return Ok(());
+        let asked = match self.state().controls.get(control) {
+            None => return Ok(()),
+            Some(Control { stage: ControlStage::Settled { outcome: first, reason, .. }, .. }) => {
+                let agrees = *first == outcome || *reason == Some(RefusalReason::Superseded);
+                return if agrees { Ok(()) } else { Err(Refusal::IdInUse(control.to_string())) };
+            }
+            Some(asked) => asked,
         };
         let (kind, concerns) = (asked.kind, asked.runs.contains(run));
         if !concerns || matches!(kind, ControlKind::Cancel | ControlKind::Interrupt | ControlKind::Answer) {
@@ -310,7 +329,7 @@ impl Draft<'_> {
         }
         self.settle(id, ControlOutcome::Applied, None, Some(run));
         if let Some(message) = message {
-            self.settle_waiting_cancels(&message, run);
+            self.bind_waiting_cancels(&message, run);
         }
     }
 
@@ -359,7 +378,7 @@ impl Draft<'_> {
 
     /// A message has become input of a run: cancels that waited for it mean that run from here on. One that no worker
     /// holds ends in the same block.
-    pub(super) fn settle_waiting_cancels(&mut self, message: &MessageId, run: &RunId) {
+    pub(super) fn bind_waiting_cancels(&mut self, message: &MessageId, run: &RunId) {
         let waiting: Vec<ControlId> = self.waiting_cancels(message).cloned().collect();
         if waiting.is_empty() {
             return;

@@ -54,7 +54,8 @@ impl Draft<'_> {
             return Ok(());
         }
         let run = match (policy, busy_with) {
-            (WhenBusy::Steer, Some(at_work)) => {
+            // Params are for a run of its own.
+            (WhenBusy::Steer, Some(at_work)) if put.params.is_none() => {
                 let control = self.fresh()?;
                 self.decision.control = Some(control);
                 self.steer_by_policy(&at_work, &put.message)?
@@ -64,11 +65,11 @@ impl Draft<'_> {
                 self.decision.control = Some(control);
                 self.interrupt_by_policy(&at_work, &put.message, put.params.clone())?
             }
-            (WhenBusy::Enqueue | WhenBusy::Reject, _) | (_, None) => {
+            (WhenBusy::Enqueue | WhenBusy::Reject | WhenBusy::Steer, _) | (_, None) => {
                 let mut run = Run::requested(agent, vec![put.message.to_string()]);
                 run.params = put.params.clone();
                 let run = self.request(run)?;
-                self.settle_waiting_cancels(&put.message, &run);
+                self.bind_waiting_cancels(&put.message, &run);
                 Some(run)
             }
         };
@@ -194,10 +195,7 @@ impl Draft<'_> {
     }
 
     pub(super) fn decline(&mut self, id: &RunId, worker: &WorkerId, attempt: u32) -> Result<(), Refusal> {
-        let run = self.held(id, worker)?;
-        if run.attempts != attempt {
-            return Err(Refusal::NotHeld);
-        }
+        let run = self.held(id, worker, attempt)?;
         run.declines += 1;
         let declines = run.declines;
         if self.is_being_cancelled(id) {
@@ -213,8 +211,14 @@ impl Draft<'_> {
         Ok(())
     }
 
-    pub(super) fn worker_died(&mut self, id: &RunId, worker: &WorkerId, wrote: bool) -> Result<(), Refusal> {
-        let run = self.held(id, worker)?;
+    pub(super) fn worker_died(
+        &mut self,
+        id: &RunId,
+        worker: &WorkerId,
+        attempt: u32,
+        wrote: bool,
+    ) -> Result<(), Refusal> {
+        let run = self.held(id, worker, attempt)?;
         run.deaths += 1;
         let is_given_up = run.deaths >= DEATHS_MAX || (wrote && !run.retries);
         let may_have_written = wrote || run.retries;
@@ -236,8 +240,9 @@ impl Draft<'_> {
         self.state().controls_of(id).iter().any(|(_, control, _)| ends(control))
     }
 
-    fn held(&mut self, id: &RunId, worker: &WorkerId) -> Result<&mut Run, Refusal> {
-        self.state().runs.get_mut(id).filter(|run| run.is_held_by(worker)).ok_or(Refusal::NotHeld)
+    fn held(&mut self, id: &RunId, worker: &WorkerId, attempt: u32) -> Result<&mut Run, Refusal> {
+        let is_it = |run: &&mut Run| run.is_held_by(worker) && run.attempts == attempt;
+        self.state().runs.get_mut(id).filter(is_it).ok_or(Refusal::NotHeld)
     }
 
     fn return_to_pool(&mut self, id: &RunId, reason: &str) {
@@ -284,7 +289,11 @@ impl Draft<'_> {
         let was_active = matches!(run.status, RunStatus::Active { .. });
         run.status = RunStatus::Ended { outcome, at: now };
         (run.params, run.paused) = (None, false);
-        run.approvals.clear();
+        // Who answers late is told who was first.
+        run.approvals.retain(|approval| approval.answered_by.is_some());
+        for approval in &mut run.approvals {
+            (approval.digest, approval.who, approval.value) = (None, None, None);
+        }
         if was_active {
             self.decision.revoke.push(id.clone());
         }

@@ -2,9 +2,9 @@
 
 use super::control::Asked;
 use super::run::Ending;
-use super::{Draft, Refusal, when_busy_of};
+use super::{Draft, Refusal};
 use crate::state::{Run, RunStatus};
-use everthread_protocol::control::{Mode, WhenBusy};
+use everthread_protocol::control::Mode;
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Object, Outcome, RefusalReason, Target};
 use everthread_protocol::limits::{RUN_INPUT_MAX, STEER_WAIT_MS};
 use everthread_protocol::{AgentName, ControlId, MessageId, RunId};
@@ -47,7 +47,7 @@ impl Draft<'_> {
             Some(reason) => self.refuse(&control, reason, Some(&new)),
             None => self.settle(&control, ControlOutcome::Applied, None, Some(&new)),
         }
-        self.settle_waiting_cancels(&message, &new);
+        self.bind_waiting_cancels(&message, &new);
         Ok(Some(new))
     }
 
@@ -130,7 +130,7 @@ impl Draft<'_> {
             (_, Some(RunStatus::Active { .. })) => {}
             (run, _) => self.settle(&control, ControlOutcome::Applied, None, run.as_ref()),
         }
-        self.settle_waiting_cancels(&message, &new);
+        self.bind_waiting_cancels(&message, &new);
         Ok(Some(new))
     }
 
@@ -142,8 +142,8 @@ impl Draft<'_> {
         }
     }
 
-    /// Steers of `run` that it did not take in: their messages together become the input of a new run, as the session's
-    /// policy says. If it says that none is to come, the outcome names none.
+    /// Steers of `run` that it did not take in: their messages together become the input of a new run. While a person holds
+    /// the session they wait for its release, and the outcome names no run.
     pub(super) fn give_up_steers(
         &mut self,
         run: &RunId,
@@ -159,7 +159,7 @@ impl Draft<'_> {
             self.settle(steer, outcome, Some(reason), new.as_ref());
         }
         if let Some(new) = new {
-            messages.iter().for_each(|message| self.settle_waiting_cancels(message, &new));
+            messages.iter().for_each(|message| self.bind_waiting_cancels(message, &new));
         }
     }
 
@@ -169,10 +169,6 @@ impl Draft<'_> {
             is_held |= self.note_while_held(message);
         }
         if messages.is_empty() || is_held || self.state().closed {
-            return None;
-        }
-        let policy = when_busy_of(&self.state().meta).unwrap_or_default();
-        if policy == WhenBusy::Reject && self.run_at_work(agent).is_some() {
             return None;
         }
         let input = messages.iter().map(MessageId::to_string).collect();

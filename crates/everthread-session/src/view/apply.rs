@@ -186,7 +186,7 @@ impl View {
             Entry::ControlSettled { control, outcome, reason, run, answered_by } => {
                 let Some(open) = self.pending(|c| c.control == control) else { return };
                 (open.outcome, open.reason, open.run) = (Some(outcome), reason, run.clone());
-                open.answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
+                open.answered_by = answered_by;
                 let (kind, message) = (open.kind, open.message.clone());
                 if let Some(run) = run.filter(|_| outcome == ControlOutcome::Applied) {
                     self.applied(kind, &run, message);
@@ -263,7 +263,7 @@ impl View {
                 let settled = approvals.into_iter().flatten().find(|a| a.asked.approval == approval);
                 if let Some(settled) = settled {
                     settled.verdict = Some(verdict);
-                    settled.answered_by = answered_by.and_then(|by| serde_json::to_value(by).ok());
+                    settled.answered_by = answered_by;
                     settled.value = value;
                 }
             }

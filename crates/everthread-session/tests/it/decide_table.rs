@@ -322,7 +322,7 @@ fn a_cancel_ends_a_waiting_run_asks_an_active_one_and_is_refused_by_an_ended_one
 
 #[test]
 fn a_dead_worker_returns_what_it_has_not_begun_and_loses_what_it_has() {
-    let died = |worker: &str, wrote| world::died("r", worker, wrote);
+    let died = |worker: &str, wrote| world::died("r", worker, 1, wrote);
     check(&[
         ("nobody held it", "waiting", died("w1", false), NOT_HELD),
         (
@@ -332,6 +332,12 @@ fn a_dead_worker_returns_what_it_has_not_begun_and_loses_what_it_has() {
             "run.returned r worker_lost; revoke r; enqueue r for guide; unless r wrote",
         ),
         ("begun, lost", "active", died("w1", true), "run.ended r lost worker_lost; revoke r"),
+        (
+            "an earlier attempt's death is none of its business",
+            "active",
+            world::died("r", "w1", 0, true),
+            NOT_HELD,
+        ),
         ("another worker's death is none of its business", "active", died("w2", true), NOT_HELD),
         (
             "a cancel is applied by the death",
@@ -406,12 +412,16 @@ fn a_run_that_nobody_takes_in_earnest_is_given_up() {
     for attempt in 1..5 {
         world.start("r", "w1");
         assert!(
-            line(&world.apply(&world::died("r", "w1", false))).starts_with("run.returned r worker_lost"),
+            line(&world.apply(&world::died("r", "w1", attempt, false)))
+                .starts_with("run.returned r worker_lost"),
             "{attempt}"
         );
     }
     world.start("r", "w1");
-    assert_eq!(line(&world.apply(&world::died("r", "w1", false))), "run.ended r lost worker_lost; revoke r");
+    assert_eq!(
+        line(&world.apply(&world::died("r", "w1", 5, false))),
+        "run.ended r lost worker_lost; revoke r"
+    );
 
     world.run("s", "guide", None, &["j"]);
     let ended = (1..1_000).find(|attempt| {

@@ -126,12 +126,14 @@ struct Walk {
     hands: Vec<Hand>,
     /// Params and ids are long, so that the state gets full.
     fat: bool,
+    /// At the end no worker lives: each dies under the run that it gets.
+    deadly: bool,
     seen: BTreeMap<String, u64>,
 }
 
 impl Walk {
-    fn new(fat: bool) -> Walk {
-        Walk { world: World::new(), saved: None, hands: Vec::new(), fat, seen: BTreeMap::new() }
+    fn new(fat: bool, deadly: bool) -> Walk {
+        Walk { world: World::new(), saved: None, hands: Vec::new(), fat, deadly, seen: BTreeMap::new() }
     }
 
     fn see(&mut self, what: &str) {
@@ -244,7 +246,7 @@ impl Walk {
             18..=44 => {
                 let control: ControlId = format!("c{}", a % 48).parse().unwrap();
                 let input = |id: Option<MessageId>| world::input(id.as_ref().map(|id| id.as_str()));
-                let id = if a % 2 == 0 { Some(self.message(b, a)?) } else { None };
+                let id = if a.is_multiple_of(2) { Some(self.message(b, a)?) } else { None };
                 let what = match what {
                     18..=20 => What::Cancel,
                     21..=26 => What::Steer {
@@ -269,8 +271,8 @@ impl Walk {
             45 => world::hold(),
             46..=50 => Request::Release {
                 reason: None,
-                agent: (a % 4 == 0).then(|| AGENTS[1].parse().unwrap()),
-                run: a % 5 != 0,
+                agent: (a.is_multiple_of(4)).then(|| AGENTS[1].parse().unwrap()),
+                run: !a.is_multiple_of(5),
             },
             51 => Request::SetValue { key: format!("k{}", a % 80), value: json!(b) },
             52 => {
@@ -316,19 +318,19 @@ impl Walk {
         let state = self.world.core();
         let asked = state.open_runs().flat_map(|(id, run)| run.approvals.iter().map(move |a| (id, a)));
         // A late one too, now and then.
-        let asked = asked.filter(|(_, approval)| approval.is_open() || a % 3 == 0);
+        let asked = asked.filter(|(_, approval)| approval.is_open() || a.is_multiple_of(3));
         let open: Vec<(RunId, ApprovalId)> =
             asked.map(|(run, approval)| (run.clone(), approval.approval.clone())).collect();
         let (run, approval) = match open.get(usize::from(a) % (open.len() + 1)) {
             Some(open) => open.clone(),
-            None if b % 4 == 0 => (self.open_run(a), format!("a{}", b % 8).parse().unwrap()),
+            None if b.is_multiple_of(4) => (self.open_run(a), format!("a{}", b % 8).parse().unwrap()),
             None => return Request::Events,
         };
         let digest = [Some("right"), Some("right"), None, Some("wrong")][usize::from(b) % 4];
         let what = What::Answer {
             approval,
             is_approved: b % 5 < 3,
-            value: (b % 7 == 0).then(|| json!({"n": b})),
+            value: (b.is_multiple_of(7)).then(|| json!({"n": b})),
             digest: digest.map(str::to_owned),
         };
         world::ask_as(PEOPLE[usize::from(b / 4) % 3], control.as_str(), Target::Run(run), what)
@@ -415,8 +417,8 @@ impl Walk {
                 let ask = |n: u8| {
                     let mut asked = world::approval(&format!("a{}", n % 8));
                     asked.expires_ms = Some(1_000 + u64::from(b) * 500);
-                    asked.digest = (n % 2 == 0).then(|| "right".to_owned());
-                    asked.who = (n % 3 == 0)
+                    asked.digest = (n.is_multiple_of(2)).then(|| "right".to_owned());
+                    asked.who = (n.is_multiple_of(3))
                         .then(|| WhoMay { kinds: vec![AuthorKind::Operator], subjects: Vec::new() });
                     asked
                 };
@@ -442,11 +444,12 @@ impl Walk {
     /// As the desk does: what is believed to be unwritten and is not, is decided again.
     fn die(&mut self, a: u8, b: u8) {
         let hand = if b.is_multiple_of(5) { self.hand(a) } else { self.live_hand(a) };
-        let Some(Hand { run, worker, .. }) = hand else { return };
+        let Some(Hand { run, worker, attempt, .. }) = hand else { return };
         let has_written = self.world.wrote.contains(&run);
-        self.ask(&Request::WorkerDied { run: run.clone(), worker: worker.clone(), wrote: b > 200 });
+        let (of, by) = (run.clone(), worker.clone());
+        self.ask(&Request::WorkerDied { run: of, worker: by, attempt, wrote: b > 200 });
         if has_written && self.world.wrote.contains(&run) {
-            self.ask(&Request::WorkerDied { run, worker, wrote: true });
+            self.ask(&Request::WorkerDied { run, worker, attempt, wrote: true });
         }
     }
 
@@ -492,14 +495,21 @@ impl Walk {
         for turn in 0..2_000_u64 {
             if let Some(hand) = self.live_hand(0) {
                 match turn % 3 {
-                    0 => self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed)),
-                    _ => drop(self.ask(&world::died(hand.run.as_str(), hand.worker.as_str(), true))),
+                    0 if !self.deadly => {
+                        self.write(&hand, &world::end(hand.run.as_str(), Outcome::Completed))
+                    }
+                    _ => drop(self.ask(&world::died(
+                        hand.run.as_str(),
+                        hand.worker.as_str(),
+                        hand.attempt,
+                        true,
+                    ))),
                 }
             } else if let Some(due) = self.world.core().next_due() {
                 self.world.now = self.world.now.max(due.0);
                 assert!(self.ask(&Request::Due), "what is due can be done");
             } else if let Some(run) = self.world.pool.first().cloned() {
-                self.claim(&run, "w", turn.is_multiple_of(2));
+                self.claim(&run, "w", self.deadly || turn.is_multiple_of(2));
             } else {
                 return;
             }
@@ -536,8 +546,8 @@ fn whatever_the_order_every_run_control_and_approval_has_exactly_one_outcome() {
     let steps = prop::collection::vec((0u8..120, any::<u8>(), any::<u8>()), STEPS);
     let total = RefCell::new((0_usize, BTreeMap::<String, u64>::new()));
     let walk = |(steps, fat): (Vec<(u8, u8, u8)>, bool)| {
-        let mut walk = Walk::new(fat);
         let count = steps.len();
+        let mut walk = Walk::new(fat, count.is_multiple_of(4));
         steps.into_iter().for_each(|step| walk.step(step));
         walk.settle();
         let mut total = total.borrow_mut();

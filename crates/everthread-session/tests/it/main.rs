@@ -5,6 +5,8 @@
 mod branch;
 mod decide_branch;
 mod decide_control;
+mod decide_people;
+mod decide_stories;
 mod decide_table;
 mod decide_walk;
 mod law;

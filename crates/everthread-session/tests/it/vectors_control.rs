@@ -68,6 +68,7 @@ fn after_writing(name: &str, blocks: Vec<(Value, Option<&str>, Value)>) -> Value
 
 pub fn cases() -> Vec<Value> {
     let mut cases = steers();
+    cases.extend(new_runs());
     cases.extend(waiting());
     cases.extend(approvals());
     cases.extend(attempts());
@@ -75,25 +76,16 @@ pub fn cases() -> Vec<Value> {
     cases
 }
 
+/// A steer with the message it carries, put in the same block.
+fn steer(control: &str, message: &str, mode: &str) -> Value {
+    let more = [("mode", json!(mode)), ("message", json!(message))];
+    json!([put(message, "Shorter"), of_run(control, "steer", &more)])
+}
+
 fn steers() -> Vec<Value> {
-    let steer = |control: &str, message: &str, mode: &str| {
-        let more = [("mode", json!(mode)), ("message", json!(message))];
-        json!([put(message, "Shorter"), of_run(control, "steer", &more)])
-    };
-    let with = |mut entries: Value, more: &[Value]| {
-        if let Some(list) = entries.as_array_mut() {
-            list.extend_from_slice(more);
-        }
-        entries
-    };
     let to_new = |control: &str, outcome: &str, reason: &str| {
         settled(control, outcome, &[("reason", json!(reason)), ("run", json!("r2"))])
     };
-    let interrupt = json!([
-        put("i2", "Stop, do this"),
-        of_run("c1", "interrupt", &[("message", json!("i2"))]),
-        run_requested("r2", &["i2"]),
-    ]);
     vec![
         after_writing(
             "a steer that is applied becomes input of its run",
@@ -134,6 +126,22 @@ fn steers() -> Vec<Value> {
                 (system(), None, json!([run_requested("r2", &["i2"]), to_new("c1", "expired", "timeout")])),
             ],
         ),
+    ]
+}
+
+fn new_runs() -> Vec<Value> {
+    let with = |mut entries: Value, more: &[Value]| {
+        if let Some(list) = entries.as_array_mut() {
+            list.extend_from_slice(more);
+        }
+        entries
+    };
+    let interrupt = json!([
+        put("i2", "Stop, do this"),
+        of_run("c1", "interrupt", &[("message", json!("i2"))]),
+        run_requested("r2", &["i2"]),
+    ]);
+    vec![
         after_writing(
             "a steer for when the run is idle: its message stands in the new run's input once",
             vec![(
@@ -314,10 +322,7 @@ fn approvals() -> Vec<Value> {
 
 fn attempts() -> Vec<Value> {
     let returned = |reason: &str| json!({"type": "run.returned", "run": "r1", "reason": reason});
-    let steer = json!([
-        put("i2", "Shorter"),
-        of_run("c1", "steer", &[("mode", json!("next_step")), ("message", json!("i2"))]),
-    ]);
+    let steer = steer("c1", "i2", "next_step");
     vec![
         after_writing(
             "a run whose worker died waits for another",

@@ -8,7 +8,7 @@ use everthread_protocol::entry::{
 use everthread_protocol::limits::{OPEN_RUNS_MAX, PENDING_CONTROLS_MAX, RUN_INPUT_MAX};
 use everthread_protocol::worker_frame::NewApproval;
 use everthread_protocol::{Author, AuthorKind, Entry, Epoch, Millis, Record, RunId, Seq};
-use everthread_session::decide::{Ask, Branch, Put, Regenerate, agent_of, when_busy_of};
+use everthread_session::decide::{Ask, Branch, Put, Regenerate, agent_of};
 use everthread_session::state::{Run, RunStatus};
 use everthread_session::view::{self, View};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -76,8 +76,8 @@ pub fn decline(run: &str, worker: &str, attempt: u32) -> Request {
     Request::Decline { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt }
 }
 
-pub fn died(run: &str, worker: &str, wrote: bool) -> Request {
-    Request::WorkerDied { run: run.parse().unwrap(), worker: worker.parse().unwrap(), wrote }
+pub fn died(run: &str, worker: &str, attempt: u32, wrote: bool) -> Request {
+    Request::WorkerDied { run: run.parse().unwrap(), worker: worker.parse().unwrap(), attempt, wrote }
 }
 
 pub fn end(run: &str, outcome: Outcome) -> Request {
@@ -108,7 +108,7 @@ pub fn ask(id: &str, target: Target, what: What) -> Request {
 
 pub fn ask_as(by: &str, id: &str, target: Target, what: What) -> Request {
     let (by, control) = (author(by), id.parse().unwrap());
-    Request::Control(Box::new(Ask { control, by, target, what, expires_ms: None }))
+    Request::Control(Box::new(Ask { control, by, target, what, made_at: None, expires_ms: None }))
 }
 
 pub fn cancel(id: &str, target: Target) -> Request {
@@ -346,17 +346,15 @@ impl World {
             assert!(dropped.is_empty() || hold.input.len() == RUN_INPUT_MAX, "{dropped:?} dropped with room");
             free.extend(dropped);
         }
-        let rejects = when_busy_of(&before.meta) == Some(WhenBusy::Reject);
         for entry in &decision.entries {
             match entry {
                 Entry::ControlRequested { message: Some(message), .. } => {
                     self.asked_for_work.insert(message.to_string(), false);
                 }
-                Entry::ControlSettled { control, run: None, outcome, reason, .. } => {
+                Entry::ControlSettled { control, run: None, reason, .. } => {
                     let message = self.ledger.controls[control].message.as_ref().map(ToString::to_string);
                     let replaced = *reason == Some(RefusalReason::Superseded);
-                    let dropped = *outcome != ControlOutcome::Applied && (rejects || replaced);
-                    free.extend(message.filter(|id| dropped && !kept(id)));
+                    free.extend(message.filter(|id| replaced && !kept(id)));
                 }
                 _ => {}
             }

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Name of the file in the data directory.
 const FILE: &str = "everthread.redb";
-/// Layout of the tables; a file with another one is refused.
-const LAYOUT: u64 = 1;
+/// Layout of the tables; a file with a later one is refused. 1 had no folded records.
+const LAYOUT: u64 = 2;
 /// Memory that redb may use for pages. Its default of 1 GiB is too much for a laptop.
 const PAGE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
@@ -22,12 +22,17 @@ const PAGE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Session → core state. Up to 64 KB, written only when it changes.
 pub(super) const STATE: TableDefinition<'_, &str, &str> = TableDefinition::new("state");
-/// (session number, seq of the last entry) → stored record.
+/// (session number, seq of the last entry) → stored record, raw.
 pub(super) const RECORDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("records");
+/// The same for older records, folded: up to [`Meta::folded_to`].
+pub(super) const FOLDED: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("folded");
 /// (session number, producer) → [`Producer`] as JSON.
 pub(super) const PRODUCERS: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("producers");
 /// (pool, ticket) → [`PoolRow`] as JSON.
 pub(super) const POOLS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("pools");
+/// (session, device) → epoch and seq of its durable cursor, and when it last acknowledged something.
+pub(super) const DEVICES: TableDefinition<'_, (&str, &str), (u64, u64, u64)> =
+    TableDefinition::new("devices");
 /// Session → when it is due.
 pub(super) const DEADLINES: TableDefinition<'_, &str, u64> = TableDefinition::new("deadlines");
 /// (tenant, session) → when it was last active.
@@ -54,6 +59,9 @@ pub(super) struct Meta {
     pub fence_last: u64,
     /// When the session is next due, as its last decision said.
     pub next_due: Option<Millis>,
+    /// Up to here the log is folded.
+    #[serde(default)]
+    pub folded_to: Seq,
 }
 
 impl Meta {
@@ -71,7 +79,8 @@ impl Meta {
     pub fn to_head(&self) -> Head {
         let (epoch, since) = self.epoch();
         let active = u32::try_from(self.fences.len()).unwrap_or(u32::MAX);
-        Head { epoch, since, seq: self.head, version: self.version(), active }
+        let (seq, version, folded_to) = (self.head, self.version(), self.folded_to);
+        Head { epoch, since, seq, version, active, folded_to }
     }
 }
 
@@ -105,16 +114,18 @@ impl Disk {
             txn.open_table(META).map_err(failed)?;
             txn.open_table(STATE).map_err(failed)?;
             txn.open_table(RECORDS).map_err(failed)?;
+            txn.open_table(FOLDED).map_err(failed)?;
             txn.open_table(PRODUCERS).map_err(failed)?;
             txn.open_table(POOLS).map_err(failed)?;
             txn.open_table(DEADLINES).map_err(failed)?;
+            txn.open_table(DEVICES).map_err(failed)?;
             txn.open_table(INDEX).map_err(failed)?;
             txn.open_table(RECENT).map_err(failed)?;
             let mut engine = txn.open_table(ENGINE).map_err(failed)?;
             let layout = engine.get("layout").map_err(failed)?.map_or(LAYOUT, |v| v.value());
-            if layout != LAYOUT {
+            if !(1..=LAYOUT).contains(&layout) {
                 return Err(Error::Unavailable(format!(
-                    "the data directory has layout {layout}; this release reads layout {LAYOUT}"
+                    "the data directory has layout {layout}; this release reads layouts up to {LAYOUT}"
                 )));
             }
             let last = engine.get("boot").map_err(failed)?.map_or(0, |v| v.value());
@@ -134,6 +145,11 @@ impl Disk {
     /// Begins the transaction of one group.
     pub fn begin(&self) -> Result<redb::WriteTransaction, Error> {
         self.0.begin_write().map_err(failed)
+    }
+
+    /// Begins a read of what is committed.
+    pub fn reading(&self) -> Result<redb::ReadTransaction, Error> {
+        self.0.begin_read().map_err(failed)
     }
 
     /// Meta and state of a session.
@@ -183,20 +199,34 @@ impl Disk {
         if after >= page.head.seq {
             return Ok(Some(page));
         }
-        let table = snapshot.0.open_table(RECORDS).map_err(failed)?;
         let mut bytes = 0;
-        for row in table.range((meta.number, after.0 + 1)..=(meta.number, u64::MAX)).map_err(failed)? {
-            let (id, stored) = row.map_err(failed)?;
-            let to = Seq(id.value().1);
-            let record = Record::from_stored(stored.value(), to)
-                .map_err(|e| Error::Corrupt(format!("{key}, record {to}: {e}")))?;
-            bytes += record.blocks.len();
-            if bytes > bytes_max && !page.records.is_empty() {
-                break;
+        let mut next = after.next();
+        for table in [FOLDED, RECORDS] {
+            let table = snapshot.0.open_table(table).map_err(failed)?;
+            for row in table.range((meta.number, next.0)..=(meta.number, u64::MAX)).map_err(failed)? {
+                let (id, stored) = row.map_err(failed)?;
+                let to = Seq(id.value().1);
+                let record = Record::from_stored(stored.value(), to)
+                    .map_err(|e| Error::Corrupt(format!("{key}, record {to}: {e}")))?;
+                if record.from > next {
+                    return Err(Error::Corrupt(format!("{key}: the log has no entry {next}")));
+                }
+                bytes += record.blocks.len();
+                if bytes > bytes_max && !page.records.is_empty() {
+                    return Ok(Some(page));
+                }
+                next = to.next();
+                page.records.push(record);
             }
-            page.records.push(record);
         }
         Ok(Some(page))
+    }
+
+    /// Whether a raw record ends there.
+    pub fn has_record(&self, number: u64, to: Seq) -> Result<bool, Error> {
+        let snapshot = Snapshot::of(self)?;
+        let table = snapshot.0.open_table(RECORDS).map_err(failed)?;
+        Ok(table.get((number, to.0)).map_err(failed)?.is_some())
     }
 
     /// Sessions of a tenant, latest first; of the same millisecond, last in the alphabet first.

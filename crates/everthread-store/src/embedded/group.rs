@@ -3,6 +3,7 @@
 use super::Shared;
 use super::disk::{self, failed, to_json};
 use super::leases::Lease;
+use super::people::{self, DeviceChange};
 use super::pools::PoolChange;
 use super::session::Session;
 use crate::Error;
@@ -21,6 +22,8 @@ pub(super) struct Group {
     pub sessions: BTreeMap<SessionKey, Touched>,
     /// (session number, seq) and stored bytes of new records.
     pub records: Vec<(u64, u64, Bytes)>,
+    /// Ranges of raw records that folded ones take the place of.
+    pub folds: Vec<FoldRows>,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -31,10 +34,22 @@ pub(super) struct Group {
     pub woken: HashSet<PoolKey>,
     /// Rows of the deadline index, in order.
     pub deadlines: Vec<(SessionKey, DeadlineRow)>,
+    /// Rows of devices, in order.
+    pub devices: Vec<DeviceChange>,
     /// Sessions that were active.
     pub index: Vec<(SessionKey, Millis)>,
     /// One per request.
     pub answers: Vec<Answer>,
+}
+
+/// Folded records of one session, and the range of raw ones that they stand for.
+pub(super) struct FoldRows {
+    /// The session's number.
+    pub number: u64,
+    /// First and last seq.
+    pub range: (u64, u64),
+    /// Seq of the last entry and stored bytes of each.
+    pub records: Vec<(u64, Vec<u8>)>,
 }
 
 /// What happened to a session in this group.
@@ -70,6 +85,7 @@ impl Group {
         self.sessions.is_empty()
             && self.pools.is_empty()
             && self.deadlines.is_empty()
+            && self.devices.is_empty()
             && self.index.is_empty()
     }
 
@@ -85,6 +101,7 @@ impl Group {
         self.store_pools(&txn)?;
         self.store_deadlines(&txn)?;
         self.store_index(&txn)?;
+        people::store(&txn, &self.devices)?;
         {
             let mut engine = txn.open_table(disk::ENGINE).map_err(failed)?;
             engine.insert("sessions", numbers.sessions).map_err(failed)?;
@@ -105,6 +122,15 @@ impl Group {
         let mut records = txn.open_table(disk::RECORDS).map_err(failed)?;
         for (number, to, stored) in &self.records {
             records.insert((*number, *to), stored.as_ref()).map_err(failed)?;
+        }
+        if !self.folds.is_empty() {
+            let mut folded = txn.open_table(disk::FOLDED).map_err(failed)?;
+            for FoldRows { number, range: (from, to), records: rows } in &self.folds {
+                for (to, stored) in rows {
+                    folded.insert((*number, *to), stored.as_slice()).map_err(failed)?;
+                }
+                records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
+            }
         }
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;

@@ -192,6 +192,7 @@ impl Session {
             at: Millis(0),
             version: self.meta.version(),
             fence: None,
+            folded_to: self.meta.folded_to,
             duplicate: Some(Duplicate { batch: known.batch, answer: known.answer.clone() }),
         })
     }
@@ -270,6 +271,7 @@ impl Session {
             at: moment.now,
             version: self.meta.version(),
             fence: lease.as_ref().map(|(_, lease)| lease.fence),
+            folded_to: self.meta.folded_to,
             duplicate: None,
         };
         Ok(Applied { written, record, changed: moved || write.change.is_some(), lease })

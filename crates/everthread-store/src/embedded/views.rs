@@ -55,11 +55,19 @@ impl Views {
             leases.keep(key, &session.meta.fences);
             let view = views.entry(key.clone()).or_default();
             view.meta = session.meta.clone();
+            // What is folded is read folded.
+            while let Some(old) = view.recent.pop_front_if(|record| record.to <= view.meta.folded_to) {
+                view.recent_bytes -= old.blocks.len() + RECORD_BYTES;
+            }
             view.state = session.state.clone();
             view.held = held(session);
         }
         for (key, record) in records {
             let Some(view) = views.get_mut(&key) else { continue };
+            // Written and folded in one group.
+            if record.to <= view.meta.folded_to {
+                continue;
+            }
             view.recent_bytes += record.blocks.len() + RECORD_BYTES;
             view.recent.push_back(record);
             while view.recent_bytes > RECENT_BYTES_MAX {

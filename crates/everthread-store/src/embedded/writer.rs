@@ -5,11 +5,12 @@
 //! and file may differ, so the writer refuses everything from then on; a new start reads what the file holds.
 
 use super::Shared;
-use super::group::{DeadlineRow, Group, Numbers};
+use super::group::{DeadlineRow, FoldRows, Group, Numbers};
+use super::people::Devices;
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Due, Error, Interest, Refusal, Taken, WorkItem, Written};
-use everthread_protocol::{Epoch, Millis, PoolKey, SessionKey};
+use crate::{Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +24,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 pub(super) enum Request {
     /// [`crate::Store::write`].
     Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
+    /// [`crate::Store::fold`].
+    Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -37,6 +40,25 @@ pub(super) enum Request {
     ClaimDue(usize, Reply<Vec<Due>>),
     /// [`crate::Store::finish_due`].
     FinishDue(Due, Option<Millis>, Reply<()>),
+    /// [`crate::Store::ack`].
+    Ack(SessionKey, DeviceId, Cursor, Reply<Option<Cursor>>),
+    /// [`crate::Store::forget_device`].
+    ForgetDevice(SessionKey, DeviceId, Reply<bool>),
+}
+
+/// A [`crate::Fold`] that can travel to the writer.
+pub(super) struct OwnedFold {
+    epoch: Epoch,
+    range: (Seq, Seq),
+    records: Vec<(u64, Vec<u8>)>,
+}
+
+impl OwnedFold {
+    /// Encodes what the caller lent.
+    pub fn of(fold: crate::Fold<'_>) -> Result<Self, Error> {
+        let records = fold.records.iter().map(|record| (record.to.0, record.to_stored_folded())).collect();
+        Ok(Self { epoch: fold.epoch, range: fold.range()?, records })
+    }
 }
 
 /// The state of the writer.
@@ -53,6 +75,8 @@ pub(super) struct Writer {
     pub pools: Pools,
     /// When sessions are due.
     pub deadlines: Deadlines,
+    /// Durable cursors of devices.
+    pub devices: Devices,
     /// Groups so far.
     pub groups: u64,
     /// About the bytes of the cached sessions with their views.
@@ -85,6 +109,10 @@ impl Writer {
                 let result = self.write(&key, &write, group);
                 answer(group, reply, result);
             }
+            Request::Fold(key, fold, reply) => {
+                let result = self.fold(&key, *fold, group);
+                answer(group, reply, result);
+            }
             Request::Index(key, at, reply) => {
                 group.index.push((key, at));
                 answer(group, reply, Ok(()));
@@ -113,6 +141,21 @@ impl Writer {
                 let due = self.deadlines.claim(limit, self.shared.clock.now());
                 answer(group, reply, Ok(due));
             }
+            Request::Ack(key, device, cursor, reply) => {
+                let result = self.ack(&key, &device, cursor).map(|(changes, cursor)| {
+                    group.devices.extend(changes);
+                    cursor
+                });
+                answer(group, reply, result);
+            }
+            Request::ForgetDevice(key, device, reply) => {
+                let result = self.forget_device(&key, &device).map(|change| {
+                    let was_known = change.is_some();
+                    group.devices.extend(change);
+                    was_known
+                });
+                answer(group, reply, result);
+            }
             Request::FinishDue(due, next, reply) => {
                 if self.deadlines.finish(&due, next) {
                     let row = next.map_or(DeadlineRow::Gone, DeadlineRow::At);
@@ -124,22 +167,11 @@ impl Writer {
     }
 
     fn write(&mut self, key: &SessionKey, write: &OwnedWrite, group: &mut Group) -> Result<Written, Error> {
-        if !self.sessions.contains_key(key) {
-            match self.shared.disk.session(key)? {
-                Some((meta, state)) => {
-                    let producers = self.shared.disk.producers(meta.number)?;
-                    let session = Session::stored(meta, state, producers);
-                    self.cached_bytes += session.bytes();
-                    self.sessions.insert(key.clone(), session);
-                }
-                None if write.creates() => {
-                    self.numbers.sessions += 1;
-                    let session = Session::new(self.numbers.sessions);
-                    self.cached_bytes += session.bytes();
-                    self.sessions.insert(key.clone(), session);
-                }
-                None => return Err(Refusal::NoSession.into()),
-            }
+        if !self.bring(key)? && write.creates() {
+            self.numbers.sessions += 1;
+            let session = Session::new(self.numbers.sessions);
+            self.cached_bytes += session.bytes();
+            self.sessions.insert(key.clone(), session);
         }
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
         session.touched = self.groups;
@@ -165,6 +197,42 @@ impl Writer {
         Ok(written)
     }
 
+    /// Sees to it that the session is in memory, if it exists.
+    fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
+        if self.sessions.contains_key(key) {
+            return Ok(true);
+        }
+        let Some((meta, state)) = self.shared.disk.session(key)? else { return Ok(false) };
+        let producers = self.shared.disk.producers(meta.number)?;
+        let session = Session::stored(meta, state, producers);
+        self.cached_bytes += session.bytes();
+        self.sessions.insert(key.clone(), session);
+        Ok(true)
+    }
+
+    fn fold(&mut self, key: &SessionKey, fold: OwnedFold, group: &mut Group) -> Result<Folded, Error> {
+        self.bring(key)?;
+        let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.touched = self.groups;
+        let (epoch, folded_to) = (session.meta.epoch().0, session.meta.folded_to);
+        let (number, (from, to)) = (session.meta.number, fold.range);
+        if epoch != fold.epoch {
+            return Ok(Folded::NewEpoch { epoch });
+        }
+        if folded_to.next() != from {
+            return Ok(Folded::Elsewhere { folded_to });
+        }
+        // What was read is committed, so it is in the file; but this group may have it, too.
+        let is_new = group.records.iter().any(|(of, end, _)| (*of, *end) == (number, to.0));
+        if !is_new && !self.shared.disk.has_record(number, to)? {
+            return Ok(Folded::NoSuchRecord);
+        }
+        session.meta.folded_to = to;
+        group.folds.push(FoldRows { number, range: (from.0, to.0), records: fold.records });
+        group.sessions.entry(key.clone()).or_default();
+        Ok(Folded::Done)
+    }
+
     /// Commits a group, shows it, tells of it, and answers.
     fn finish(&mut self, mut group: Group) {
         // A whole second: the clock is then stored anew once a second, not with every group.
@@ -178,6 +246,7 @@ impl Writer {
         for answer in group.answers {
             answer(result.clone());
         }
+        self.devices.trim();
         self.evict();
     }
 
@@ -247,12 +316,15 @@ fn refuse(request: Request, error: &Error) {
     let error = error.clone();
     match request {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
+        Request::Fold(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)
         | Request::Arm(.., reply)
         | Request::FinishDue(.., reply) => drop(reply.send(Err(error))),
         Request::Take(.., reply) => drop(reply.send(Err(error))),
+        Request::Ack(.., reply) => drop(reply.send(Err(error))),
+        Request::ForgetDevice(.., reply) => drop(reply.send(Err(error))),
         Request::ClaimDue(.., reply) => drop(reply.send(Err(error))),
     }
 }

@@ -32,9 +32,14 @@ impl Keys {
         format!("{}:{{{session}}}:meta", self.prefix)
     }
 
-    /// Stream: the records of a session. Also the channel on which each is published.
+    /// Stream: the recent records of a session, raw. Also the channel on which each is published.
     pub(super) fn log(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:log", self.prefix)
+    }
+
+    /// Stream: older records of a session, folded.
+    pub(super) fn folded(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:folded", self.prefix)
     }
 
     /// Hash: the last batch of each producer of a session.
@@ -45,6 +50,16 @@ impl Keys {
     /// Hash that expires: which worker has got which control of a session.
     pub(super) fn delivered(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:delivered", self.prefix)
+    }
+
+    /// Hash: durable cursors of the devices of a session.
+    pub(super) fn devices(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:devices", self.prefix)
+    }
+
+    /// Hash: who is present in a session, and which node holds it. Also the channel of its changes.
+    pub(super) fn presence(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:presence", self.prefix)
     }
 
     /// Channel: the state of a session changed, or a worker has got a control.
@@ -77,7 +92,7 @@ impl Keys {
         format!("{}:{{worker:{tenant}:{worker}}}", self.prefix)
     }
 
-    /// The node's own slot.
+    /// String that expires: the node lives. Also the node's own slot.
     pub(super) fn node(&self, node: &NodeId) -> String {
         format!("{}:{{node:{node}}}", self.prefix)
     }
@@ -100,8 +115,11 @@ mod tests {
         let (node, worker) = ("n1".parse().unwrap(), "w1".parse().unwrap());
         assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
+        assert_eq!(keys.folded(&session), "et:{acme/s1}:folded");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
+        assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");
+        assert_eq!(keys.presence(&session), "et:{acme/s1}:presence");
         assert_eq!(keys.control(&session), "et:{acme/s1}:control");
         assert_eq!(keys.pool(&pool), "et:{agent:acme:guide:0}:work");
         assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");

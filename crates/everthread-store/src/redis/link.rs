@@ -78,8 +78,8 @@ impl From<RedisError> for Failure {
         match error.code().or(first) {
             // Said before anything was executed: a script checks these at its first write.
             Some(
-                "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" | "MOVED" | "ASK"
-                | "OOM" | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
+                "EXECABORT" | "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY"
+                | "MOVED" | "ASK" | "OOM" | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
             ) => Failure::Refused(why),
             _ => Failure::Broken(why),
         }

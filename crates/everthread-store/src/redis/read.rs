@@ -1,7 +1,8 @@
 //! Reading sessions: state, pages of the log, heads.
 //!
-//! A page and the head it is compared with come from one `MULTI`, so that a page which should reach the head and does
-//! not is a broken log, never a race.
+//! A page begins in one script with the head and the seam between folded and raw, so that an entry which should be there
+//! and is not is a broken log, never a race. Records move from `log` to `folded` while a long page is being read: what the
+//! seam says is folded stays so, and a raw record that has gone since ends the page, at least one record later.
 
 use super::Redis;
 use super::link::Failure;
@@ -15,10 +16,14 @@ use std::str::FromStr;
 const FIRST_COUNT: usize = 32;
 /// … and the most that a later one does.
 const COUNT_MAX: usize = 1024;
+/// Folded records that the first request for them asks for: each may have 64 KB …
+const FOLDED_FIRST_COUNT: usize = 8;
+/// … and the most that a later one does.
+const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 5] = ["epoch", "since", "head", "n", "active"];
+const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -40,30 +45,39 @@ impl Redis {
         after: Seq,
         bytes_max: usize,
     ) -> Result<Page, Error> {
-        let (meta, log) = (self.inner.keys.meta(key), self.inner.keys.log(key));
+        let keys = &self.inner.keys;
+        let (meta, log, folded) = (keys.meta(key), keys.log(key), keys.folded(key));
         // A cursor is a client's word and may be any number.
         let next = Seq(after.0.saturating_add(1));
-        let mut request = ::redis::pipe();
-        request.atomic();
-        request.cmd("HMGET").arg(&meta).arg(&HEAD_FIELDS).arg("epochs");
-        request.cmd("XRANGE").arg(&log).arg(id(next)).arg("+").arg("COUNT").arg(FIRST_COUNT);
-        let answer: (Vec<Value>, Vec<Value>) =
-            self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-        let (meta, first) = answer;
-        let epochs = match &meta[HEAD_FIELDS.len()] {
-            Value::Nil => return Err(crate::Refusal::NoSession.into()),
-            epochs => epochs_of(text(epochs)?)?,
+        let args = [next.to_string(), FIRST_COUNT.to_string(), FOLDED_FIRST_COUNT.to_string()];
+        let args = args.each_ref().map(String::as_bytes);
+        let script = &self.inner.scripts.read;
+        let answer = self.inner.range.script(script, &[&meta, &log, &folded], &args).await;
+        let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
+        let (meta, first) = match answer.as_slice() {
+            [] => return Err(crate::Refusal::NoSession.into()),
+            [Value::Array(meta), Value::Array(first)] if meta.len() == HEAD_FIELDS.len() + 1 => (meta, first),
+            _ => return Err(broken("an unknown answer to a read")),
         };
+        let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
         let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
-        let mut open = taking.take(&first)?;
+        let mut open = taking.take(first)?;
         while open {
-            let mut request = ::redis::cmd("XRANGE");
-            request.arg(&log).arg(id(taking.next)).arg(id(head.seq)).arg("COUNT").arg(taking.count());
-            let more: Vec<Value> = self.inner.range.command(&request).await.map_err(Failure::of_read)?;
+            let more = if taking.next <= head.folded_to {
+                self.range(&folded, (taking.next, head.folded_to), taking.folded_count()).await?
+            } else {
+                self.range(&log, (taking.next, head.seq), taking.count()).await?
+            };
             open = taking.take(&more)?;
         }
         Ok(Page { records: taking.records, head, epochs })
+    }
+
+    async fn range(&self, stream: &str, (from, to): (Seq, Seq), count: usize) -> Result<Vec<Value>, Error> {
+        let mut request = ::redis::cmd("XRANGE");
+        request.arg(stream).arg(id(from)).arg(id(to)).arg("COUNT").arg(count);
+        self.inner.range.command(&request).await.map_err(Failure::of_read)
     }
 
     /// See [`crate::Store::heads`].
@@ -98,8 +112,13 @@ struct Taking {
 impl Taking {
     /// Takes records as long as there is room. Returns whether to ask for more.
     fn take(&mut self, entries: &[Value]) -> Result<bool, Error> {
-        for entry in entries {
+        let has_some = !self.records.is_empty();
+        for (at, entry) in entries.iter().enumerate() {
             let record = record_of(entry)?;
+            if at == 0 && has_some && record.from > self.next {
+                // What comes between was folded since the page was begun. If it is lost instead, the next page says so.
+                return Ok(false);
+            }
             // The log is dense. What is missing here is lost, and must not be skipped in silence.
             if record.from > self.next || record.to < self.next || record.to > self.head {
                 return Err(broken(&format!("the log has no entry {}", self.next)));
@@ -112,10 +131,10 @@ impl Taking {
             self.records.push(record);
         }
         let at_end = self.next > self.head;
-        if !at_end && entries.is_empty() {
+        if !at_end && entries.is_empty() && !has_some {
             return Err(broken(&format!("the log has no entry {}", self.next)));
         }
-        Ok(!at_end && self.bytes < self.bytes_max)
+        Ok(!at_end && !entries.is_empty() && self.bytes < self.bytes_max)
     }
 
     /// How many records the room that is left may take, by the size of those before, and one to see that it is full.
@@ -123,6 +142,11 @@ impl Taking {
         let average = self.bytes / self.records.len().max(1);
         let room = self.bytes_max.saturating_sub(self.bytes);
         (room / average.max(1)).saturating_add(1).min(COUNT_MAX)
+    }
+
+    /// The same for folded records, which may be a hundred times as large as those before.
+    fn folded_count(&self) -> usize {
+        self.count().min(FOLDED_COUNT_MAX)
     }
 }
 
@@ -143,7 +167,9 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
 
 /// The head in an answer of [`HEAD_FIELDS`].
 pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
-    let [epoch, since, seq, n, active] = fields else { return Err(broken("a head of other fields")) };
+    let [epoch, since, seq, n, active, folded_to] = fields else {
+        return Err(broken("a head of other fields"));
+    };
     if *epoch == Value::Nil {
         return Ok(None);
     }
@@ -154,6 +180,8 @@ pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
         seq: Seq(number(seq)?),
         version: Version { epoch, n: number(n)? },
         active: u32::try_from(number(active)?).map_err(|_| broken("a count of fences"))?,
+        // Absent until the first fold.
+        folded_to: if *folded_to == Value::Nil { Seq::ZERO } else { Seq(number(folded_to)?) },
     }))
 }
 

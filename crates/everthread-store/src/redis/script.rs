@@ -41,10 +41,22 @@ pub(super) struct Scripts {
     pub(super) write: Script,
     /// A session as the core needs it.
     pub(super) load: Script,
+    /// Begins a page of a session's log.
+    pub(super) read: Script,
+    /// Puts folded records in the place of raw ones.
+    pub(super) fold: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
     pub(super) deliver: Script,
+    /// Moves the durable cursor of a device.
+    pub(super) ack: Script,
+    /// Forgets a device.
+    pub(super) forget_device: Script,
+    /// Changes who is present.
+    pub(super) hold: Script,
+    /// Reads who is present.
+    pub(super) present: Script,
     /// Takes items from a pool.
     pub(super) take: Script,
     /// Notes when a session is due.
@@ -67,8 +79,14 @@ impl Scripts {
         Self {
             write: Script::new(include_str!("lua/write.lua")),
             load: Script::new(include_str!("lua/load.lua")),
+            read: Script::new(include_str!("lua/read.lua")),
+            fold: Script::new(include_str!("lua/fold.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
+            ack: Script::new(include_str!("lua/ack.lua")),
+            forget_device: Script::new(include_str!("lua/forget_device.lua")),
+            hold: Script::new(include_str!("lua/hold.lua")),
+            present: Script::new(include_str!("lua/present.lua")),
             take: Script::new(include_str!("lua/take.lua")),
             arm: Script::new(include_str!("lua/arm.lua")),
             claim_due: Script::new(include_str!("lua/claim_due.lua")),
@@ -84,8 +102,14 @@ impl Scripts {
         let all = [
             &self.write,
             &self.load,
+            &self.read,
+            &self.fold,
             &self.renew,
             &self.deliver,
+            &self.ack,
+            &self.forget_device,
+            &self.hold,
+            &self.present,
             &self.take,
             &self.arm,
             &self.claim_due,

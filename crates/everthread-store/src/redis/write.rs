@@ -60,20 +60,22 @@ fn arguments(write: &Write<'_>, control: String) -> Vec<Vec<u8>> {
 fn answer_of(answer: Vec<Value>) -> Result<Written, Error> {
     let word = answer.first().ok_or_else(|| broken("an empty answer to a write"))?;
     match (text(word)?, &answer[1..]) {
-        ("ok", [epoch, to, at, version, fence]) => Ok(Written {
+        ("ok", [epoch, to, at, version, fence, folded_to]) => Ok(Written {
             epoch: Epoch(number(epoch)?),
             to: Seq(number(to)?),
             at: Millis(number(at)?),
             version: version_of(version)?,
             fence: if text(fence)?.is_empty() { None } else { Some(Fence(number(fence)?)) },
+            folded_to: Seq(number(folded_to)?),
             duplicate: None,
         }),
-        ("duplicate", [epoch, to, version, batch, answer]) => Ok(Written {
+        ("duplicate", [epoch, to, version, batch, answer, folded_to]) => Ok(Written {
             epoch: Epoch(number(epoch)?),
             to: Seq(number(to)?),
             at: Millis(0),
             version: version_of(version)?,
             fence: None,
+            folded_to: Seq(number(folded_to)?),
             duplicate: Some(Duplicate { batch: number(batch)?, answer: text(answer)?.to_owned() }),
         }),
         ("none", []) => Err(Refusal::NoSession.into()),

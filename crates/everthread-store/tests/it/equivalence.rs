@@ -4,9 +4,12 @@
 //! appears; times are left out. Whatever differs then is a difference in behaviour.
 
 use crate::suite::{ALL, BY, change, entries, fresh, read_all};
-use everthread_protocol::{Epoch, Fence, Millis, RunId, Seq, SessionKey, Version};
+use everthread_protocol::{Epoch, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
+use everthread_session::fold::{Limits, fold};
 use everthread_store::embedded::{Durability, Embedded};
-use everthread_store::{Change, Error, Head, Loaded, Producer, Refusal, Renewal, Store, Write, Written};
+use everthread_store::{
+    Change, Error, Fold, Folded, Head, Loaded, Producer, Refusal, Renewal, Store, Write, Written,
+};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -25,6 +28,8 @@ pub enum Command {
     Load { session: usize },
     /// Heads of all sessions and of one that is not there.
     Heads,
+    /// So many of the raw records folded, right or wrong.
+    Fold { session: usize, records: usize, aim: Aim },
     /// Leases of one session's run renewed, twice with one that is not there between.
     Renew { session: usize, run: usize, fence: Choice, left_ms: u64 },
 }
@@ -57,6 +62,16 @@ pub enum Choice {
     Wrong,
 }
 
+/// What a fold gets right or wrong.
+#[derive(Debug, Clone, Copy)]
+pub enum Aim {
+    Right,
+    OtherEpoch,
+    TooLate,
+    InsideARecord,
+    BeyondTheHead,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Expect {
     New,
@@ -81,6 +96,13 @@ enum Batch {
 
 fn choice() -> impl Strategy<Value = Choice> {
     prop_oneof![6 => Just(Choice::Right), 1 => Just(Choice::Wrong)]
+}
+
+fn aim() -> impl Strategy<Value = Aim> {
+    prop_oneof![
+        6 => Just(Aim::Right), 1 => Just(Aim::OtherEpoch), 1 => Just(Aim::TooLate),
+        1 => Just(Aim::InsideARecord), 1 => Just(Aim::BeyondTheHead)
+    ]
 }
 
 /// Whole hours, so that the time that a test takes does not show.
@@ -137,6 +159,8 @@ pub fn commands() -> impl Strategy<Value = Vec<Command>> {
             .prop_map(|(session, after, bytes_max)| Command::Read { session, after, bytes_max }),
         2 => (0..SESSIONS).prop_map(|session| Command::Load { session }),
         1 => Just(Command::Heads),
+        3 => (0..SESSIONS, 1..6_usize, aim())
+            .prop_map(|(session, records, aim)| Command::Fold { session, records, aim }),
         3 => (0..SESSIONS, 0..RUNS, choice(), lease())
             .prop_map(|(session, run, fence, left_ms)| Command::Renew { session, run, fence, left_ms }),
     ];
@@ -155,6 +179,7 @@ pub async fn answers<S: Store>(store: &S, commands: &[Command]) -> Vec<String> {
             }
             Command::Load { session } => teller.load(store, *session).await,
             Command::Heads => teller.heads(store).await,
+            Command::Fold { session, records, aim } => teller.fold(store, *session, *records, *aim).await,
             Command::Renew { session, run, fence, left_ms } => {
                 teller.renew(store, *session, *run, *fence, *left_ms).await
             }
@@ -267,7 +292,10 @@ impl Teller {
                 let epoch = self.epoch(w.epoch);
                 let fence = w.fence.map(|fence| name(&mut self.granted, fence));
                 let (version, timed) = (self.version(w.version), w.at > Millis(0));
-                format!("epoch {epoch} to {} timed {timed} {version} fence {fence:?} {:?}", w.to, w.duplicate)
+                format!(
+                    "epoch {epoch} to {} timed {timed} {version} fence {fence:?} {} {:?}",
+                    w.to, w.folded_to, w.duplicate
+                )
             }
             Err(Error::Refused(Refusal::Conflict { current })) => {
                 format!("conflict {}", self.version(current))
@@ -338,6 +366,32 @@ impl Teller {
         told.collect::<Vec<_>>().join(", ")
     }
 
+    async fn fold<S: Store>(&mut self, store: &S, session: usize, count: usize, aim: Aim) -> String {
+        self.session = session;
+        let key = &self.keys[session];
+        let Some(head) = store.heads(std::slice::from_ref(key)).await.unwrap()[0] else {
+            let records = [Record { epoch: Epoch(1), from: Seq(1), to: Seq(1), blocks: "[]".into() }];
+            return format!("{:?}", store.fold(key, Fold { epoch: Epoch(1), records: &records }).await);
+        };
+        let mut raw = read_all(store, key, head.folded_to, ALL).await;
+        raw.truncate(count);
+        // One by one: what a fold merges depends on the times of the blocks, which are the store's own.
+        let mut records = fold(&raw, Limits { record_bytes: 0, text_bytes: 99 }).unwrap();
+        let mut epoch = head.epoch;
+        let many = records.len() > 1;
+        match (aim, records.last_mut()) {
+            (Aim::OtherEpoch, _) => epoch.0 += 1,
+            (Aim::TooLate, _) if many => drop(records.remove(0)),
+            (Aim::InsideARecord, Some(last)) if last.to > last.from => last.to.0 -= 1,
+            (Aim::BeyondTheHead, Some(last)) => last.to.0 = head.seq.0 + 1,
+            _ => {}
+        }
+        match store.fold(key, Fold { epoch, records: &records }).await {
+            Ok(Folded::NewEpoch { epoch }) => format!("moved to {}", self.epoch(epoch)),
+            other => format!("{other:?}"),
+        }
+    }
+
     async fn renew<S: Store>(
         &mut self,
         store: &S,
@@ -359,7 +413,8 @@ impl Teller {
         self.session = session;
         let Some(head) = head else { return "none".to_owned() };
         let epoch = self.epoch(head.epoch);
-        format!("{epoch} {} {} {} {}", head.since, head.seq, head.version.n, head.active)
+        let (seq, folded_to) = (head.seq, head.folded_to);
+        format!("{epoch} {} {seq} {folded_to} {} {}", head.since, head.version.n, head.active)
     }
 }
 
@@ -408,6 +463,10 @@ fn random_commands_reach_every_kind_of_answer() {
         "NoSession",
         "[0 ",
         "leases [(",
+        "Ok(Done)",
+        "Elsewhere",
+        "moved to",
+        "NoSuchRecord",
     ] {
         assert!(all.iter().any(|answer| answer.contains(kind)), "no command was answered {kind}");
     }

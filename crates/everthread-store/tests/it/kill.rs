@@ -3,10 +3,12 @@
 //! This test binary starts itself as the child that is killed.
 
 use crate::embedded::open_with;
+use crate::suite::folding::folded;
 use crate::suite::{ALL, append, change, one, read_all, texts};
 use everthread_protocol::{Seq, SessionKey};
+use everthread_session::fold::Limits;
 use everthread_store::embedded::Durability;
-use everthread_store::{Store, Write};
+use everthread_store::{Fold, Folded, Store, Write};
 use futures_util::future::join_all;
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -49,7 +51,26 @@ async fn child_that_writes_until_it_is_killed() {
             }
         }
     });
-    join_all(writers).await;
+    // Folds whatever there is, all the time: the kill comes in the middle of some.
+    let folders = (0..SESSIONS).map(|n| {
+        let store = &store;
+        async move {
+            let key = session(n);
+            loop {
+                if store.load(&key).await.unwrap().is_some() {
+                    let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+                    let (epoch, records) = folded(store, &key, head.seq, Limits::default()).await;
+                    if !records.is_empty() {
+                        let done = store.fold(&key, Fold { epoch, records: &records }).await.unwrap();
+                        // The first write of a round begins an epoch, and may come in between.
+                        assert!(matches!(done, Folded::Done | Folded::NewEpoch { .. }), "{done:?}");
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    futures_util::future::join(join_all(writers), join_all(folders)).await;
 }
 
 /// Lets a child write until it has acknowledged `count` writes, kills it, and returns all it acknowledged.
@@ -83,7 +104,7 @@ fn round(dir: &Path, round: u32, crash: bool, count: usize) -> Vec<(usize, u64, 
 
 async fn kills(crash: bool) {
     let dir = tempfile::TempDir::new().unwrap();
-    let mut acks = Vec::new();
+    let (mut acks, mut folds) = (Vec::new(), 0);
     // The child dies at some point of its next commit; the clock makes it another one in every round and run.
     let random = || usize::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos()).unwrap();
     for n in 0..6 {
@@ -97,6 +118,8 @@ async fn kills(crash: bool) {
                 None => Vec::new(),
             });
         }
+        let heads = store.heads(&(0..SESSIONS).map(session).collect::<Vec<_>>()).await.unwrap();
+        folds += heads.iter().flatten().filter(|head| head.folded_to > Seq::ZERO).count();
         for (session, from, tag) in &acks {
             let at = usize::try_from(*from).unwrap() - 1;
             let found: Vec<_> = logs[*session].iter().skip(at).take(2).map(|e| e["tag"].as_str()).collect();
@@ -108,6 +131,7 @@ async fn kills(crash: bool) {
             assert_eq!(tags.len(), log.len().saturating_sub(1), "every entry is there once");
         }
     }
+    assert!(folds > 0, "nothing was ever folded");
 }
 
 #[tokio::test]

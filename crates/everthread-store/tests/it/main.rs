@@ -7,6 +7,8 @@ mod embedded;
 #[cfg(test)]
 mod equivalence;
 #[cfg(test)]
+mod fold_law;
+#[cfg(test)]
 mod kill;
 #[cfg(test)]
 mod redis;

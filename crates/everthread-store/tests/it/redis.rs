@@ -1,16 +1,19 @@
 //! The Redis engine: the suite against a server of each test's own, and what only a server can do to it.
 
+use crate::suite::folding::{Writers, catch_up, folded, text};
 use crate::suite::{
     self, Heard, PATIENCE, append, change, created, doubt, ear, entries, granted, next, one, producer,
     read_all, refused, until,
 };
-use everthread_protocol::{Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Cursor, Millis, PoolKey, Seq, SessionKey};
+use everthread_session::fold::{Limits, fold};
+use everthread_session::view::View;
 use everthread_store::embedded::Embedded;
 use everthread_store::redis::{Options, Redis};
-use everthread_store::{Change, Error, Interest, Refusal, Renewal, Store, WorkItem, Write};
+use everthread_store::{Change, Error, Fold, Folded, Interest, Refusal, Renewal, Store, WorkItem, Write};
 use everthread_testkit::{Proxy, RedisOptions, RedisServer};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -303,6 +306,9 @@ async fn a_full_server_refuses_cleanly_renews_leases_and_a_write_is_made_once_th
         not_after: Millis(1),
     };
     server.command("CONFIG SET maxmemory 1").await.unwrap();
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await.len(), 2, "reading goes on");
+    let failed = store.finish_item(&pool, "1-0").await.unwrap_err();
+    assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
     let failed = store.write(&key, one()).await.unwrap_err();
     assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
     let failed = store.enqueue(&pool, &item).await.unwrap_err();
@@ -313,6 +319,130 @@ async fn a_full_server_refuses_cleanly_renews_leases_and_a_write_is_made_once_th
     assert!(leases[0].1 >= first.at.plus(60_000), "who lives keeps its runs");
     server.command("CONFIG SET maxmemory 0").await.unwrap();
     assert_eq!(store.write(&key, one()).await.unwrap().to, Seq(3));
+}
+
+#[tokio::test]
+async fn a_killed_server_comes_back_with_every_fold_whole_or_not_at_all() {
+    let options = RedisOptions { append_only: true, ..RedisOptions::default() };
+    let mut server = RedisServer::start_with(options).await.unwrap();
+    let (store, _stop) = connect(&server.url()).await;
+    let (key, _) = created(&store).await;
+    let mut writers = Writers::start(&store, &key).await;
+    for _ in 0..3 {
+        for _ in 0..60 {
+            writers.token(&store, &key).await;
+        }
+        let mut view = View::new();
+        catch_up(&store, &key, &mut view, suite::ALL).await;
+        // Folds in small steps until the server dies under one of them.
+        let some = Notify::new();
+        let folding = async {
+            let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+            for to in head.folded_to.0 + 1..=head.seq.0 {
+                let Ok(page) = store.read(&key, Seq(to - 1), 0).await else { return };
+                let records = fold(&page.records, Limits::default()).unwrap();
+                if store.fold(&key, Fold { epoch: page.head.epoch, records: &records }).await.is_err() {
+                    return;
+                }
+                if to == head.folded_to.0 + 10 {
+                    some.notify_one();
+                }
+            }
+        };
+        let killing = async {
+            some.notified().await;
+            server.kill9();
+        };
+        tokio::join!(folding, killing);
+        server.restart().await.unwrap();
+        until(async || store.write(&key, append("[]", 0)).await.ok()).await;
+        let mut after = View::new();
+        catch_up(&store, &key, &mut after, suite::ALL).await;
+        assert_eq!(text(&after), text(&view));
+        let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+        let folded = server.command(&format!("XLEN et:{{{key}}}:folded")).await.unwrap();
+        let raw = server.command(&format!("XLEN et:{{{key}}}:log")).await.unwrap();
+        let number = |answer: String| answer.trim().trim_start_matches(':').parse::<usize>().unwrap();
+        assert!(number(folded) > 0, "nothing was folded");
+        // Every raw record here but the first two of the writers has one entry.
+        assert!(number(raw) as u64 <= head.seq.0 - head.folded_to.0, "raw entries that are folded too");
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_tail_was_lost_is_not_folded_over_what_took_its_place() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    for _ in 0..20 {
+        store.write(&key, one()).await.unwrap();
+    }
+    let (epoch, records) = folded(&store, &key, Seq(15), Limits::default()).await;
+    // As after a failover: the primary that goes on never had the tail.
+    let tail: String = (11..=21).map(|seq| format!(" {seq}-0")).collect();
+    server.command(&format!("XDEL et:{{{key}}}:log{tail}")).await.unwrap();
+    server.command(&format!("HSET et:{{{key}}}:meta head 10")).await.unwrap();
+    let fold = Fold { epoch, records: &records };
+    assert_eq!(store.fold(&key, fold).await, Ok(Folded::NoSuchRecord), "shorter");
+    server.command(&format!("HSET et:{{{key}}}:meta replid another")).await.unwrap();
+    server.command(&format!("XSETID et:{{{key}}}:log 10-0")).await.unwrap();
+    for _ in 0..20 {
+        store.write(&key, append(r#"[{"type":"x-other"}]"#, 1)).await.unwrap();
+    }
+    let moved = store.fold(&key, fold).await.unwrap();
+    assert!(matches!(moved, Folded::NewEpoch { epoch: new } if new > epoch), "grown again: {moved:?}");
+    let texts = suite::texts(&read_all(&store, &key, Seq(10), suite::ALL).await);
+    assert!(texts.len() == 20 && texts.iter().all(|entry| entry["type"] == "x-other"));
+    // What is left of the old epoch and what is of the new one can be folded in one go, and stay apart.
+    let (epoch, records) = folded(&store, &key, Seq(25), Limits::default()).await;
+    assert_eq!(records.len(), 2);
+    assert_eq!(store.fold(&key, Fold { epoch, records: &records }).await, Ok(Folded::Done));
+    let mut view = View::new();
+    catch_up(&store, &key, &mut view, suite::ALL).await;
+    assert_eq!((view.seq(), view.epoch()), (Seq(30), epoch));
+}
+
+#[tokio::test]
+async fn a_full_server_can_be_folded_and_is_less_full_then() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    let mut writers = Writers::start(&store, &key).await;
+    for _ in 0..2_000 {
+        writers.token(&store, &key).await;
+    }
+    let memory = async || {
+        let mut bytes = 0;
+        for part in ["log", "folded"] {
+            let answer =
+                server.command(&format!("MEMORY USAGE et:{{{key}}}:{part} SAMPLES 0")).await.unwrap();
+            bytes += answer.trim().trim_start_matches(':').parse().unwrap_or(0);
+        }
+        bytes
+    };
+    let before: u64 = memory().await;
+    server.command("CONFIG SET maxmemory 1").await.unwrap();
+    let (epoch, records) = folded(&store, &key, Seq(2_000), Limits::default()).await;
+    assert_eq!(store.fold(&key, Fold { epoch, records: &records }).await, Ok(Folded::Done));
+    let after = memory().await;
+    assert!(after * 4 < before, "{before} bytes before, {after} after");
+}
+
+#[tokio::test]
+async fn a_folded_record_that_is_lost_is_reported_and_not_skipped() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, _) = created(&store).await;
+    for _ in 0..30 {
+        store.write(&key, one()).await.unwrap();
+    }
+    for to in [10, 20] {
+        let (epoch, records) = folded(&store, &key, Seq(to), Limits::default()).await;
+        assert_eq!(store.fold(&key, Fold { epoch, records: &records }).await, Ok(Folded::Done));
+    }
+    server.command(&format!("XDEL et:{{{key}}}:folded 10-0")).await.unwrap();
+    assert!(matches!(store.read(&key, Seq(0), suite::ALL).await, Err(Error::Corrupt(_))));
+    assert!(store.read(&key, Seq(10), suite::ALL).await.is_ok());
+    server.command(&format!("DEL et:{{{key}}}:folded")).await.unwrap();
+    assert!(matches!(store.read(&key, Seq(10), suite::ALL).await, Err(Error::Corrupt(_))));
+    assert_eq!(read_all(&store, &key, Seq(20), suite::ALL).await.len(), 11);
 }
 
 #[tokio::test]
@@ -365,4 +495,63 @@ async fn a_page_of_sessions_goes_on_behind_a_session_that_has_moved() {
     let rest = store.sessions(&tenant, Some(last), 9).await.unwrap();
     let rest: Vec<_> = rest.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(rest, ["a", "B"]);
+}
+
+#[tokio::test]
+async fn devices_are_seen_as_consumer_groups_where_they_stand_and_go_with_them() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    store.write(&key, append(&entries("d", 4), 4)).await.unwrap();
+    let at = |seq| Cursor { epoch: first.epoch, seq: Seq(seq) };
+    let (phone, laptop) = ("phone".parse().unwrap(), "laptop".parse().unwrap());
+    let groups = async || server.command(&format!("XINFO GROUPS et:{{{key}}}:log")).await.unwrap();
+    store.ack(&key, &phone, at(1)).await.unwrap();
+    store.ack(&key, &laptop, at(5)).await.unwrap();
+    let seen = groups().await;
+    assert!(seen.contains("phone") && seen.contains("1-0"), "{seen}");
+    assert!(seen.contains("laptop") && seen.contains("5-0"), "{seen}");
+    // What comes to the end of the log is mirrored at once, and there Redis can tell the lag.
+    store.ack(&key, &phone, at(5)).await.unwrap();
+    let seen = groups().await;
+    assert_eq!((seen.matches("5-0").count(), seen.matches("lag\r\n:0").count()), (2, 2), "{seen}");
+    // A group that somebody has removed comes back.
+    server.command(&format!("XGROUP DESTROY et:{{{key}}}:log phone")).await.unwrap();
+    store.ack(&key, &phone, at(5)).await.unwrap();
+    assert!(groups().await.contains("phone"));
+    assert!(store.forget_device(&key, &phone).await.unwrap());
+    let seen = groups().await;
+    assert!(!seen.contains("phone") && seen.contains("laptop"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_device_that_was_idle_for_long_is_not_told_of_and_leaves_with_its_group_when_a_new_one_comes() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    let cursor = Cursor { epoch: first.epoch, seq: Seq(1) };
+    let (old, new) = ("old".parse().unwrap(), "new".parse().unwrap());
+    store.ack(&key, &old, cursor).await.unwrap();
+    let idle = everthread_protocol::limits::DEVICE_IDLE_MS + 60_000;
+    let at = first.at.0 - idle;
+    server.command(&format!("HSET et:{{{key}}}:devices old \"{cursor} {at} {at}\"")).await.unwrap();
+    assert_eq!(store.devices(&key).await.unwrap(), []);
+    assert_eq!(store.device_in(std::slice::from_ref(&key), &old).await.unwrap(), [None]);
+    store.ack(&key, &new, cursor).await.unwrap();
+    assert_eq!(server.command(&format!("HKEYS et:{{{key}}}:devices")).await.unwrap(), "*1\r\n$3\r\nnew\r\n");
+    let groups = server.command(&format!("XINFO GROUPS et:{{{key}}}:log")).await.unwrap();
+    assert!(groups.contains("new") && !groups.contains("old"), "{groups}");
+}
+
+#[tokio::test]
+async fn a_device_that_stood_in_a_lost_tail_gives_way_to_one_that_reads_the_new_log() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    store.write(&key, append(&entries("d", 4), 4)).await.unwrap();
+    let phone = "phone".parse().unwrap();
+    store.ack(&key, &phone, Cursor { epoch: first.epoch, seq: Seq(5) }).await.unwrap();
+    // Another primary, which has only the first three.
+    let meta = format!("et:{{{key}}}:meta");
+    server.command(&format!("HSET {meta} replid other head 3")).await.unwrap();
+    server.command(&format!("XDEL et:{{{key}}}:log 5-0")).await.unwrap();
+    let before = Cursor { epoch: first.epoch, seq: Seq(2) };
+    assert_eq!(store.ack(&key, &phone, before).await.unwrap(), Some(before));
 }

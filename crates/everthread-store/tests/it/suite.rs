@@ -4,8 +4,10 @@
 //! must live as long as the test. A case may wait for a state, with a deadline, never for a time.
 
 pub mod feed;
+pub mod folding;
 pub mod indexes;
 pub mod leases;
+pub mod people;
 pub mod reading;
 pub mod writing;
 
@@ -55,6 +57,17 @@ macro_rules! conformance {
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
         );
+        $crate::suite::conformance!(@ $open, folding,
+            from_every_cursor_a_folded_log_reads_the_same,
+            a_fold_changes_nothing_but_the_seam,
+            every_answer_tells_how_far_the_log_is_folded,
+            a_fold_that_does_not_fit_is_refused_and_changes_nothing,
+            of_many_folders_at_once_exactly_one_wins,
+            a_log_can_be_folded_to_its_head_and_goes_on,
+            pages_of_a_folded_log_are_bounded_and_join_at_the_seam,
+            a_follower_that_heard_nothing_finds_what_was_folded_meanwhile,
+            readers_appenders_and_folders_do_not_get_in_each_others_way,
+        );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,
             a_lease_without_a_grant_is_ignored,
@@ -68,6 +81,20 @@ macro_rules! conformance {
             who_has_got_a_control_is_read_back,
             a_delivery_wakes_control_followers_only_and_can_then_be_read,
             of_too_many_deliveries_the_latest_are_known,
+        );
+        $crate::suite::conformance!(@ $open, people,
+            a_device_goes_forward_and_never_back,
+            a_cursor_that_the_log_has_not_is_not_taken,
+            devices_of_a_session_are_told_apart_and_forgotten_one_by_one,
+            one_device_is_found_in_many_sessions,
+            of_many_acknowledgements_at_once_the_furthest_stands,
+            of_too_many_devices_the_one_idle_for_longest_is_forgotten,
+            a_member_is_present_while_its_node_lives_and_holds_it,
+            what_is_told_of_a_member_changes_and_its_beginning_stays,
+            the_same_member_may_be_held_by_two_nodes,
+            of_too_many_members_nothing_is_told_but_who_they_are,
+            a_node_that_missed_its_beat_learns_it,
+            a_presence_follower_hears_of_members_and_of_nothing_else,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,

