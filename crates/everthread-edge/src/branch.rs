@@ -48,6 +48,7 @@ pub(crate) async fn regenerate<S: Store>(
     let numbered = Numbered::Request { key: &producer, answer: "", made_at: made_at(id.as_str()) };
     let plan = |view: View, state: &State| again(&view, state, run, params.clone());
     let decided = edge.desk.decide_as_read(key, by, numbered, || read(edge, key), plan).await?;
+    edge.folder.after_write(key, &decided.written, false);
     let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
     let run = match decided.decision {
         Some(decision) => decision.requested,
@@ -74,6 +75,7 @@ pub(crate) async fn select<S: Store>(
         Ok(Request::Select { through: find(&view, message)?.seq })
     };
     let decided = edge.desk.decide_as_read(key, by, numbered, || read(edge, key), plan).await?;
+    edge.folder.after_write(key, &decided.written, false);
     Ok(Cursor { epoch: decided.written.epoch, seq: decided.written.to })
 }
 

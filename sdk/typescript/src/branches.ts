@@ -144,6 +144,18 @@ export function heldAt(stretches: Stretches, messages: Message[], place: number)
   }
 }
 
+/** Messages by the seq of the one that they follow, or by the place of that if it is not held. */
+export function families(stretches: Stretches, messages: Message[]): Map<number, Message[]> {
+  const found = new Map<number, Message[]>();
+  for (const message of messages) {
+    const place = heldAt(stretches, messages, placeBefore(stretches, messages, message));
+    const family = found.get(place);
+    if (family) family.push(message);
+    else found.set(place, [message]);
+  }
+  return found;
+}
+
 /** Where a run stands in the tree: where it was requested, or where the open run stands that started it. */
 export function placeOf(run: Run, open: (id: string) => Run | undefined): number {
   let root = run;

@@ -4,7 +4,7 @@
 // Invariant: the view after a log is the same for every way of cutting and folding that log, and from every cursor.
 
 import { applyEntry } from "./apply.js";
-import { heldAt, messagesTo, placeBefore, placeOf, referenceOf, Stretches } from "./branches.js";
+import { families, heldAt, messagesTo, placeBefore, placeOf, referenceOf, Stretches } from "./branches.js";
 import type { Entries, LatestEvent, Message, Run, SessionInfo, Snapshot, ViewJson, ViewState } from "./protocol.js";
 import type { Control, JsonObject, Part } from "./protocol.js";
 import { byteLength } from "./utf8.js";
@@ -59,6 +59,8 @@ export class View implements ViewJson {
 
   /** What has not ended, by run and id, so that an append costs a few look-ups. */
   readonly #open = new Map<string, OpenRun>();
+  /** Messages by the place that they follow. */
+  #families: Map<number, Message[]> | undefined;
 
   static from(json: ViewJson & { more?: boolean }): View {
     const view = new View();
@@ -90,6 +92,11 @@ export class View implements ViewJson {
     return messagesTo(this.#stretches, this.messages, this.#stretches.end);
   }
 
+  /** Whether a run stands on the current branch. What it has written may stand on others. */
+  isRunOnBranch(run: Run): boolean {
+    return this.#stretches.goesThrough(this.#stretches.end, placeOf(run, (id) => this.openRun(id)?.run));
+  }
+
   /** Whether a message is on the current branch. */
   isOnBranch(message: Message): boolean {
     return this.#stretches.goesThrough(this.#stretches.end, message.seq);
@@ -107,7 +114,8 @@ export class View implements ViewJson {
   alternatives(message: Message): Message[] {
     // Without branches nothing has any.
     if (!this.session.branches) return [message];
-    return this.#following(heldAt(this.#stretches, this.messages, this.#before(message)));
+    const place = placeBefore(this.#stretches, this.messages, message);
+    return this.#following(heldAt(this.#stretches, this.messages, place));
   }
 
   /** The messages of other branches that follow the last one of the current branch, whose successor has not begun. */
@@ -143,6 +151,7 @@ export class View implements ViewJson {
       return { result: duplicate ? "duplicate" : "gap" };
     }
     const change = noChange();
+    this.#families = undefined;
     for (const block of frame.blocks) {
       const from = block.from ?? frame.from;
       block.entries.forEach((entry, i) => {
@@ -164,6 +173,7 @@ export class View implements ViewJson {
   /** Puts a page of history before what is here. */
   prepend(messages: Message[], more: boolean): void {
     const first = this.messages[0]?.seq ?? Infinity;
+    this.#families = undefined;
     this.messages.unshift(...messages.filter((message) => message.seq < first));
     this.more = more;
   }
@@ -195,12 +205,10 @@ export class View implements ViewJson {
     return new Stretches(this.session);
   }
 
-  #before(message: Message): number {
-    return placeBefore(this.#stretches, this.messages, message);
-  }
-
   #following(place: number): Message[] {
-    return this.messages.filter((other) => heldAt(this.#stretches, this.messages, this.#before(other)) === place);
+    // One walk for all, until something changes: a page asks for each message it shows.
+    this.#families ??= families(this.#stretches, this.messages);
+    return this.#families.get(place) ?? [];
   }
 
   toJSON(): ViewJson {
@@ -218,6 +226,7 @@ export class View implements ViewJson {
     this.events = state.events;
     this.messages = messages;
     this.more = more;
+    this.#families = undefined;
     this.index();
   }
 

@@ -47,7 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
-    cases.extend(client_people());
+    cases.extend(client_holds());
     cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
@@ -206,7 +206,7 @@ fn client_controls() -> Vec<Value> {
     ]
 }
 
-fn client_people() -> Vec<Value> {
+fn client_holds() -> Vec<Value> {
     let hold = json!({"t": "hold", "id": "1", "attachment": 1});
     let release = json!({"t": "release", "id": "1", "attachment": 1});
     let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});

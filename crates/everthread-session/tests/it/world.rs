@@ -351,12 +351,10 @@ impl World {
                 Entry::ControlRequested { message: Some(message), .. } => {
                     self.asked_for_work.insert(message.to_string(), false);
                 }
-                // What an edit has replaced is not worked on any more.
-                Entry::ControlSettled {
-                    control, run: None, reason: Some(RefusalReason::Superseded), ..
-                } => {
+                Entry::ControlSettled { control, run: None, reason, .. } => {
                     let message = self.ledger.controls[control].message.as_ref().map(ToString::to_string);
-                    free.extend(message.filter(|id| !kept(id)));
+                    let replaced = *reason == Some(RefusalReason::Superseded);
+                    free.extend(message.filter(|id| replaced && !kept(id)));
                 }
                 _ => {}
             }
