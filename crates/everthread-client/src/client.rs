@@ -8,7 +8,9 @@ use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Role, Target};
 use everthread_protocol::frame::{Done, From};
 use everthread_protocol::limits::FRAME_BYTES_MAX;
-use everthread_protocol::{AgentName, AuthorKind, Code, DeviceId, RequestId, Seq, SessionId, SubjectId};
+use everthread_protocol::{
+    AgentName, AuthorKind, Code, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId,
+};
 use everthread_socket::Backoff;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -184,11 +186,32 @@ impl Session {
 
     /// [`Session::input`], with what happens if the agent is at work.
     pub async fn input_for(&self, text: &str, to: &Addressee) -> Result<Done, Error> {
-        let entry = json!([{
+        let entries = to_raw_value(&self.user_text(text))?;
+        self.put_for(&self.client.fresh_id(), entries, to).await
+    }
+
+    fn user_text(&self, text: &str) -> Value {
+        json!([{
             "type": "message.put", "message": self.client.fresh_id(), "role": Role::User,
             "parts": [{ "kind": "text", "value": text }],
-        }]);
-        self.put_for(&self.client.fresh_id(), to_raw_value(&entry)?, to).await
+        }])
+    }
+
+    /// Puts a user's text in place of `message` (`message` or `run/message`), on a branch of its own, for the agent that the
+    /// replaced one was for unless `to` names one. What works on the replaced message is cancelled.
+    pub async fn edit(&self, message: &str, text: &str, to: &Addressee) -> Result<Done, Error> {
+        let entries = to_raw_value(&self.user_text(text))?;
+        self.put_in_place(&self.client.fresh_id(), entries, to, Some(message)).await
+    }
+
+    /// Has a run that has ended done again, for an answer beside the first. The answer names the new run.
+    pub async fn regenerate(&self, run: RunId) -> Result<Done, Error> {
+        self.done(Body::Regenerate { id: self.client.fresh_id().parse()?, run, params: None }).await
+    }
+
+    /// Makes the newest branch through `message` (`message` or `run/message`) the current one, for everybody.
+    pub async fn select(&self, message: &str) -> Result<Done, Error> {
+        self.done(Body::Select { id: self.client.fresh_id().parse()?, message: message.to_owned() }).await
     }
 
     /// Writes entries under `id`; a repeat with the same id is answered with what the first one got.
@@ -199,9 +222,19 @@ impl Session {
 
     /// [`Session::put`], with what happens to a user's message if the agent is at work.
     pub async fn put_for(&self, id: &str, entries: Box<RawValue>, to: &Addressee) -> Result<Done, Error> {
-        let Addressee { agent, when_busy } = to.clone();
-        let body = Body::Put { id: id.parse()?, agent, when_busy, entries: entries.into() };
-        self.done(body).await
+        self.put_in_place(id, entries, to, None).await
+    }
+
+    async fn put_in_place(
+        &self,
+        id: &str,
+        entries: Box<RawValue>,
+        to: &Addressee,
+        replaces: Option<&str>,
+    ) -> Result<Done, Error> {
+        let (Addressee { agent, when_busy }, entries) = (to.clone(), entries.into());
+        let replaces = replaces.map(str::to_owned);
+        self.done(Body::Put { id: id.parse()?, agent, when_busy, replaces, entries }).await
     }
 
     /// Takes the session over: its agents stop, and none begins until it is released.

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::follow::{Event, Frame};
 use crate::stand::{Place, place};
 use everthread_protocol::frame::{
-    Attach, ClientFrame, Detach, From, History, Hold, Put, Receipt, Release, ResetReason,
+    Attach, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release, ResetReason, Select,
 };
 use everthread_protocol::{Cursor, Epoch, RequestId, Seq, SessionId};
 use everthread_socket::Utf8Bytes;
@@ -164,7 +164,8 @@ impl Sessions {
         let due = |phase| phase == Phase::Wanted || matches!(phase, Phase::Later(at) if at <= now);
         for (key, followed) in self.followed.iter_mut().filter(|(_, f)| due(f.phase)) {
             let Some(id) = attach_id(*key) else { continue };
-            let attach = Attach { id, session: followed.session.clone(), from: followed.from };
+            let attach =
+                Attach { id, session: followed.session.clone(), from: followed.from, presence: false };
             self.outgoing.push_back(ClientFrame::Attach(attach).encode());
             followed.phase = Phase::Asked;
         }
@@ -390,6 +391,8 @@ impl Body {
         match self {
             Body::Put { id, .. }
             | Body::History { id, .. }
+            | Body::Regenerate { id, .. }
+            | Body::Select { id, .. }
             | Body::Hold { id, .. }
             | Body::Release { id, .. } => id.as_str(),
         }
@@ -397,10 +400,14 @@ impl Body {
 
     pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
-            Body::Put { id, agent, when_busy, entries } => {
-                let t = everthread_protocol::frame::PutTag::Put;
-                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, entries: &entries }).encode()
+            Body::Put { id, agent, when_busy, replaces, entries } => {
+                let (t, entries) = (everthread_protocol::frame::PutTag::Put, &*entries);
+                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, entries }).encode()
             }
+            Body::Regenerate { id, run, params } => {
+                ClientFrame::Regenerate(Regenerate { id, attachment, run, params }).encode()
+            }
+            Body::Select { id, message } => ClientFrame::Select(Select { id, attachment, message }).encode(),
             Body::Hold { id, reason } => ClientFrame::Hold(Hold { id, attachment, reason }).encode(),
             Body::Release { id, reason, agent, run } => {
                 ClientFrame::Release(Release { id, attachment, reason, agent, run }).encode()

@@ -135,6 +135,7 @@ async fn compare<S: Store>(
         leases: Leases::default(),
         heartbeat: Duration::from_secs(25),
         stall_max: Duration::from_secs(60),
+        presence: everthread_edge::presence::Times::default(),
         folding: Options::default(),
     };
     let edge = Edge::start(store.clone(), config);

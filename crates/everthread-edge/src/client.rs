@@ -8,6 +8,8 @@ mod attachment;
 mod request;
 
 use crate::auth::Identity;
+use crate::devices::Open;
+use crate::presence::Joined;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
 use crate::tail::Wake;
 use crate::{Edge, reader::fault_of};
@@ -42,6 +44,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
     let gauge = edge.metrics.connections.with_label_values(&["client"]);
     gauge.inc();
     let id = crate::put::fresh_id::<everthread_protocol::RequestId>().to_string();
+    let open = edge.acks.open();
     let connection = Connection {
         id,
         edge,
@@ -52,6 +55,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         wake: Arc::default(),
         attachments: BTreeMap::new(),
         attachments_made: 0,
+        _open: open,
         ready: VecDeque::new(),
         request: None,
         tracked: FuturesUnordered::new(),
@@ -79,6 +83,8 @@ struct Connection<S> {
     wake: Arc<Wake>,
     attachments: BTreeMap<u32, Attachment>,
     attachments_made: u32,
+    /// Keeps whoever stores acknowledgements from ending before this connection does.
+    _open: Open<S>,
     /// Attachments that may have something to send, in turn.
     ready: VecDeque<u32>,
     /// The request under way.
@@ -121,6 +127,7 @@ impl<S: Store> Connection<S> {
             // One try: a peer that takes nothing learns it from the closed socket.
             let _sent = tokio::time::timeout(Duration::from_millis(200), self.flush_all()).await;
         }
+        self.attachments.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.store_acks(id));
         let left = i64::try_from(self.attachments.len()).unwrap_or(0);
         self.edge.metrics.attachments.sub(left);
     }
@@ -196,6 +203,11 @@ impl<S: Store> Connection<S> {
         }
         if !self.outbox.is_empty() && self.outbox.progress().elapsed() > self.edge.config.stall_max {
             return Err(End::Close(close::STALLED));
+        }
+        for (id, attachment) in &mut self.attachments {
+            if attachment.joined.as_mut().is_some_and(Joined::look) && !self.ready.contains(id) {
+                self.ready.push_back(*id);
+            }
         }
         let silence = self.heard.elapsed();
         if silence > self.edge.config.heartbeat * 2 && self.outbox.is_empty() {

@@ -1,6 +1,9 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod branch;
 mod control;
+mod devices;
+mod presence;
 mod read;
 
 use crate::auth::Identity;
@@ -10,14 +13,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put as put_route};
 use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
-    AgentName, Code, Cursor, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
+    AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
 };
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
@@ -62,7 +65,15 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
+        .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/select", post(branch::select::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
+        .route("/v1/sessions/{session}/devices", get(devices::list::<S>))
+        .route(
+            "/v1/sessions/{session}/devices/{device}",
+            put_route(devices::acknowledge::<S>).delete(devices::forget::<S>),
+        )
+        .route("/v1/sessions/{session}/presence", get(presence::show::<S>))
         .route("/v1/sessions/{session}/state", get(read::state::<S>))
         .route("/v1/sessions/{session}/messages", get(read::messages::<S>))
         .route("/v1/sessions/{session}/export", get(read::export::<S>))
@@ -201,6 +212,7 @@ async fn create<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answ
 struct ListQuery {
     limit: Option<usize>,
     after: Option<String>,
+    device: Option<DeviceId>,
 }
 
 async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
@@ -215,12 +227,20 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
     let found = store.sessions(&identity.tenant, after, limit).await.map_err(|e| e.fault())?;
     let next =
         (found.len() == limit).then(|| found.last().map(|(id, at)| format!("{}.{id}", at.0))).flatten();
+    let keys: Vec<SessionKey> = found
+        .iter()
+        .map(|(session, _)| SessionKey { tenant: identity.tenant.clone(), session: session.clone() })
+        .collect();
+    let read = devices::read_by(&edge, &keys, asked.device.as_ref()).await?;
     let mut sessions = Vec::with_capacity(found.len());
-    for (session, at) in found {
-        let key = SessionKey { tenant: identity.tenant.clone(), session };
+    for ((key, (_, at)), read) in keys.into_iter().zip(found).zip(read) {
         match edge.desk.load(&key).await {
-            Ok((_, state)) => {
-                sessions.push(json!({ "session": key.session, "active_at": at, "meta": state.meta }));
+            Ok((loaded, state)) => {
+                let mut session = json!({ "session": key.session, "active_at": at, "meta": state.meta });
+                if asked.device.is_some() {
+                    devices::add_unread(&mut session, &loaded, read.as_ref());
+                }
+                sessions.push(session);
             }
             // The index is only an index.
             Err(failure) if failure.fault().code == Code::NoSession => {}
@@ -285,6 +305,7 @@ struct Input {
     reply_to: Option<String>,
     message: Option<MessageId>,
     when_busy: Option<WhenBusy>,
+    replaces: Option<String>,
 }
 
 async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
@@ -297,8 +318,8 @@ async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, req
     };
     let Input { reply_to, agent, params, when_busy, .. } = input;
     let message = input.message.unwrap_or_else(put::fresh_id);
-    let intent =
-        Intent::Message(Put { message, role: Role::User, parts, reply_to, agent, params, when_busy });
+    let put = Put { message, role: Role::User, parts, reply_to, agent, params, when_busy, branch: None };
+    let intent = Intent::Message(put, input.replaces);
     let id = input.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
@@ -327,6 +348,7 @@ struct WriteEntries {
     id: Option<RequestId>,
     agent: Option<AgentName>,
     when_busy: Option<WhenBusy>,
+    replaces: Option<String>,
     entries: Vec<Value>,
 }
 
@@ -339,7 +361,7 @@ async fn write_entries<S: Store>(
     let write: WriteEntries = body(request).await?;
     let entries = serde_json::to_string(&write.entries)
         .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
-    let intent = Intent::read(&entries, write.agent, write.when_busy)?;
+    let intent = Intent::read(&entries, write.agent, write.when_busy, write.replaces)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))

@@ -8,11 +8,14 @@
 //! A node holds nothing that another cannot rebuild from the store.
 
 pub mod auth;
+mod branch;
 mod client;
 mod control;
+pub mod devices;
 pub mod folder;
 pub mod http;
 pub mod metrics;
+pub mod presence;
 pub mod put;
 pub mod reader;
 mod run_token;
@@ -22,11 +25,13 @@ pub mod tail;
 mod worker;
 
 use auth::Auth;
+use devices::Acks;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use folder::Folder;
 use metrics::Metrics;
+use presence::Presences;
 use reader::Reader;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +50,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// A client whose socket takes no byte for this long is closed.
     pub stall_max: Duration,
+    /// The times of presence.
+    pub presence: presence::Times,
     /// When logs are folded in the store.
     pub folding: folder::Options,
 }
@@ -79,6 +86,10 @@ pub struct Shared<S> {
     pub reader: Reader<S>,
     /// Live ends of sessions.
     pub tails: Tails<S>,
+    /// Keeps the durable cursors of devices.
+    pub acks: Acks<S>,
+    /// Who is present in the sessions followed here.
+    pub presences: Presences<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
     /// Every task of the node.
@@ -93,13 +104,31 @@ impl<S: Store> Edge<S> {
         let tasks = TaskGroup::new();
         let desk = Desk::new(store.clone(), config.leases.clone());
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
+        let metrics = Metrics::new();
+        let acks = Acks::new(store.clone(), &metrics);
+        let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
+        tasks.spawn(async move { keeper_of_acks.run(stop).await });
+        let times = config.presence.clone();
+        let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
         let reader = Reader::new(store);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
-        let metrics = Metrics::new();
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
-        Edge { shared: Arc::new(Shared { config, desk, dispatcher, reader, tails, folder, tasks, metrics }) }
+        Edge {
+            shared: Arc::new(Shared {
+                config,
+                desk,
+                dispatcher,
+                reader,
+                tails,
+                folder,
+                acks,
+                presences,
+                tasks,
+                metrics,
+            }),
+        }
     }
 
     /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.

@@ -24,6 +24,14 @@ pub struct Metrics {
     pub resets: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
+    /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
+    pub acks: IntCounterVec,
+    /// Members that are present through this node.
+    pub presence_members: IntGauge,
+    /// `presence` frames put on sockets.
+    pub presence_frames: IntCounter,
+    /// Times that who is present was read from the store.
+    pub presence_reads: IntCounter,
     /// Folds of logs in the store by result: done, raced, stale, dropped, error.
     pub folds: IntCounterVec,
     /// Entries that were folded in the store.
@@ -53,7 +61,16 @@ impl Metrics {
         let attachments =
             IntGauge::new("everthread_attachments", "Sessions followed, over all connections.").unwrap();
         registry.register(Box::new(attachments.clone())).unwrap();
+        let presence_members =
+            IntGauge::new("everthread_presence_members", "Members present through this node.").unwrap();
+        registry.register(Box::new(presence_members.clone())).unwrap();
         Metrics {
+            presence_members,
+            presence_frames: counter("everthread_presence_frames_total", "Presence frames put on sockets."),
+            presence_reads: counter(
+                "everthread_presence_reads_total",
+                "Times that who is present was read from the store.",
+            ),
             connections,
             attachments,
             appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),
@@ -68,6 +85,7 @@ impl Metrics {
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
             ),
+            acks: counters("everthread_acks_total", "Acknowledgements of devices by result.", "result"),
             folds: counters("everthread_folds_total", "Folds of logs in the store by result.", "result"),
             folded_entries: counter(
                 "everthread_folded_entries_total",

@@ -77,8 +77,9 @@ impl Drop for Waiter {
     }
 }
 
+/// Attachments that wait for the same thing.
 #[derive(Default)]
-struct Waiters {
+pub(crate) struct Waiters {
     by_id: Mutex<HashMap<u64, Waiting>>,
     next: std::sync::atomic::AtomicU64,
 }
@@ -90,7 +91,17 @@ struct Waiting {
 }
 
 impl Waiters {
-    fn wake_all(&self) {
+    /// Marks `attachment` at `wake` whenever all are woken from here on.
+    pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let marked = Arc::new(AtomicBool::new(false));
+        let waiting = Waiting { wake, attachment, marked: marked.clone() };
+        lock(&self.by_id).insert(id, waiting);
+        Waiter { list: self.clone(), id, marked }
+    }
+
+    /// Marks everybody who is not marked yet.
+    pub(crate) fn wake_all(&self) {
         for waiting in lock(&self.by_id).values() {
             if !waiting.marked.swap(true, Ordering::AcqRel) {
                 waiting.wake.mark(waiting.attachment);
@@ -311,13 +322,17 @@ impl Tail {
         lock(&self.ring).after(cursor, bytes_max)
     }
 
+    /// The cursor at `seq`, as somebody means it who was sent everything up to `sent`.
+    pub fn cursor_at(&self, seq: Seq, sent: Cursor) -> Cursor {
+        let ring = lock(&self.ring);
+        let mut known = ring.epochs.iter().rev().map(|(epoch, since)| (*epoch, *since));
+        let found = known.find(|(epoch, since)| *epoch <= sent.epoch && *since <= seq);
+        Cursor { epoch: found.map_or(sent.epoch, |(epoch, _)| epoch), seq }
+    }
+
     /// Marks `attachment` at `wake` at every change from here on.
     pub fn wait(&self, wake: Arc<Wake>, attachment: u32) -> Waiter {
-        let id = self.waiters.next.fetch_add(1, Ordering::Relaxed);
-        let marked = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting { wake, attachment, marked: marked.clone() };
-        lock(&self.waiters.by_id).insert(id, waiting);
-        Waiter { list: self.waiters.clone(), id, marked }
+        self.waiters.wait(wake, attachment)
     }
 
     fn want_repair(&self) {

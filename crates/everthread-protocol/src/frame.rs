@@ -1,7 +1,7 @@
 //! Frames between clients and the edge: `GET /v1/connect`, subprotocol `everthread.v1`.
 
 use crate::control::{Mode, WhenBusy};
-use crate::entry::{ControlKind, ControlOutcome, RefusalReason, Target};
+use crate::entry::{ControlKind, ControlOutcome, Object, RefusalReason, Target};
 use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
@@ -12,6 +12,10 @@ use crate::record::{Author, AuthorKind, Block};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+
+mod people;
+
+pub use people::*;
 
 /// The WebSocket subprotocol of clients and workers.
 pub const SUBPROTOCOL: &str = "everthread.v1";
@@ -35,8 +39,14 @@ pub enum ClientFrame<'a> {
     Hold(Hold),
     /// Hand it back.
     Release(Release),
+    /// Have a run done again.
+    Regenerate(Regenerate),
+    /// Make another branch the current one.
+    Select(Select),
     /// Read older messages.
     History(History),
+    /// Note how far this device has read.
+    Ack(Ack),
     /// Answer to `ping`.
     Pong {},
     /// Write input or events. It carries its own `t`: a tagged enum would copy the entries.
@@ -45,6 +55,9 @@ pub enum ClientFrame<'a> {
     /// Ask something of a run. It carries its own `t`, too.
     #[serde(skip)]
     Control(Control<'a>),
+    /// Tell the others something of oneself. It carries its own `t`, too.
+    #[serde(skip)]
+    Presence(SetPresence<'a>),
 }
 
 /// First frame of a client.
@@ -79,6 +92,8 @@ pub enum From {
     Start,
     /// With a snapshot of the last n messages.
     Recent(usize),
+    /// After the durable cursor of the connection's device.
+    Device,
 }
 
 impl Serialize for From {
@@ -86,6 +101,7 @@ impl Serialize for From {
         match self {
             From::Cursor(cursor) => cursor.serialize(s),
             From::Start => s.serialize_str("start"),
+            From::Device => s.serialize_str("device"),
             From::Recent(recent) => {
                 use serde::ser::SerializeMap as _;
                 let mut map = s.serialize_map(Some(1))?;
@@ -111,12 +127,15 @@ impl<'de> Deserialize<'de> for From {
         }
         match Any::deserialize(d) {
             Ok(Any::Text(text)) if text == "start" => Ok(From::Start),
+            Ok(Any::Text(text)) if text == "device" => Ok(From::Device),
             Ok(Any::Text(text)) => text.parse().map(From::Cursor).map_err(serde::de::Error::custom),
             Ok(Any::Recent(r)) if r.recent <= RECENT_MESSAGES_MAX => Ok(From::Recent(r.recent)),
             Ok(Any::Recent(_)) => {
                 Err(serde::de::Error::custom(format_args!("recent is at most {RECENT_MESSAGES_MAX}")))
             }
-            Err(_) => Err(serde::de::Error::custom("from is a cursor, \"start\" or {\"recent\": n}")),
+            Err(_) => {
+                Err(serde::de::Error::custom("from is a cursor, \"start\", \"device\" or {\"recent\": n}"))
+            }
         }
     }
 }
@@ -131,6 +150,9 @@ pub struct Attach {
     pub session: SessionId,
     /// Where to begin.
     pub from: From,
+    /// Be present, and learn who else is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub presence: bool,
 }
 
 /// Stop following a session.
@@ -169,6 +191,9 @@ pub struct Put<'a> {
     /// What happens if that agent is at work; else what the session's `meta.when_busy` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_busy: Option<WhenBusy>,
+    /// With one `message.put`: it takes the place of this message (`message` or `run/message`) on a branch of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// Either one `message.put`, or one `state.set`, or events and `x-` types.
     #[serde(borrow)]
     pub entries: &'a RawValue,
@@ -241,6 +266,33 @@ pub struct Release {
     pub run: bool,
 }
 
+/// Have a run done again, on a branch of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regenerate {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The run; it must have ended.
+    pub run: RunId,
+    /// Passed to the worker; else what the run was passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+}
+
+/// Make another branch the current one, for everybody.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The newest branch through this message: `message` or `run/message`.
+    pub message: String,
+}
+
 pub(crate) fn yes() -> bool {
     true
 }
@@ -301,6 +353,7 @@ impl<'a> ClientFrame<'a> {
         match &*frame_type(bytes)? {
             "put" => return parse(bytes).map(ClientFrame::Put),
             "control" => return parse(bytes).map(ClientFrame::Control),
+            "presence" => return SetPresence::decode(bytes).map(ClientFrame::Presence),
             _ => {}
         }
         let frame = parse(bytes)?;
@@ -317,6 +370,7 @@ impl<'a> ClientFrame<'a> {
         match self {
             ClientFrame::Put(put) => encode(put),
             ClientFrame::Control(control) => encode(control),
+            ClientFrame::Presence(presence) => encode(presence),
             other => encode(other),
         }
     }
@@ -369,6 +423,8 @@ pub enum ServerFrame<'a> {
     /// A page of older messages. Read apart, too.
     #[serde(skip_deserializing)]
     History(HistoryPage<'a>),
+    /// Who is present.
+    Presence(Presence),
     /// Answer with `pong`.
     Ping {},
     /// The server closes the connection.
@@ -426,6 +482,12 @@ pub struct Attached {
     pub head: Seq,
     /// Whether the client's cursor was taken. If not, `reset` and `snapshot` follow.
     pub resumed: bool,
+    /// Up to where the connection's device has read, if it has a durable cursor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acked: Option<Seq>,
+    /// With `acked`: messages of others that began after it, at most [`crate::limits::UNREAD_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<u64>,
 }
 
 /// Why a client's state is replaced.
@@ -600,6 +662,10 @@ mod tests {
             r#"{"t":"put","id":"1","attachment":1,"entries":[{"type":"x-a", "n":1.0}]}"#,
             r#"{"t":"control","id":"1","attachment":1,"kind":"cancel","target":{"run":"r"}}"#,
             r#"{"t":"history","id":"1","attachment":1,"before":9,"limit":3}"#,
+            r#"{"t":"attach","id":"1","session":"s","from":"device","presence":true}"#,
+            r#"{"t":"ack","attachment":1,"seq":9}"#,
+            r#"{"t":"presence","attachment":1,"data":{"typing": true}}"#,
+            r#"{"t":"presence","attachment":1}"#,
             r#"{"t":"pong"}"#,
         ] {
             assert_eq!(again(text), text);
@@ -615,6 +681,10 @@ mod tests {
             (r#"{"t":"attach","id":"1","session":"a b","from":"start"}"#, "a b"),
             (r#"{"t":"attach","id":"1","session":"s","from":{"recent":1001}}"#, "1000"),
             (r#"{"t":"history","id":"1","attachment":1,"limit":0}"#, "limit"),
+            (r#"{"t":"ack","id":"1","attachment":1,"seq":9}"#, "id"),
+            (r#"{"t":"presence","attachment":1,"data":[]}"#, "object"),
+            (r#"{"t":"presence","attachment":1,"data":{"a":1,"a":2}}"#, "data"),
+            (r#"{"t":"presence","attachment":1,"typing":true}"#, "typing"),
         ] {
             let fault = ClientFrame::decode(text.as_bytes()).unwrap_err();
             assert!(fault.message.contains(names), "{text}: {fault}");

@@ -40,6 +40,8 @@ pub const SETTLED_MAX: usize = 256;
 pub const SETTLED_MEMORY_MS: u64 = 10 * 60 * 1000;
 /// How long a cancel by input waits for an input that has not arrived yet.
 pub const CANCEL_INPUT_WAIT_MS: u64 = 30 * 1000;
+/// Branches of one session. Editing, regenerating and selecting are refused beyond them; everything else goes on.
+pub const BRANCHES_MAX: usize = 1000;
 /// Keys that `state.set` may create in one session …
 pub const VALUES_MAX: usize = 64;
 /// … and the bytes of all of them.
@@ -69,5 +71,15 @@ pub const STEER_WAIT_MS: u64 = 2 * 60 * 1000;
 pub const PAUSE_WAIT_MS: u64 = 30 * 1000;
 /// How long a control may wait for its outcome.
 pub const CONTROL_WAIT_MAX_MS: u64 = 60 * 60 * 1000;
+/// Devices of one session; of more, the one idle for longest is forgotten.
+pub const DEVICES_MAX: usize = 1024;
+/// A device that has acknowledged nothing for so long is forgotten.
+pub const DEVICE_IDLE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// Unread messages that are counted; of more, this many are told.
+pub const UNREAD_MAX: u64 = 1000;
+/// Bytes of the data of one present member.
+pub const PRESENCE_DATA_BYTES_MAX: usize = 1024;
+/// Members that are listed; of more, only their number is told.
+pub const PRESENCE_LIST_MAX: usize = 200;
 /// Messages that become the input of one run: further ones stay in the session and are not named.
 pub const RUN_INPUT_MAX: usize = 64;

@@ -16,18 +16,20 @@ mod group;
 mod leases;
 mod lenient;
 mod liveness;
+mod people;
 mod pools;
+mod presence;
 mod registry;
 mod session;
 mod views;
 mod writer;
 
 use crate::{
-    Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Refusal, Renewal, Store,
-    Taken, WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
+    Present, Refusal, Renewal, Store, Taken, WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -90,6 +92,7 @@ struct Shared {
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
+    presence: presence::Presence,
     clock: Clock,
     failure: OnceLock<String>,
 }
@@ -113,6 +116,7 @@ impl Embedded {
             watchers: Arc::default(),
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
+            presence: presence::Presence::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
         });
@@ -123,6 +127,7 @@ impl Embedded {
             sessions: HashMap::new(),
             pools: pools::Pools::stored(pools),
             deadlines: pools::Deadlines::stored(deadlines),
+            devices: people::Devices::default(),
             groups: 0,
             cached_bytes: 0,
             cached_bytes_max,
@@ -344,6 +349,63 @@ impl Store for Embedded {
 
     async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
         Ok(self.0.shared.liveness.bury(tenant, worker, holder))
+    }
+
+    async fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> Result<Option<Cursor>, Error> {
+        let (key, device) = (key.clone(), device.clone());
+        self.ask(|reply| Request::Ack(key, device, cursor, reply)).await
+    }
+
+    async fn devices(&self, key: &SessionKey) -> Result<Vec<Device>, Error> {
+        let (key, now) = (key.clone(), self.0.shared.clock.now());
+        let mut devices = self.on_disk(move |shared| shared.disk.devices(&key)).await?;
+        devices.retain(|device| !device.is_idle(now));
+        Ok(devices)
+    }
+
+    async fn device_in(&self, keys: &[SessionKey], device: &DeviceId) -> Result<Vec<Option<Device>>, Error> {
+        let (keys, device, now) = (keys.to_vec(), device.clone(), self.0.shared.clock.now());
+        let found = self.on_disk(move |shared| shared.disk.device_in(&keys, &device)).await?;
+        Ok(found.into_iter().map(|device| device.filter(|device| !device.is_idle(now))).collect())
+    }
+
+    async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
+        let (key, device) = (key.clone(), device.clone());
+        self.ask(|reply| Request::ForgetDevice(key, device, reply)).await
+    }
+
+    async fn beat_node(&self, node: &NodeId, ttl_ms: u64) -> Result<bool, Error> {
+        let ttl = Duration::from_millis(ttl_ms);
+        Ok(self.0.shared.presence.beat(node, ttl, Instant::now()))
+    }
+
+    async fn living(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
+        Ok(self.0.shared.presence.living(nodes, Instant::now()))
+    }
+
+    async fn hold_present(
+        &self,
+        key: &SessionKey,
+        node: &NodeId,
+        changes: &[PresenceChange],
+    ) -> Result<(), Error> {
+        let Shared { presence, followers, clock, .. } = &*self.0.shared;
+        presence.hold(key, node, changes, clock.now());
+        for (interest, follower) in followers.of(key) {
+            if interest == Interest::Presence {
+                follower.changed();
+            }
+        }
+        Ok(())
+    }
+
+    async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
+        Ok(self.0.shared.presence.present(key, told_max, Instant::now()))
     }
 
     fn is_ready(&self) -> bool {

@@ -10,14 +10,17 @@
 
 pub mod embedded;
 mod fold;
+mod people;
 pub mod redis;
 mod types;
 
 pub use fold::{Fold, Folded};
+pub use people::*;
 pub use types::*;
 
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::sync::Arc;
 
@@ -151,6 +154,60 @@ pub trait Store: Send + Sync + 'static {
         holder: &str,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
 
+    /// Moves the device's durable cursor forward to `cursor`, and tells where it then stands.
+    ///
+    /// It never goes back, and never beyond the log: `None`, and nothing changes, if `cursor` is not of this log. A known
+    /// cursor that the log has lost gives way to any that it has. A new device takes the place of those that were idle for
+    /// `DEVICE_IDLE_MS`, and, of `DEVICES_MAX`, of the one idle for longest. Repeating it is harmless.
+    fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> impl Future<Output = Result<Option<Cursor>, Error>> + Send;
+
+    /// The devices of a session, by name; none of those that were idle for `DEVICE_IDLE_MS`. The session need not exist.
+    fn devices(&self, key: &SessionKey) -> impl Future<Output = Result<Vec<Device>, Error>> + Send;
+
+    /// One device in many sessions, in the order asked; `None` where it has no durable cursor.
+    fn device_in(
+        &self,
+        keys: &[SessionKey],
+        device: &DeviceId,
+    ) -> impl Future<Output = Result<Vec<Option<Device>>, Error>> + Send;
+
+    /// Forgets a device. Returns whether it was known.
+    fn forget_device(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// The node lives for `ttl_ms` from now. Returns whether it was known to live until now: if not, what it held may have
+    /// been forgotten.
+    fn beat_node(&self, node: &NodeId, ttl_ms: u64) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Which of the nodes live, in the order asked.
+    fn living(&self, nodes: &[NodeId]) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
+    /// Changes what `node` holds of the session's presence, and wakes followers of [`Interest::Presence`].
+    ///
+    /// In no way a part of the log; it may be lost with the store's memory, and the session need not exist.
+    fn hold_present(
+        &self,
+        key: &SessionKey,
+        node: &NodeId,
+        changes: &[PresenceChange],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Everybody whom a living node holds, in no order. What dead nodes hold is forgotten. If there are more than
+    /// `told_max`, nothing is told about them.
+    fn present(
+        &self,
+        key: &SessionKey,
+        told_max: usize,
+    ) -> impl Future<Output = Result<Vec<Present>, Error>> + Send;
+
     /// Whether reads, writes and the live feed work now: the last probe through all of them came back.
     fn is_ready(&self) -> bool;
 }
@@ -170,7 +227,8 @@ pub const DELIVERED_MAX: usize = 1024;
 pub trait Follower: Send + Sync {
     /// A record was written. Only with [`Interest::Log`]; may come twice, may be lost.
     fn record(&self, record: everthread_protocol::Record);
-    /// The state changed, or a worker has got a control. Only with [`Interest::Control`]; may come twice, may be lost.
+    /// The state changed, or a worker has got a control, with [`Interest::Control`]; or what is held of the presence
+    /// changed, with [`Interest::Presence`]. May come twice, may be lost.
     fn changed(&self);
     /// Something may have been lost: compare with the store.
     fn doubt(&self);

@@ -6,7 +6,8 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`fold`], [`leases`] and [`index`] translate between them and the trait.
+//! scripts; [`write`], [`read`], [`fold`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
+//! the trait.
 
 mod feed;
 mod fold;
@@ -14,6 +15,8 @@ mod index;
 mod keys;
 mod leases;
 mod link;
+mod people;
+mod presence;
 mod read;
 mod script;
 mod write;
@@ -23,12 +26,12 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Renewal, Store, Taken,
-    WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
+    Present, Renewal, Store, Taken, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
-    ControlId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -191,6 +194,7 @@ impl Store for Redis {
         let (channel, sink) = match interest {
             Interest::Log => (self.inner.keys.log(key), Sink::Log(follower)),
             Interest::Control => (self.inner.keys.control(key), Sink::Control(follower)),
+            Interest::Presence => (self.inner.keys.presence(key), Sink::Control(follower)),
         };
         self.inner.feed.follow(channel, sink)
     }
@@ -252,6 +256,48 @@ impl Store for Redis {
 
     async fn bury(&self, tenant: &TenantId, worker: &WorkerId, holder: &str) -> Result<bool, Error> {
         self.bury_worker(tenant, worker, holder).await
+    }
+
+    async fn ack(
+        &self,
+        key: &SessionKey,
+        device: &DeviceId,
+        cursor: Cursor,
+    ) -> Result<Option<Cursor>, Error> {
+        self.ack_device(key, device, cursor).await
+    }
+
+    async fn devices(&self, key: &SessionKey) -> Result<Vec<Device>, Error> {
+        self.list_devices(key).await
+    }
+
+    async fn device_in(&self, keys: &[SessionKey], device: &DeviceId) -> Result<Vec<Option<Device>>, Error> {
+        self.device_in_many(keys, device).await
+    }
+
+    async fn forget_device(&self, key: &SessionKey, device: &DeviceId) -> Result<bool, Error> {
+        self.drop_device(key, device).await
+    }
+
+    async fn beat_node(&self, node: &NodeId, ttl_ms: u64) -> Result<bool, Error> {
+        self.beat_for_node(node, ttl_ms).await
+    }
+
+    async fn living(&self, nodes: &[NodeId]) -> Result<Vec<bool>, Error> {
+        self.living_of(nodes).await
+    }
+
+    async fn hold_present(
+        &self,
+        key: &SessionKey,
+        node: &NodeId,
+        changes: &[PresenceChange],
+    ) -> Result<(), Error> {
+        self.change_present(key, node, changes).await
+    }
+
+    async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
+        self.present_in(key, told_max).await
     }
 
     fn is_ready(&self) -> bool {

@@ -176,6 +176,8 @@ pub enum Interest {
     Log,
     /// Changes of the state, and deliveries of controls.
     Control,
+    /// Members that come, go, or tell something else.
+    Presence,
 }
 
 /// Keeps a follower or watcher registered.

@@ -4,6 +4,7 @@ use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
+use everthread_edge::presence::Times;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -60,6 +61,13 @@ pub struct NodeArgs {
     /// How long a client's socket may take no byte before it is closed, in milliseconds.
     #[arg(long, env = "EVERTHREAD_STALL_MS", default_value_t = 60_000)]
     pub stall_ms: u64,
+    /// How long a node that shows no sign of life counts as living: then its members are not present any more, in
+    /// milliseconds.
+    #[arg(long, env = "EVERTHREAD_PRESENCE_TTL_MS", default_value_t = 10_000)]
+    pub presence_ttl_ms: u64,
+    /// How long somebody who leaves is shown as present, and may come back, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_PRESENCE_GRACE_MS", default_value_t = 3_000)]
+    pub presence_grace_ms: u64,
     /// How long a stopping node waits for its connections, in milliseconds.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
@@ -121,6 +129,22 @@ impl NodeArgs {
             heartbeat: Duration::from_millis(self.worker_heartbeat_ms),
             return_grace: Duration::from_millis(self.return_grace_ms),
             cancel_grace: Duration::from_millis(self.cancel_grace_ms),
+        })
+    }
+
+    /// The times of presence, checked against each other.
+    pub fn presence(&self) -> anyhow::Result<Times> {
+        ensure!(self.presence_ttl_ms >= 1000, "--presence-ttl-ms must be at least 1000");
+        ensure!(
+            self.presence_grace_ms <= self.presence_ttl_ms,
+            "--presence-grace-ms ({}) must not be longer than --presence-ttl-ms ({})",
+            self.presence_grace_ms,
+            self.presence_ttl_ms
+        );
+        Ok(Times {
+            node_ttl: Duration::from_millis(self.presence_ttl_ms),
+            grace: Duration::from_millis(self.presence_grace_ms),
+            ..Times::default()
         })
     }
 

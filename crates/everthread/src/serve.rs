@@ -94,6 +94,7 @@ async fn node_until_stopped<S: Store>(
         leases: args.leases()?,
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max: Duration::from_millis(args.stall_ms),
+        presence: args.presence()?,
         folding: folder::Options::default(),
     };
     let edge = Edge::start(store, config);

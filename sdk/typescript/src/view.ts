@@ -4,6 +4,7 @@
 // Invariant: the view after a log is the same for every way of cutting and folding that log, and from every cursor.
 
 import { applyEntry } from "./apply.js";
+import { heldAt, messagesTo, placeBefore, placeOf, referenceOf, Stretches } from "./branches.js";
 import type { Entries, LatestEvent, Message, Run, SessionInfo, Snapshot, ViewJson, ViewState } from "./protocol.js";
 import type { Control, JsonObject, Part } from "./protocol.js";
 import { byteLength } from "./utf8.js";
@@ -26,7 +27,7 @@ export interface OpenRun {
 
 /** What a frame changed, so that a page needs to draw no more than that. */
 export interface Change {
-  /** Everything: the view was replaced, or older things came or went. */
+  /** Everything: the view was replaced, older things came or went, or another branch is current. */
   all: boolean;
   messages: Set<Message>;
   runs: Set<Run>;
@@ -79,6 +80,42 @@ export class View implements ViewJson {
     return this.#open.get(id)?.run ?? this.runs.findLast((run) => run.run === id);
   }
 
+  /** The newest message of a reference: `message` or `run/message`. */
+  find(reference: string): Message | undefined {
+    return this.messages.findLast((message) => referenceOf(message) === reference);
+  }
+
+  /** The messages of the current branch, oldest first, as far as they are held: what a page shows. */
+  branch(): Message[] {
+    return messagesTo(this.#stretches, this.messages, this.#stretches.end);
+  }
+
+  /** Whether a message is on the current branch. */
+  isOnBranch(message: Message): boolean {
+    return this.#stretches.goesThrough(this.#stretches.end, message.seq);
+  }
+
+  /** The messages that a run works on: the current branch if it stands there, else its own. */
+  branchOf(run: Run): Message[] {
+    const stretches = this.#stretches;
+    const place = placeOf(run, (id) => this.openRun(id)?.run);
+    if (stretches.goesThrough(stretches.end, place)) return this.branch();
+    return messagesTo(stretches, this.messages, stretches.endOf(stretches.newestThrough(place)));
+  }
+
+  /** The messages that follow the same one as `message` does, itself among them, oldest first, as far as they are held. */
+  alternatives(message: Message): Message[] {
+    // Without branches nothing has any.
+    if (!this.session.branches) return [message];
+    return this.#following(heldAt(this.#stretches, this.messages, this.#before(message)));
+  }
+
+  /** The messages of other branches that follow the last one of the current branch, whose successor has not begun. */
+  continuations(): Message[] {
+    const last = this.session.branches ? this.branch().at(-1) : undefined;
+    return last ? this.#following(last.seq) : [];
+  }
+
   openRun(id: string | undefined): OpenRun | undefined {
     return id === undefined ? undefined : this.#open.get(id);
   }
@@ -129,6 +166,41 @@ export class View implements ViewJson {
     const first = this.messages[0]?.seq ?? Infinity;
     this.messages.unshift(...messages.filter((message) => message.seq < first));
     this.more = more;
+  }
+
+  /** Something begins at `seq`, made by somebody who stands at `place`, or nowhere. */
+  grow(seq: number, place: number | undefined): void {
+    this.#stretches.grow(seq, place);
+  }
+
+  beginBranch(seq: number, after: number): void {
+    this.#stretches.begin(seq, after);
+  }
+
+  selectBranch(through: number): void {
+    this.#stretches.select(through);
+  }
+
+  placeOf(run: Run | undefined): number | undefined {
+    return run && placeOf(run, (id) => this.openRun(id)?.run);
+  }
+
+  /** Where the message of a control without outcome stands that is among `input`. */
+  placeOfInput(input: string[]): number | undefined {
+    const carries = (c: Control) => c.outcome === undefined && c.message !== undefined && input.includes(c.message);
+    return this.controls.findLast(carries)?.requested_seq;
+  }
+
+  get #stretches(): Stretches {
+    return new Stretches(this.session);
+  }
+
+  #before(message: Message): number {
+    return placeBefore(this.#stretches, this.messages, message);
+  }
+
+  #following(place: number): Message[] {
+    return this.messages.filter((other) => heldAt(this.#stretches, this.messages, this.#before(other)) === place);
   }
 
   toJSON(): ViewJson {

@@ -1,6 +1,7 @@
 //! Attachments: a cursor on a tail. Joining, resuming, following live and being slow are one operation: read from the cursor.
 
 use super::{Connection, TURN_BYTES};
+use crate::presence::Joined;
 use crate::reader::Reader;
 use crate::tail::{Found, Tail, Waiter, is_valid, since_of};
 use bytes::Bytes;
@@ -28,6 +29,10 @@ pub(super) struct Attachment {
     pub waiter: Waiter,
     /// It needs the log and waits for its turn to read.
     pub wants_fetch: bool,
+    /// Its part in the session's presence, if it has one.
+    pub joined: Option<Joined>,
+    /// Its device has acknowledged something.
+    pub has_acked: bool,
 }
 
 /// What the client was told last.
@@ -125,6 +130,7 @@ pub(super) async fn snapshot<S: Store>(
 impl<S: Store> Connection<S> {
     /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
     pub(super) fn serve_attachment(&mut self, id: u32) {
+        self.serve_presence(id);
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         // What the log brings goes on from the cursor: nothing else may move it meanwhile.
         if self.fetching == Some(id) || self.page.as_ref().is_some_and(|page| page.is_for(id)) {
@@ -159,6 +165,16 @@ impl<S: Store> Connection<S> {
             }
             Found::Ahead => self.start_fetch(id, Fetch::Page),
             Found::Invalid => self.start_fetch(id, Fetch::Reset),
+        }
+    }
+
+    /// Sends what is new of who is present.
+    fn serve_presence(&mut self, id: u32) {
+        let Some(joined) = self.attachments.get_mut(&id).and_then(|a| a.joined.as_mut()) else { return };
+        for (n, end) in joined.frames() {
+            self.edge.metrics.presence_frames.inc();
+            let start = format!("{{\"t\":\"presence\",\"attachment\":{id},\"n\":{n}");
+            self.outbox.entries(&Bytes::from(start), end);
         }
     }
 

@@ -6,13 +6,13 @@ use crate::auth::Identity;
 use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::tail::{Tail, is_valid, start_of};
-use crate::{Edge, control};
+use crate::{Edge, branch, control, devices};
 use everthread_protocol::frame::{
-    Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt, Release,
-    ResetReason, ServerFrame, Welcome,
+    Ack, Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt,
+    Regenerate, Release, ResetReason, Select, ServerFrame, SetPresence, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
-use everthread_protocol::{Code, Cursor, Fault, RequestId, SessionKey};
+use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, SessionKey};
 use everthread_store::Store;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ pub(super) enum Reply {
     Welcome(RequestId, u64),
     /// A control is in the log, or was.
     Asked(SessionKey, Receipt),
-    /// A new attachment, and what its client is sent first.
-    Attached(u32, Arc<Tail>, Cursor, Vec<String>),
+    /// A new attachment, what its client is sent first, and whether it is present.
+    Attached(u32, Arc<Tail>, Cursor, Vec<String>, bool),
     /// It failed.
     Failed(String, Fault),
 }
@@ -54,6 +54,7 @@ impl<S: Store> Connection<S> {
         match frame {
             ClientFrame::Attach(attach) => self.on_attach(attach, &identity),
             ClientFrame::Detach(detach) => {
+                self.store_acks(detach.attachment);
                 if self.attachments.remove(&detach.attachment).is_some() {
                     self.edge.metrics.attachments.dec();
                     self.page.take_if(|page| page.is_for(detach.attachment));
@@ -78,10 +79,28 @@ impl<S: Store> Connection<S> {
                 Ok(key) => self.on_release(release, key, identity),
                 Err(fault) => self.error(Some(release.id.to_string()), fault),
             },
+            ClientFrame::Regenerate(again) => match self.key_of(again.attachment) {
+                Ok(key) => self.on_regenerate(again, key, identity),
+                Err(fault) => self.error(Some(again.id.to_string()), fault),
+            },
+            ClientFrame::Select(select) => match self.key_of(select.attachment) {
+                Ok(key) => self.on_select(select, key, identity),
+                Err(fault) => self.error(Some(select.id.to_string()), fault),
+            },
             ClientFrame::History(history) => match self.key_of(history.attachment) {
                 Ok(key) => self.on_history(history, key),
                 Err(fault) => self.error(Some(history.id.to_string()), fault),
             },
+            ClientFrame::Ack(ack) => {
+                if let Err(fault) = self.on_ack(&ack, identity) {
+                    self.error(None, fault);
+                }
+            }
+            ClientFrame::Presence(presence) => {
+                if let Err(fault) = self.on_presence(&presence) {
+                    self.error(None, fault);
+                }
+            }
             ClientFrame::Hello(_) | ClientFrame::Pong {} => {}
         }
     }
@@ -113,11 +132,13 @@ impl<S: Store> Connection<S> {
         let edge = self.edge.clone();
         let key = SessionKey { tenant: identity.tenant.clone(), session: attach.session.clone() };
         let id = attach.id.to_string();
-        self.begin(id, async move { open(&edge, key, attach, number).await });
+        let author = identity.author.clone();
+        self.begin(id, async move { open(&edge, key, attach, number, &author).await });
     }
 
     fn on_put(&mut self, put: &Put<'_>, key: SessionKey, identity: Identity) {
-        let intent = match Intent::read(put.entries.get(), put.agent.clone(), put.when_busy) {
+        let replaces = put.replaces.clone();
+        let intent = match Intent::read(put.entries.get(), put.agent.clone(), put.when_busy, replaces) {
             Ok(intent) => intent,
             Err(fault) => return self.error(Some(put.id.to_string()), fault),
         };
@@ -168,6 +189,25 @@ impl<S: Store> Connection<S> {
         });
     }
 
+    fn on_regenerate(&mut self, again: Regenerate, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(again.id.to_string(), async move {
+            let Regenerate { id, run, params, .. } = again;
+            let asked = branch::regenerate(&edge, &key, &identity.author, &id, &run, params);
+            let (cursor, run) = asked.await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), run, ..done(id) }).encode()]))
+        });
+    }
+
+    fn on_select(&mut self, select: Select, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(select.id.to_string(), async move {
+            let Select { id, message, .. } = select;
+            let cursor = branch::select(&edge, &key, &identity.author, &id, &message).await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), ..done(id) }).encode()]))
+        });
+    }
+
     /// Sends a receipt, and follows the control if it is not the last.
     fn track(&mut self, mut track: Track<S>) {
         if self.tracked.len() < TRACKED_MAX {
@@ -181,6 +221,52 @@ impl<S: Store> Connection<S> {
         self.outbox.text(ServerFrame::Receipt(receipt).encode());
         if !is_last {
             self.track(track);
+        }
+    }
+
+    /// How far the device has read: stored within a second, and when the attachment ends.
+    fn on_ack(&mut self, ack: &Ack, identity: Identity) -> Result<(), Fault> {
+        let attachment = self.attachments.get_mut(&ack.attachment).ok_or_else(no_attachment)?;
+        let device = identity.author.device;
+        let device =
+            device.ok_or_else(|| Fault::bad_request("hello names no device that could have read"))?;
+        if ack.seq > attachment.cursor.seq {
+            let sent = attachment.cursor.seq;
+            return Err(Fault::new(
+                Code::BadCursor,
+                format!("this attachment was sent entries up to {sent}"),
+            ));
+        }
+        let cursor = attachment.tail.cursor_at(ack.seq, attachment.cursor);
+        attachment.has_acked = true;
+        self.edge.acks.note(attachment.tail.key(), &device, cursor);
+        Ok(())
+    }
+
+    /// What the others are told of this client, or the wish to be told everybody again.
+    fn on_presence(&mut self, set: &SetPresence<'_>) -> Result<(), Fault> {
+        let attachment = self.attachments.get_mut(&set.attachment).ok_or_else(no_attachment)?;
+        let absent = || Fault::bad_request("this attachment is not present: attach with presence");
+        let joined = attachment.joined.as_mut().ok_or_else(absent)?;
+        match set.data {
+            Some(data) => joined.tell(data.get()),
+            None => {
+                joined.ask_for_all();
+                if !self.ready.contains(&set.attachment) {
+                    self.ready.push_back(set.attachment);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that what the device has acknowledged is stored now.
+    pub(super) fn store_acks(&self, id: u32) {
+        let device = self.identity.as_ref().and_then(|identity| identity.author.device.as_ref());
+        if let Some((attachment, device)) = self.attachments.get(&id).zip(device)
+            && attachment.has_acked
+        {
+            self.edge.acks.hurry(attachment.tail.key(), device);
         }
     }
 
@@ -211,12 +297,25 @@ impl<S: Store> Connection<S> {
                 let welcome: Welcome = self.welcome_frame(id, now);
                 self.outbox.text(ServerFrame::Welcome(welcome).encode());
             }
-            Reply::Attached(number, tail, cursor, frames) => {
+            Reply::Attached(number, tail, cursor, frames, is_present) => {
                 frames.into_iter().for_each(|frame| self.outbox.text(frame));
                 let waiter = tail.wait(self.wake.clone(), number);
+                let author = self.identity.as_ref().map(|identity| &identity.author).filter(|_| is_present);
+                let joined = author.map(|author| {
+                    let wake = self.wake.clone();
+                    self.edge.presences.join(tail.key(), author, &self.id, wake, number)
+                });
                 let prefix = attachment::prefix(number);
-                let attachment =
-                    Attachment { tail, cursor, mode: Mode::Joining, prefix, waiter, wants_fetch: false };
+                let attachment = Attachment {
+                    tail,
+                    cursor,
+                    mode: Mode::Joining,
+                    prefix,
+                    waiter,
+                    wants_fetch: false,
+                    joined,
+                    has_acked: false,
+                };
                 self.attachments.insert(number, attachment);
                 self.edge.metrics.attachments.inc();
                 self.ready.push_back(number);
@@ -231,15 +330,25 @@ async fn open<S: Store>(
     key: SessionKey,
     attach: Attach,
     number: u32,
+    author: &Author,
 ) -> Result<Reply, Fault> {
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
-    let head = page.head;
+    let (head, is_present) = (page.head, attach.presence);
     let mut frames = Vec::new();
+    let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| log_fault(&key, &e))?;
     let (cursor, resumed) = match attach.from {
         From::Cursor(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
         From::Cursor(_) => (None, false),
         From::Start => (Some(start_of(&page)), true),
         From::Recent(_) => (None, true),
+        From::Device if author.device.is_none() => {
+            return Err(Fault::bad_request("hello names no device whose cursor it could be"));
+        }
+        // A device that has acknowledged nothing begins with the last messages.
+        From::Device => match mark.cursor {
+            Some(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
+            other => (None, other.is_none()),
+        },
     };
     let attached = Attached {
         id: attach.id,
@@ -248,6 +357,8 @@ async fn open<S: Store>(
         epoch: head.epoch,
         head: head.seq,
         resumed,
+        acked: mark.acked,
+        unread: mark.unread,
     };
     frames.push(ServerFrame::Attached(attached).encode());
     if !resumed {
@@ -265,7 +376,7 @@ async fn open<S: Store>(
             cursor
         }
     };
-    Ok(Reply::Attached(number, tail, cursor, frames))
+    Ok(Reply::Attached(number, tail, cursor, frames, is_present))
 }
 
 fn done(id: RequestId) -> Done {

@@ -166,14 +166,15 @@ pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job
 
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
     let (view, _) = edge.reader.view(&assignment.key).await?;
+    let branch = view.branch_of(&assignment.id);
     let run = &assignment.run;
     // The last ones, and of those before them what this run cannot do without: its input, and its own words.
-    let (older, last) = view.messages().split_at(view.messages().len().saturating_sub(WORK_MESSAGES));
-    let is_needed = |message: &&Message| match &message.run {
+    let (older, last) = branch.split_at(branch.len().saturating_sub(WORK_MESSAGES));
+    let is_needed = |message: &&&Message| match &message.run {
         Some(by) => *by == assignment.id,
         None => run.input.iter().any(|input| input == message.message.as_str()),
     };
-    let messages: Vec<&Message> = older.iter().filter(is_needed).chain(last).collect();
+    let messages: Vec<&&Message> = older.iter().filter(is_needed).chain(last).collect();
     let messages = serde_json::value::to_raw_value(&messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let token = edge.config.auth.run_token(&RunRight {
         tenant: assignment.key.tenant.clone(),

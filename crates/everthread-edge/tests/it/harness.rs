@@ -10,6 +10,7 @@ pub mod worker;
 use axum::serve::ListenerExt as _;
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
+use everthread_edge::presence::Times;
 use everthread_edge::{Config, Edge, folder, http as routes};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
@@ -139,6 +140,7 @@ pub struct World<E> {
     pub engine: E,
     pub leases: Leases,
     pub hosts: Vec<String>,
+    pub presence: Times,
     pub folding: folder::Options,
     nodes_made: std::sync::atomic::AtomicU32,
 }
@@ -167,7 +169,13 @@ impl<E: Engine> World<E> {
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        Self { engine, leases, hosts: Vec::new(), folding: FOLDING, nodes_made: 0.into() }
+        let presence = Times {
+            node_ttl: Duration::from_secs(2),
+            grace: Duration::from_millis(1_500),
+            whole: Duration::from_secs(2),
+            ..Times::default()
+        };
+        Self { engine, leases, hosts: Vec::new(), folding: FOLDING, presence, nodes_made: 0.into() }
     }
 
     /// One more node.
@@ -180,6 +188,7 @@ impl<E: Engine> World<E> {
             leases: self.leases.clone(),
             heartbeat: Duration::from_secs(20),
             stall_max: Duration::from_secs(60),
+            presence: self.presence.clone(),
             folding: self.folding,
         };
         Node::start(Edge::start(self.engine.store(&id).await, config))

@@ -6,7 +6,11 @@ mod harness;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod branch;
+#[cfg(test)]
 mod control;
+#[cfg(test)]
+mod devices;
 #[cfg(test)]
 mod folding;
 #[cfg(test)]
@@ -21,6 +25,8 @@ mod lease;
 mod outage;
 #[cfg(test)]
 mod pause;
+#[cfg(test)]
+mod presence;
 #[cfg(test)]
 mod read;
 #[cfg(test)]

@@ -28,7 +28,7 @@ fn text_of(case: &Value) -> String {
 }
 
 /// Codes that a frame may get whose form is right: what it is about is not there.
-const FORM_IS_RIGHT: [&str; 5] = ["no_session", "no_run", "fenced", "bad_cursor", "id_conflict"];
+const FORM_IS_RIGHT: [&str; 6] = ["no_session", "no_run", "not_found", "fenced", "bad_cursor", "id_conflict"];
 
 /// Sends a frame, then one whose answer is known: what came between is the answer, if there was one.
 async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<Value> {
@@ -43,7 +43,7 @@ async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<
         if frame["id"] == id {
             return answer;
         }
-        if !["entries", "live", "lag", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
+        if !["entries", "live", "lag", "presence", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
             answer.get_or_insert(frame);
         }
     }
@@ -68,8 +68,8 @@ async fn client_frames_are_answered_as_the_vectors_say<E: Engine>() {
     let world = World::<E>::start().await;
     let node = world.node().await;
     create(node.address, "s1").await;
-    let mut socket = client::hello(node.address).await;
-    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start" })).await;
+    let mut socket = client::hello_as(node.address, json!({ "subject": "ann", "device": "d1" })).await;
+    socket.ask(json!({ "t": "attach", "session": "s1", "from": "start", "presence": true })).await;
     let probe = json!({ "t": "history", "attachment": 1, "limit": 1 });
     for case in cases(include_str!("../../../../sdk/conformance/vectors/client_frames.json")) {
         if case["name"] == "detach" {

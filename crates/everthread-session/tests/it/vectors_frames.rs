@@ -47,6 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
+    cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
         accepted("put: a message whose id the server makes", put(json!([unnamed]))),
@@ -58,6 +59,10 @@ pub fn client_frames() -> Vec<Value> {
         accepted(
             "put: with an agent",
             json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
+        ),
+        accepted(
+            "put: in place of another message",
+            json!({"t": "put", "id": "p1", "attachment": 1, "replaces": "r1/m1", "entries": [input]}),
         ),
         accepted(
             "put: with a policy for an agent at work",
@@ -144,6 +149,7 @@ fn client_controls() -> Vec<Value> {
     };
     let hold = json!({"t": "hold", "id": "1", "attachment": 1});
     let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
     let and = |frame: &Value, key: &str, value: Value| {
         let mut frame = frame.clone();
         frame[key] = value;
@@ -211,6 +217,12 @@ fn client_controls() -> Vec<Value> {
         accepted("release: to an agent", and(&release, "agent", json!("guide"))),
         accepted("release: to nobody", and(&release, "run", json!(false))),
         refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+        accepted("regenerate", regenerate.clone()),
+        accepted("regenerate: with params", and(&regenerate, "params", json!({"temperature": 1}))),
+        refused("regenerate: no run", "bad_request", json!({"t": "regenerate", "id": "1", "attachment": 1})),
+        refused("regenerate: params that are no object", "bad_request", and(&regenerate, "params", json!(1))),
+        accepted("select", json!({"t": "select", "id": "1", "attachment": 1, "message": "r1/m1"})),
+        refused("select: no message", "bad_request", json!({"t": "select", "id": "1", "attachment": 1})),
     ]
 }
 
@@ -283,6 +295,52 @@ fn client_requests() -> Vec<Value> {
         refused("JSON with something after it", "bad_request", "{\"t\":\"pong\"} x"),
         refused("nothing", "bad_request", ""),
     ]
+}
+
+/// Devices and presence.
+fn client_people() -> Vec<Value> {
+    vec![
+        accepted("attach: from the device's cursor", attach(json!("device"))),
+        accepted(
+            "attach: with presence",
+            json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "presence": true}),
+        ),
+        refused(
+            "attach: with somebody's presence",
+            "bad_request",
+            json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "presence": "ann"}),
+        ),
+        accepted("ack", ack(json!(0))),
+        refused("ack: less than nothing", "bad_request", ack(json!(-1))),
+        refused("ack: a cursor", "bad_request", ack(json!("1763700000000000.1"))),
+        refused("ack: with an id", "bad_request", json!({"t": "ack", "id": "1", "attachment": 1, "seq": 0})),
+        refused("ack: without seq", "bad_request", json!({"t": "ack", "attachment": 1})),
+        accepted("presence: data", presence(json!({"typing": true, "at": {"message": "m1"}}))),
+        accepted("presence: nothing more", presence(json!({}))),
+        accepted("presence: everybody again", json!({"t": "presence", "attachment": 1})),
+        accepted("presence: as much as there may be", presence(json!({"a": "x".repeat(1016)}))),
+        refused("presence: too much", "too_large", presence(json!({"a": "x".repeat(1017)}))),
+        refused("presence: a list", "bad_request", presence(json!([]))),
+        refused("presence: a text", "bad_request", presence(json!("typing"))),
+        refused(
+            "presence: a doubled key",
+            "bad_request",
+            r#"{"t":"presence","attachment":1,"data":{"a":1,"\u0061":2}}"#,
+        ),
+        refused(
+            "presence: a field that nobody knows",
+            "bad_request",
+            json!({"t": "presence", "attachment": 1, "typing": true}),
+        ),
+    ]
+}
+
+fn ack(seq: Value) -> Value {
+    json!({"t": "ack", "attachment": 1, "seq": seq})
+}
+
+fn presence(data: Value) -> Value {
+    json!({"t": "presence", "attachment": 1, "data": data})
 }
 
 fn append(entries: Value) -> Value {
@@ -463,6 +521,8 @@ pub fn server_frames() -> Value {
     let state = json!({"session": {"meta": {"title": "Trip"}, "closed": false}, "runs": [], "controls": [], "values": {}, "events": []});
     let block = json!({"by": by, "at": 1_763_700_000_000_u64, "entries": [{"type": "x-mine", "n": 1}]});
     let epoch = "1763700000000000";
+    let member = json!({"member": "user/ann/phone", "kind": "user", "subject": "ann", "device": "phone", "data": {"typing": true},
+        "since": 1_763_700_000_000_u64});
     let error = |code: &str, retryable: bool, quiet: bool| json!({"t": "error", "id": "1", "code": code, "message": "what to do", "retryable": retryable, "no_side_effects": quiet});
     let mut late = error("unavailable", true, true);
     late["after_ms"] = json!(500);
@@ -494,6 +554,11 @@ pub fn server_frames() -> Value {
             {"t": "receipt", "control": "c3", "stage": "settled", "outcome": "refused", "reason": "already_answered", "run": "r2",
              "answered_by": by, "seq": 47},
             {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "control": "c4"},
+            {"t": "attached", "id": "3", "attachment": 2, "session": "s1", "epoch": epoch, "head": 42, "resumed": true,
+             "acked": 40, "unread": 1},
+            {"t": "presence", "attachment": 2, "n": 1, "members": [member]},
+            {"t": "presence", "attachment": 2, "n": 2, "joined": [member], "changed": [member], "left": ["user/bob/tv"]},
+            {"t": "presence", "attachment": 2, "n": 3, "count": 201},
             {"t": "history", "id": "4", "messages": [message], "more": false},
             {"t": "ping"},
             {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},

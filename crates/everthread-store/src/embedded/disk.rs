@@ -30,6 +30,9 @@ pub(super) const FOLDED: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinitio
 pub(super) const PRODUCERS: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("producers");
 /// (pool, ticket) → [`PoolRow`] as JSON.
 pub(super) const POOLS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("pools");
+/// (session, device) → epoch and seq of its durable cursor, and when it last acknowledged something.
+pub(super) const DEVICES: TableDefinition<'_, (&str, &str), (u64, u64, u64)> =
+    TableDefinition::new("devices");
 /// Session → when it is due.
 pub(super) const DEADLINES: TableDefinition<'_, &str, u64> = TableDefinition::new("deadlines");
 /// (tenant, session) → when it was last active.
@@ -115,6 +118,7 @@ impl Disk {
             txn.open_table(PRODUCERS).map_err(failed)?;
             txn.open_table(POOLS).map_err(failed)?;
             txn.open_table(DEADLINES).map_err(failed)?;
+            txn.open_table(DEVICES).map_err(failed)?;
             txn.open_table(INDEX).map_err(failed)?;
             txn.open_table(RECENT).map_err(failed)?;
             let mut engine = txn.open_table(ENGINE).map_err(failed)?;
@@ -141,6 +145,11 @@ impl Disk {
     /// Begins the transaction of one group.
     pub fn begin(&self) -> Result<redb::WriteTransaction, Error> {
         self.0.begin_write().map_err(failed)
+    }
+
+    /// Begins a read of what is committed.
+    pub fn reading(&self) -> Result<redb::ReadTransaction, Error> {
+        self.0.begin_read().map_err(failed)
     }
 
     /// Meta and state of a session.

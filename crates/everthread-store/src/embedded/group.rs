@@ -3,6 +3,7 @@
 use super::Shared;
 use super::disk::{self, failed, to_json};
 use super::leases::Lease;
+use super::people::{self, DeviceChange};
 use super::pools::PoolChange;
 use super::session::Session;
 use crate::Error;
@@ -33,6 +34,8 @@ pub(super) struct Group {
     pub woken: HashSet<PoolKey>,
     /// Rows of the deadline index, in order.
     pub deadlines: Vec<(SessionKey, DeadlineRow)>,
+    /// Rows of devices, in order.
+    pub devices: Vec<DeviceChange>,
     /// Sessions that were active.
     pub index: Vec<(SessionKey, Millis)>,
     /// One per request.
@@ -82,6 +85,7 @@ impl Group {
         self.sessions.is_empty()
             && self.pools.is_empty()
             && self.deadlines.is_empty()
+            && self.devices.is_empty()
             && self.index.is_empty()
     }
 
@@ -97,6 +101,7 @@ impl Group {
         self.store_pools(&txn)?;
         self.store_deadlines(&txn)?;
         self.store_index(&txn)?;
+        people::store(&txn, &self.devices)?;
         {
             let mut engine = txn.open_table(disk::ENGINE).map_err(failed)?;
             engine.insert("sessions", numbers.sessions).map_err(failed)?;

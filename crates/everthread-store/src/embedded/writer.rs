@@ -6,10 +6,11 @@
 
 use super::Shared;
 use super::group::{DeadlineRow, FoldRows, Group, Numbers};
+use super::people::Devices;
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
 use crate::{Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
-use everthread_protocol::{Epoch, Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -39,6 +40,10 @@ pub(super) enum Request {
     ClaimDue(usize, Reply<Vec<Due>>),
     /// [`crate::Store::finish_due`].
     FinishDue(Due, Option<Millis>, Reply<()>),
+    /// [`crate::Store::ack`].
+    Ack(SessionKey, DeviceId, Cursor, Reply<Option<Cursor>>),
+    /// [`crate::Store::forget_device`].
+    ForgetDevice(SessionKey, DeviceId, Reply<bool>),
 }
 
 /// A [`crate::Fold`] that can travel to the writer.
@@ -70,6 +75,8 @@ pub(super) struct Writer {
     pub pools: Pools,
     /// When sessions are due.
     pub deadlines: Deadlines,
+    /// Durable cursors of devices.
+    pub devices: Devices,
     /// Groups so far.
     pub groups: u64,
     /// About the bytes of the cached sessions with their views.
@@ -133,6 +140,21 @@ impl Writer {
             Request::ClaimDue(limit, reply) => {
                 let due = self.deadlines.claim(limit, self.shared.clock.now());
                 answer(group, reply, Ok(due));
+            }
+            Request::Ack(key, device, cursor, reply) => {
+                let result = self.ack(&key, &device, cursor).map(|(changes, cursor)| {
+                    group.devices.extend(changes);
+                    cursor
+                });
+                answer(group, reply, result);
+            }
+            Request::ForgetDevice(key, device, reply) => {
+                let result = self.forget_device(&key, &device).map(|change| {
+                    let was_known = change.is_some();
+                    group.devices.extend(change);
+                    was_known
+                });
+                answer(group, reply, result);
             }
             Request::FinishDue(due, next, reply) => {
                 if self.deadlines.finish(&due, next) {
@@ -224,6 +246,7 @@ impl Writer {
         for answer in group.answers {
             answer(result.clone());
         }
+        self.devices.trim();
         self.evict();
     }
 
@@ -300,6 +323,8 @@ fn refuse(request: Request, error: &Error) {
         | Request::Arm(.., reply)
         | Request::FinishDue(.., reply) => drop(reply.send(Err(error))),
         Request::Take(.., reply) => drop(reply.send(Err(error))),
+        Request::Ack(.., reply) => drop(reply.send(Err(error))),
+        Request::ForgetDevice(.., reply) => drop(reply.send(Err(error))),
         Request::ClaimDue(.., reply) => drop(reply.send(Err(error))),
     }
 }

@@ -52,6 +52,16 @@ impl Keys {
         format!("{}:{{{session}}}:delivered", self.prefix)
     }
 
+    /// Hash: durable cursors of the devices of a session.
+    pub(super) fn devices(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:devices", self.prefix)
+    }
+
+    /// Hash: who is present in a session, and which node holds it. Also the channel of its changes.
+    pub(super) fn presence(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:presence", self.prefix)
+    }
+
     /// Channel: the state of a session changed, or a worker has got a control.
     pub(super) fn control(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:control", self.prefix)
@@ -82,7 +92,7 @@ impl Keys {
         format!("{}:{{worker:{tenant}:{worker}}}", self.prefix)
     }
 
-    /// The node's own slot.
+    /// String that expires: the node lives. Also the node's own slot.
     pub(super) fn node(&self, node: &NodeId) -> String {
         format!("{}:{{node:{node}}}", self.prefix)
     }
@@ -108,6 +118,8 @@ mod tests {
         assert_eq!(keys.folded(&session), "et:{acme/s1}:folded");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
+        assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");
+        assert_eq!(keys.presence(&session), "et:{acme/s1}:presence");
         assert_eq!(keys.control(&session), "et:{acme/s1}:control");
         assert_eq!(keys.pool(&pool), "et:{agent:acme:guide:0}:work");
         assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");

@@ -49,6 +49,14 @@ pub(super) struct Scripts {
     pub(super) renew: Script,
     /// Notes who has got a control.
     pub(super) deliver: Script,
+    /// Moves the durable cursor of a device.
+    pub(super) ack: Script,
+    /// Forgets a device.
+    pub(super) forget_device: Script,
+    /// Changes who is present.
+    pub(super) hold: Script,
+    /// Reads who is present.
+    pub(super) present: Script,
     /// Takes items from a pool.
     pub(super) take: Script,
     /// Notes when a session is due.
@@ -75,6 +83,10 @@ impl Scripts {
             fold: Script::new(include_str!("lua/fold.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
+            ack: Script::new(include_str!("lua/ack.lua")),
+            forget_device: Script::new(include_str!("lua/forget_device.lua")),
+            hold: Script::new(include_str!("lua/hold.lua")),
+            present: Script::new(include_str!("lua/present.lua")),
             take: Script::new(include_str!("lua/take.lua")),
             arm: Script::new(include_str!("lua/arm.lua")),
             claim_due: Script::new(include_str!("lua/claim_due.lua")),
@@ -94,6 +106,10 @@ impl Scripts {
             &self.fold,
             &self.renew,
             &self.deliver,
+            &self.ack,
+            &self.forget_device,
+            &self.hold,
+            &self.present,
             &self.take,
             &self.arm,
             &self.claim_due,

@@ -5,7 +5,7 @@ use crate::suite::{
     self, Heard, PATIENCE, append, change, created, doubt, ear, entries, granted, next, one, producer,
     read_all, refused, until,
 };
-use everthread_protocol::{Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Cursor, Millis, PoolKey, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::embedded::Embedded;
@@ -495,4 +495,63 @@ async fn a_page_of_sessions_goes_on_behind_a_session_that_has_moved() {
     let rest = store.sessions(&tenant, Some(last), 9).await.unwrap();
     let rest: Vec<_> = rest.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(rest, ["a", "B"]);
+}
+
+#[tokio::test]
+async fn devices_are_seen_as_consumer_groups_where_they_stand_and_go_with_them() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    store.write(&key, append(&entries("d", 4), 4)).await.unwrap();
+    let at = |seq| Cursor { epoch: first.epoch, seq: Seq(seq) };
+    let (phone, laptop) = ("phone".parse().unwrap(), "laptop".parse().unwrap());
+    let groups = async || server.command(&format!("XINFO GROUPS et:{{{key}}}:log")).await.unwrap();
+    store.ack(&key, &phone, at(1)).await.unwrap();
+    store.ack(&key, &laptop, at(5)).await.unwrap();
+    let seen = groups().await;
+    assert!(seen.contains("phone") && seen.contains("1-0"), "{seen}");
+    assert!(seen.contains("laptop") && seen.contains("5-0"), "{seen}");
+    // What comes to the end of the log is mirrored at once, and there Redis can tell the lag.
+    store.ack(&key, &phone, at(5)).await.unwrap();
+    let seen = groups().await;
+    assert_eq!((seen.matches("5-0").count(), seen.matches("lag\r\n:0").count()), (2, 2), "{seen}");
+    // A group that somebody has removed comes back.
+    server.command(&format!("XGROUP DESTROY et:{{{key}}}:log phone")).await.unwrap();
+    store.ack(&key, &phone, at(5)).await.unwrap();
+    assert!(groups().await.contains("phone"));
+    assert!(store.forget_device(&key, &phone).await.unwrap());
+    let seen = groups().await;
+    assert!(!seen.contains("phone") && seen.contains("laptop"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_device_that_was_idle_for_long_is_not_told_of_and_leaves_with_its_group_when_a_new_one_comes() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    let cursor = Cursor { epoch: first.epoch, seq: Seq(1) };
+    let (old, new) = ("old".parse().unwrap(), "new".parse().unwrap());
+    store.ack(&key, &old, cursor).await.unwrap();
+    let idle = everthread_protocol::limits::DEVICE_IDLE_MS + 60_000;
+    let at = first.at.0 - idle;
+    server.command(&format!("HSET et:{{{key}}}:devices old \"{cursor} {at} {at}\"")).await.unwrap();
+    assert_eq!(store.devices(&key).await.unwrap(), []);
+    assert_eq!(store.device_in(std::slice::from_ref(&key), &old).await.unwrap(), [None]);
+    store.ack(&key, &new, cursor).await.unwrap();
+    assert_eq!(server.command(&format!("HKEYS et:{{{key}}}:devices")).await.unwrap(), "*1\r\n$3\r\nnew\r\n");
+    let groups = server.command(&format!("XINFO GROUPS et:{{{key}}}:log")).await.unwrap();
+    assert!(groups.contains("new") && !groups.contains("old"), "{groups}");
+}
+
+#[tokio::test]
+async fn a_device_that_stood_in_a_lost_tail_gives_way_to_one_that_reads_the_new_log() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first) = created(&store).await;
+    store.write(&key, append(&entries("d", 4), 4)).await.unwrap();
+    let phone = "phone".parse().unwrap();
+    store.ack(&key, &phone, Cursor { epoch: first.epoch, seq: Seq(5) }).await.unwrap();
+    // Another primary, which has only the first three.
+    let meta = format!("et:{{{key}}}:meta");
+    server.command(&format!("HSET {meta} replid other head 3")).await.unwrap();
+    server.command(&format!("XDEL et:{{{key}}}:log 5-0")).await.unwrap();
+    let before = Cursor { epoch: first.epoch, seq: Seq(2) };
+    assert_eq!(store.ack(&key, &phone, before).await.unwrap(), Some(before));
 }

@@ -7,6 +7,7 @@ pub mod feed;
 pub mod folding;
 pub mod indexes;
 pub mod leases;
+pub mod people;
 pub mod reading;
 pub mod writing;
 
@@ -80,6 +81,20 @@ macro_rules! conformance {
             who_has_got_a_control_is_read_back,
             a_delivery_wakes_control_followers_only_and_can_then_be_read,
             of_too_many_deliveries_the_latest_are_known,
+        );
+        $crate::suite::conformance!(@ $open, people,
+            a_device_goes_forward_and_never_back,
+            a_cursor_that_the_log_has_not_is_not_taken,
+            devices_of_a_session_are_told_apart_and_forgotten_one_by_one,
+            one_device_is_found_in_many_sessions,
+            of_many_acknowledgements_at_once_the_furthest_stands,
+            of_too_many_devices_the_one_idle_for_longest_is_forgotten,
+            a_member_is_present_while_its_node_lives_and_holds_it,
+            what_is_told_of_a_member_changes_and_its_beginning_stays,
+            the_same_member_may_be_held_by_two_nodes,
+            of_too_many_members_nothing_is_told_but_who_they_are,
+            a_node_that_missed_its_beat_learns_it,
+            a_presence_follower_hears_of_members_and_of_nothing_else,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,

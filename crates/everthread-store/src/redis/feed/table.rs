@@ -18,7 +18,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 pub(crate) enum Sink {
     /// Wants records.
     Log(Arc<dyn Follower>),
-    /// Wants changes of the state.
+    /// Wants changes, of the state or of who is present.
     Control(Arc<dyn Follower>),
     /// Wants new work.
     Pool(Arc<dyn Fn() + Send + Sync>),
