@@ -240,7 +240,7 @@ impl Walk {
                     agent: agent.map(|agent| agent.parse().unwrap()),
                     params: params.and_then(|params| params.as_object().cloned()),
                     when_busy: POLICIES.get(usize::from(b / 4) % 6).copied(),
-                    branch: (b % 5 == 0).then(|| self.branch(a, b)),
+                    branch: b.is_multiple_of(5).then(|| self.branch(a, b)),
                 })
             }
             18..=44 => {

@@ -47,6 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
+    cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
@@ -149,7 +150,6 @@ fn client_controls() -> Vec<Value> {
     };
     let hold = json!({"t": "hold", "id": "1", "attachment": 1});
     let release = json!({"t": "release", "id": "1", "attachment": 1});
-    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
     let and = |frame: &Value, key: &str, value: Value| {
         let mut frame = frame.clone();
         frame[key] = value;
@@ -217,6 +217,17 @@ fn client_controls() -> Vec<Value> {
         accepted("release: to an agent", and(&release, "agent", json!("guide"))),
         accepted("release: to nobody", and(&release, "run", json!(false))),
         refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+    ]
+}
+
+fn client_branches() -> Vec<Value> {
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
+    vec![
         accepted("regenerate", regenerate.clone()),
         accepted("regenerate: with params", and(&regenerate, "params", json!({"temperature": 1}))),
         refused("regenerate: no run", "bad_request", json!({"t": "regenerate", "id": "1", "attachment": 1})),
