@@ -1,7 +1,7 @@
 //! Frames between clients and the edge: `GET /v1/connect`, subprotocol `everthread.v1`.
 
 use crate::control::{Mode, WhenBusy};
-use crate::entry::{ControlKind, ControlOutcome, Object, RefusalReason, Target};
+use crate::entry::{ControlKind, ControlOutcome, RefusalReason, Target};
 use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-mod people;
-
-pub use people::*;
-
 mod from;
+mod people;
+mod request;
 
 pub use from::From;
+pub use people::*;
+pub use request::{Hold, Regenerate, Release, Select};
 
 /// The WebSocket subprotocol of clients and workers.
 pub const SUBPROTOCOL: &str = "everthread.v1";
@@ -179,74 +179,6 @@ pub struct Control<'a> {
     /// How long to wait for the outcome; each kind has a default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
-}
-
-/// Take the session over from its agents.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hold {
-    /// Correlates `ok`, and makes a repeat harmless.
-    pub id: RequestId,
-    /// Which session.
-    pub attachment: AttachmentId,
-    /// For people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// Hand the session back to its agents.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Release {
-    /// Correlates `ok`, and makes a repeat harmless.
-    pub id: RequestId,
-    /// Which session.
-    pub attachment: AttachmentId,
-    /// For people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Who goes on; else the session's own agent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<AgentName>,
-    /// `false`: nobody does, until there is new input.
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
-    pub run: bool,
-}
-
-/// Have a run done again, on a branch of its own.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Regenerate {
-    /// Correlates `ok`, and makes a repeat harmless.
-    pub id: RequestId,
-    /// Of which session.
-    pub attachment: AttachmentId,
-    /// The run; it must have ended.
-    pub run: RunId,
-    /// Passed to the worker; else what the run was passed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub params: Option<Object>,
-}
-
-/// Make another branch the current one, for everybody.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Select {
-    /// Correlates `ok`, and makes a repeat harmless.
-    pub id: RequestId,
-    /// Of which session.
-    pub attachment: AttachmentId,
-    /// The newest branch through this message: `message` or `run/message`.
-    pub message: String,
-}
-
-pub(crate) fn yes() -> bool {
-    true
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_yes(value: &bool) -> bool {
-    *value
 }
 
 /// Read older messages.

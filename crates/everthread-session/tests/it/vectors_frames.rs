@@ -47,7 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
-    cases.extend(client_holds());
+    cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
@@ -148,6 +148,13 @@ fn client_controls() -> Vec<Value> {
         frame["mode"] = json!(mode);
         frame
     };
+    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
+    let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
     let yes =
         json!({"approval": "pay", "decision": "approved", "digest": "sha256-1", "value": {"limit": 20}});
     vec![
@@ -203,19 +210,6 @@ fn client_controls() -> Vec<Value> {
             "too_large",
             with("answer", json!({"approval": "pay", "decision": "denied", "value": "x".repeat(4096)})),
         ),
-    ]
-}
-
-fn client_holds() -> Vec<Value> {
-    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
-    let release = json!({"t": "release", "id": "1", "attachment": 1});
-    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
-    let and = |frame: &Value, key: &str, value: Value| {
-        let mut frame = frame.clone();
-        frame[key] = value;
-        frame
-    };
-    vec![
         accepted("hold", hold.clone()),
         accepted("hold: with a reason", and(&hold, "reason", json!("the customer asked"))),
         refused("hold: a field that nobody knows", "bad_request", and(&hold, "agent", json!("guide"))),
@@ -223,6 +217,17 @@ fn client_holds() -> Vec<Value> {
         accepted("release: to an agent", and(&release, "agent", json!("guide"))),
         accepted("release: to nobody", and(&release, "run", json!(false))),
         refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+    ]
+}
+
+fn client_branches() -> Vec<Value> {
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
+    vec![
         accepted("regenerate", regenerate.clone()),
         accepted("regenerate: with params", and(&regenerate, "params", json!({"temperature": 1}))),
         refused("regenerate: no run", "bad_request", json!({"t": "regenerate", "id": "1", "attachment": 1})),

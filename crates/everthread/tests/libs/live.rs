@@ -8,7 +8,7 @@ use everthread_client::{
 };
 use everthread_protocol::entry::Outcome;
 use everthread_protocol::{Code, RunId};
-use everthread_session::view::RunStatus;
+use everthread_session::view::{RunStatus, View};
 use everthread_worker::{AgentOptions, Approval, Builder, CancellationToken, Error, Role, Run, Worker};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -293,6 +293,37 @@ async fn an_interrupt_ends_the_run_and_begins_the_next_with_its_text() {
     assert_eq!((old.run, old.outcome), (run.clone(), Some(Outcome::Cancelled)));
     let next = until(&mut follow, |view| last_run(view, "chatter").filter(|next| next.run != run)).await;
     says(&mut follow, &next.run, "x").await;
+    drop(follow);
+    stage.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_edited_a_run_done_again_and_a_branch_selected() {
+    let (_node, stage, mut follow) = play("branches").await;
+    let chat = Addressee { agent: Some("chatter".parse().unwrap()), when_busy: None };
+    let first = follow.session().input_for("go", &chat).await.unwrap();
+    says(&mut follow, first.run.as_ref().unwrap(), "x").await;
+    let message = first.message.unwrap();
+    let edited = follow.session().edit(message.as_str(), "go there", &Addressee::default()).await.unwrap();
+    let run = edited.run.unwrap();
+    says(&mut follow, &run, "x").await;
+    let is_first = |view: &View, wanted: &str| view.branch()[0].message.as_str() == wanted;
+    let edit = edited.message.unwrap();
+    assert!(is_first(follow.view().unwrap(), edit.as_str()));
+    let cut = until(&mut follow, |view| ended(view, "chatter")).await;
+    assert_eq!((cut.run, cut.outcome), (first.run.clone().unwrap(), Some(Outcome::Cancelled)));
+    assert!(matches!(
+        follow.session().regenerate(run.clone()).await,
+        Err(ClientError::Refused { code: Code::Busy, .. })
+    ));
+    assert!(settled(&follow, Ask::cancel(target(&run))).await.is_applied());
+    let again = follow.session().regenerate(run).await.unwrap().run.unwrap();
+    says(&mut follow, &again, "x").await;
+    let view = follow.view().unwrap();
+    let answer = view.branch()[1];
+    assert_eq!((answer.run.as_ref(), view.alternatives(answer).len()), (Some(&again), 2));
+    follow.session().select(message.as_str()).await.unwrap();
+    until(&mut follow, |view| is_first(view, message.as_str()).then_some(())).await;
     drop(follow);
     stage.close().await;
 }
