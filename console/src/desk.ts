@@ -7,6 +7,7 @@ import {
   type ControlKind,
   type Everthread,
   type Json,
+  type Message,
   type Receipt,
   type Run,
   type Session,
@@ -62,6 +63,33 @@ export class Desk {
     if (!run) return;
     if (run.paused) this.#ask("resume", run.run, (session) => session.resume({ target: run.run }));
     else this.#ask("pause", run.run, (session) => session.pause({ target: run.run }));
+  }
+
+  /** Puts other words in the place of a message; whether that was done. */
+  edit(message: Message, text: string): Promise<boolean> {
+    return this.#do("Edit", (session) => session.edit(message, text));
+  }
+
+  /** Has a run done again, for another answer beside the first. */
+  regenerate(run: string): Promise<boolean> {
+    return this.#do("Regenerate", (session) => session.regenerate(run));
+  }
+
+  /** Makes the newest branch through a message the current one. */
+  select(message: Message): void {
+    void this.#do("Select", (session) => session.select(message));
+  }
+
+  async #do(title: string, work: (session: Session) => Promise<unknown>): Promise<boolean> {
+    const session = this.#session;
+    if (!session) return false;
+    try {
+      await work(session);
+      return true;
+    } catch (error) {
+      if (session === this.#session) this.#say(`${title} failed: ${error instanceof Error ? error.message : String(error)}`);
+      return false;
+    }
   }
 
   /** The run that the buttons of the composer are about. */

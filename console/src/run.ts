@@ -2,6 +2,7 @@
 
 import type { Control, Message, Run, View } from "../../sdk/typescript/src/index.js";
 import { ApprovalCard } from "./approval.js";
+import { Versions } from "./branch.js";
 import type { Desk } from "./desk.js";
 import { arrange, h, hueClass, setText } from "./dom.js";
 import { ControlLines } from "./lines.js";
@@ -11,6 +12,8 @@ import { noteOf, stateOf } from "./run-state.js";
 /** What belongs together, worked out once per change of the session. */
 export interface RunIndex {
   view: View;
+  /** Messages of the current branch. */
+  branch: Message[];
   messagesOf: Map<string, Message[]>;
   childrenOf: Map<string, Run[]>;
   controlsOf: Map<string, Control[]>;
@@ -32,6 +35,9 @@ export class RunBlock {
   readonly #lines = new ControlLines();
   readonly #pause = h("button", { class: "quiet run-button", attrs: { type: "button" } });
   readonly #stop = h("button", { class: "quiet run-button", text: "Stop", attrs: { type: "button" } });
+  readonly #again = h("button", { class: "quiet run-button", text: "Regenerate", attrs: { type: "button" } });
+  readonly #versions = new Versions();
+  readonly #foot = h("div", { class: "run-foot" }, this.#versions.element, this.#again);
   readonly #messages = new Map<string, MessageBlock>();
   readonly #children = new Map<string, RunBlock>();
   readonly #approvals = new Map<string, ApprovalCard>();
@@ -41,7 +47,7 @@ export class RunBlock {
     this.#desk = desk;
     const buttons = h("span", { class: "run-buttons" }, this.#pause, this.#stop);
     const head = h("header", {}, h("span", { class: "knot" }), this.#name, this.#badge, buttons);
-    this.element.append(head, this.#task, this.#body, this.#cards, this.#note, this.#lines.element);
+    this.element.append(head, this.#task, this.#body, this.#cards, this.#note, this.#lines.element, this.#foot);
   }
 
   update(run: Run, index: RunIndex): void {
@@ -61,6 +67,7 @@ export class RunBlock {
     this.#updateApprovals(run, controls);
     this.#lines.update(controls, this.#desk.ownOf(run.run), this.#desk.people);
     this.#arrange(run, index);
+    this.#updateVersions(run, index);
   }
 
   /** Only this message changed: the rest of the run stays as it is. */
@@ -120,6 +127,22 @@ export class RunBlock {
     setText(this.#pause, verb);
     this.#pause.setAttribute("aria-label", `${verb} ${run.agent}`);
     this.#pause.onclick = () => this.#desk.pauseOrResume(run);
+  }
+
+  /** Other answers stand beside the first message that there are others of. */
+  #updateVersions(run: Run, { view, branch, messagesOf }: RunIndex): void {
+    const own = messagesOf.get(run.run) ?? [];
+    const forks = own.find((message) => view.alternatives(message).length > 1);
+    const isNext = own.length === 0 && run.requested_seq > (branch.at(-1)?.seq ?? 0);
+    this.#versions.update(forks ? view.alternatives(forks) : isNext ? view.continuations() : [], forks, this.#desk);
+    const isRoot = run.parent_run === undefined;
+    this.#again.hidden = run.status !== "ended" || !isRoot || view.session.closed || view.session.held !== undefined;
+    this.#again.setAttribute("aria-label", `Regenerate ${run.agent}`);
+    this.#again.onclick = () => {
+      this.#again.disabled = true;
+      void this.#desk.regenerate(run.run).then(() => (this.#again.disabled = false));
+    };
+    this.#foot.hidden = this.#again.hidden && this.#versions.element.hidden;
   }
 
   #updateApprovals(run: Run, controls: Control[]): void {

@@ -1,12 +1,12 @@
-// The conversation: people's messages and runs in the order of the log. A frame of tokens touches the message it is
+// The conversation: people's messages and runs of the current branch, in the order of the log. A frame of tokens touches the message it is
 // about; only a change of structure walks the whole list.
 
 import type { Change, Message, View } from "../../sdk/typescript/src/index.js";
 import type { Desk } from "./desk.js";
 import { arrange, h, setText } from "./dom.js";
-import { MessageBlock } from "./message.js";
 import { RunBlock } from "./run.js";
 import { hasParent, indexRuns } from "./run-index.js";
+import { SaidBlock } from "./said.js";
 import { StickyScroll } from "./scroll.js";
 
 interface Pending {
@@ -19,7 +19,7 @@ export class Transcript {
   readonly #scroll: StickyScroll;
   readonly #older: HTMLButtonElement;
   readonly #desk: Desk;
-  readonly #said = new Map<string, { element: HTMLElement; block: MessageBlock }>();
+  readonly #said = new Map<string, SaidBlock>();
   readonly #runs = new Map<string, RunBlock>();
   readonly #pending = new Map<string, Pending>();
   readonly #messages = new Set<Message>();
@@ -102,6 +102,8 @@ export class Transcript {
   /** Draws messages that are on the page already; false if one of them is not. */
   #drawMessages(messages: Message[]): boolean {
     for (const message of messages) {
+      // A run may be at work on another branch: there is nothing of it to draw.
+      if (this.#view && !this.#view.isOnBranch(message)) continue;
       const block = message.run === undefined ? undefined : this.#findRun(message.run);
       if (!block) return false;
       if (!block.updateMessage(message).isConnected) return false;
@@ -120,17 +122,17 @@ export class Transcript {
   }
 
   #drawAll(view: View): void {
-    const index = indexRuns(view, (message) => this.#drawSaid(message));
+    const index = indexRuns(view, (message) => this.#drawSaid(view, message));
     const steers = new Set([...index.steersOf.values()].flat());
     const inputOfChild = new Set(view.runs.filter(hasParent(view)).flatMap((run) => run.input));
     const placed: { seq: number; element: HTMLElement }[] = [];
-    for (const message of view.messages) {
+    for (const message of view.messages) this.#pending.delete(message.message);
+    for (const message of index.branch) {
       if (message.run !== undefined) continue;
-      this.#pending.delete(message.message);
       if (inputOfChild.has(message.message) || steers.has(message)) continue;
-      placed.push({ seq: message.seq, element: this.#drawSaid(message) });
+      placed.push({ seq: message.seq, element: this.#drawSaid(view, message) });
     }
-    for (const run of [...view.runs, ...index.unknown]) {
+    for (const run of index.shown) {
       if (hasParent(view)(run)) continue;
       const block = this.#runs.get(run.run) ?? new RunBlock(this.#desk);
       this.#runs.set(run.run, block);
@@ -143,24 +145,10 @@ export class Transcript {
     arrange(this.#list, [...(view.more ? [this.#older] : []), ...elements, ...pending]);
   }
 
-  #drawSaid(message: Message): HTMLElement {
-    let said = this.#said.get(message.message);
-    if (!said) {
-      const block = new MessageBlock();
-      block.element.classList.add("bubble");
-      const { people } = this.#desk;
-      const isOperator = message.role === "operator";
-      const name = people.titleName(message.by);
-      const attrs = { "aria-label": isOperator ? `${name}, operator` : name };
-      const side = message.role === "user" ? " own" : isOperator ? " operator" : "";
-      const element = h("article", { class: `said${side}`, attrs }, block.element);
-      // Of what people ask, one's own needs no name.
-      const isPlain = message.role === "user" && people.isMe(message.by);
-      if (!isPlain) element.prepend(h("span", { class: "agent", text: attrs["aria-label"] }));
-      said = { element, block };
-      this.#said.set(message.message, said);
-    }
-    said.block.update(message);
+  #drawSaid(view: View, message: Message): HTMLElement {
+    const said = this.#said.get(message.message) ?? new SaidBlock(message, this.#desk);
+    this.#said.set(message.message, said);
+    said.update(message, view.alternatives(message), view.session.closed);
     return said.element;
   }
 }

@@ -7,7 +7,10 @@ use crate::follow::{Follow, Parts};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Role, Target};
 use everthread_protocol::frame::{Done, From};
-use everthread_protocol::{AgentName, AuthorKind, DeviceId, RequestId, Seq, SessionId, SubjectId};
+use everthread_protocol::limits::FRAME_BYTES_MAX;
+use everthread_protocol::{
+    AgentName, AuthorKind, Code, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId,
+};
 use everthread_socket::Backoff;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -200,11 +203,32 @@ impl Session {
 
     /// [`Session::input`], with what happens if the agent is at work.
     pub async fn input_for(&self, text: &str, to: &Addressee) -> Result<Done, Error> {
-        let entry = json!([{
+        let entries = to_raw_value(&self.user_text(text))?;
+        self.put_for(&self.client.fresh_id(), entries, to).await
+    }
+
+    fn user_text(&self, text: &str) -> Value {
+        json!([{
             "type": "message.put", "message": self.client.fresh_id(), "role": Role::User,
             "parts": [{ "kind": "text", "value": text }],
-        }]);
-        self.put_for(&self.client.fresh_id(), to_raw_value(&entry)?, to).await
+        }])
+    }
+
+    /// Puts a user's text in place of `message` (`message` or `run/message`), on a branch of its own, for the agent that the
+    /// replaced one was for unless `to` names one. What works on the replaced message is cancelled.
+    pub async fn edit(&self, message: &str, text: &str, to: &Addressee) -> Result<Done, Error> {
+        let entries = to_raw_value(&self.user_text(text))?;
+        self.put_in_place(&self.client.fresh_id(), entries, to, Some(message)).await
+    }
+
+    /// Has a run that has ended done again, for an answer beside the first. The answer names the new run.
+    pub async fn regenerate(&self, run: RunId) -> Result<Done, Error> {
+        self.done(Body::Regenerate { id: self.client.fresh_id().parse()?, run, params: None }).await
+    }
+
+    /// Makes the newest branch through `message` (`message` or `run/message`) the current one, for everybody.
+    pub async fn select(&self, message: &str) -> Result<Done, Error> {
+        self.done(Body::Select { id: self.client.fresh_id().parse()?, message: message.to_owned() }).await
     }
 
     /// Writes entries under `id`; a repeat with the same id is answered with what the first one got.
@@ -215,9 +239,19 @@ impl Session {
 
     /// [`Session::put`], with what happens to a user's message if the agent is at work.
     pub async fn put_for(&self, id: &str, entries: Box<RawValue>, to: &Addressee) -> Result<Done, Error> {
-        let Addressee { agent, when_busy } = to.clone();
-        let body = Body::Put { id: id.parse()?, agent, when_busy, entries: entries.into() };
-        self.done(body).await
+        self.put_in_place(id, entries, to, None).await
+    }
+
+    async fn put_in_place(
+        &self,
+        id: &str,
+        entries: Box<RawValue>,
+        to: &Addressee,
+        replaces: Option<&str>,
+    ) -> Result<Done, Error> {
+        let (Addressee { agent, when_busy }, entries) = (to.clone(), entries.into());
+        let replaces = replaces.map(str::to_owned);
+        self.done(Body::Put { id: id.parse()?, agent, when_busy, replaces, entries }).await
     }
 
     /// This device has read everything up to `seq`: what its next connection, anywhere, is told as `acked`. Needs a
@@ -271,6 +305,7 @@ impl Session {
     /// tells however often the connection is lost meanwhile.
     pub async fn control(&self, ask: Ask) -> Result<Asked, Error> {
         let body = ask.into_body(|| self.client.fresh_id())?;
+        check_size(&body.frame(u32::MAX))?;
         let id = body.id.clone();
         let (receipts, mut handle) = mpsc::channel(RECEIPTS_MAX);
         self.client.command(Command::Control { key: self.key, body, receipts }).await?;
@@ -292,6 +327,7 @@ impl Session {
 
     /// Sends a request, and again under the same id while that may help.
     async fn request(&self, body: Body) -> Result<Reply, Error> {
+        check_size(&body.frame(u32::MAX))?;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let trying = async {
             loop {
@@ -310,5 +346,34 @@ impl Session {
         };
         // Some try may have arrived: without an answer nobody can say that nothing happened.
         timeout(REQUEST_DEADLINE, trying).await.unwrap_or(Err(Error::Indeterminate))
+    }
+}
+
+/// A frame that is too large would close the connection for good, and with it every session of this client.
+fn check_size(frame: &str) -> Result<(), Error> {
+    if frame.len() <= FRAME_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("a request of {} bytes; one has at most {FRAME_BYTES_MAX}", frame.len());
+    Err(Error::Refused { code: Code::TooLarge, message, retryable: false, after_ms: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_no_frame_holds_is_refused_here_and_costs_nothing_else() {
+        // Nobody listens there: nothing of this is to be sent.
+        let client = Client::builder("ws://127.0.0.1:9", "t").connect();
+        let session = Session { client, key: 1 };
+        let text = "x".repeat(FRAME_BYTES_MAX);
+        let too_large = |error: Error| matches!(error, Error::Refused { code: Code::TooLarge, .. });
+        assert!(too_large(session.input(&text, None).await.unwrap_err()));
+        assert!(too_large(session.hold(Some(&text)).await.unwrap_err()));
+        let ask = Ask::steer(Target::Run("r".parse().unwrap()), &text);
+        assert!(too_large(session.control(ask).await.unwrap_err()));
+        // What fits gets as far as the connection, which does not follow such a session.
+        assert!(matches!(session.input("hi", None).await, Err(Error::Closed)));
     }
 }

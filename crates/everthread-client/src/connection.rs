@@ -6,10 +6,11 @@ use crate::error::Error;
 use crate::follow::Event;
 use crate::sessions::{Head, Sessions};
 use everthread_protocol::control::WhenBusy;
+use everthread_protocol::entry::Object;
 use everthread_protocol::frame::{
     Bye, ClientFrame, Done, ErrorFrame, From, Hello, HistoryPage, Receipt, Welcome,
 };
-use everthread_protocol::{AgentName, RequestId, Seq, SessionId};
+use everthread_protocol::{AgentName, RequestId, RunId, Seq, SessionId};
 use everthread_socket::{Backoff, RawConnection, Receiver, SocketError, Utf8Bytes};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -68,10 +69,37 @@ pub(crate) enum Command {
 /// A request, without the attachment it goes to: that changes with the socket.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
-    Put { id: RequestId, agent: Option<AgentName>, when_busy: Option<WhenBusy>, entries: Arc<RawValue> },
-    Hold { id: RequestId, reason: Option<String> },
-    Release { id: RequestId, reason: Option<String>, agent: Option<AgentName>, run: bool },
-    History { id: RequestId, before: Option<Seq>, limit: usize },
+    Put {
+        id: RequestId,
+        agent: Option<AgentName>,
+        when_busy: Option<WhenBusy>,
+        replaces: Option<String>,
+        entries: Arc<RawValue>,
+    },
+    Regenerate {
+        id: RequestId,
+        run: RunId,
+        params: Option<Object>,
+    },
+    Select {
+        id: RequestId,
+        message: String,
+    },
+    Hold {
+        id: RequestId,
+        reason: Option<String>,
+    },
+    Release {
+        id: RequestId,
+        reason: Option<String>,
+        agent: Option<AgentName>,
+        run: bool,
+    },
+    History {
+        id: RequestId,
+        before: Option<Seq>,
+        limit: usize,
+    },
 }
 
 /// What a request is answered.

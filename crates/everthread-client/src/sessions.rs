@@ -12,7 +12,8 @@ use crate::follow::{Event, Frame};
 use crate::people::People;
 use crate::stand::{Place, place};
 use everthread_protocol::frame::{
-    Attach, Attached, ClientFrame, Detach, From, History, Hold, Put, Receipt, Release, ResetReason,
+    Attach, Attached, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release,
+    ResetReason, Select,
 };
 use everthread_protocol::{Cursor, Epoch, RequestId, Seq, SessionId};
 use everthread_socket::Utf8Bytes;
@@ -423,17 +424,23 @@ impl Body {
         match self {
             Body::Put { id, .. }
             | Body::History { id, .. }
+            | Body::Regenerate { id, .. }
+            | Body::Select { id, .. }
             | Body::Hold { id, .. }
             | Body::Release { id, .. } => id.as_str(),
         }
     }
 
-    fn frame(&self, attachment: u32) -> String {
+    pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
-            Body::Put { id, agent, when_busy, entries } => {
-                let t = everthread_protocol::frame::PutTag::Put;
-                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, entries: &entries }).encode()
+            Body::Put { id, agent, when_busy, replaces, entries } => {
+                let (t, entries) = (everthread_protocol::frame::PutTag::Put, &*entries);
+                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, entries }).encode()
             }
+            Body::Regenerate { id, run, params } => {
+                ClientFrame::Regenerate(Regenerate { id, attachment, run, params }).encode()
+            }
+            Body::Select { id, message } => ClientFrame::Select(Select { id, attachment, message }).encode(),
             Body::Hold { id, reason } => ClientFrame::Hold(Hold { id, attachment, reason }).encode(),
             Body::Release { id, reason, agent, run } => {
                 ClientFrame::Release(Release { id, attachment, reason, agent, run }).encode()

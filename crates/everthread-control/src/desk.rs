@@ -187,40 +187,101 @@ impl<S: Store> Desk<S> {
             if state.is_none() && !matches!(request, Request::Open { .. }) {
                 return Err(NO_SESSION.into());
             }
-            let now = loaded.as_ref().map_or(Millis(0), |l| l.now);
-            if numbered.is_too_old(now) {
-                return Err(Failure::TooOld);
-            }
-            let context =
-                Context { now, fresh: fresh.clone(), cancel_grace_ms: millis(self.leases.cancel_grace) };
-            let decision = match decide(state.as_ref(), request, &context) {
-                Ok(decision) => decision,
-                Err(refusal) => return self.refused(key, &by, refusal, numbered).await,
-            };
-            let entries = match verbatim {
-                Some(verbatim) => verbatim,
-                None => (&*serde_json::to_string(&decision.entries)?, decision_len(&decision)),
-            };
-            // Only what somebody sends can be so large: what Everthread decides by itself is a few entries per run.
-            if entries.0.len() > BLOCK_BYTES_MAX {
-                return Err(Failure::TooLarge);
-            }
-            match self.write(key, &by, loaded.as_ref(), &decision, entries, numbered).await {
-                Ok(written) => {
-                    let decision = written.duplicate.is_none().then_some(decision);
-                    return Ok(Decided { written, decision });
-                }
-                Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => {}
-                Err(error) => return Err(error.into()),
+            let at = (loaded.as_ref(), state.as_ref());
+            if let Some(decided) = self.attempt(key, &by, at, request, numbered, verbatim, &fresh).await? {
+                return Ok(decided);
             }
         }
         Err(Failure::TooFast)
     }
 
+    /// Decides what a reading of the session makes of it, and makes it durable: what `plan` asks for is decided on the very
+    /// state that the reading is not older than, or planned anew.
+    pub async fn decide_as_read<R, F>(
+        &self,
+        key: &SessionKey,
+        by: &Author,
+        numbered: Numbered<'_>,
+        read: impl Fn() -> R,
+        plan: impl Fn(F, &State) -> Result<Request, Fault>,
+    ) -> Result<Decided, Fault>
+    where
+        R: Future<Output = Result<F, Fault>>,
+    {
+        let author = serde_json::to_string(by).map_err(|e| Failure::from(e).fault())?;
+        let fresh = ulid::Ulid::generate().to_string();
+        for _ in 0..DECISIONS_MAX {
+            let (loaded, state) = self.load(key).await.map_err(|failure| failure.fault())?;
+            // After the load: it holds whatever the state knows of.
+            let request = match plan(read().await?, &state) {
+                Ok(request) => request,
+                // What it was about may be gone since it was carried out.
+                Err(fault) => return self.first_answer(key, &author, numbered).await.ok_or(fault),
+            };
+            let at = (Some(&loaded), Some(&state));
+            let tried = self.attempt(key, &author, at, &request, numbered, None, &fresh).await;
+            if let Some(decided) = tried.map_err(|failure| failure.fault())? {
+                return Ok(decided);
+            }
+        }
+        Err(Failure::TooFast.fault())
+    }
+
+    async fn first_answer(&self, key: &SessionKey, by: &str, numbered: Numbered<'_>) -> Option<Decided> {
+        self.refused(key, by, Refusal::NoRun, numbered).await.ok()
+    }
+
+    /// One try at one state; `None` if the session has changed meanwhile.
+    #[expect(clippy::too_many_arguments, reason = "a request with all that it is decided on")]
+    async fn attempt(
+        &self,
+        key: &SessionKey,
+        by: &str,
+        (loaded, state): (Option<&Loaded>, Option<&State>),
+        request: &Request,
+        numbered: Numbered<'_>,
+        verbatim: Option<(&str, u32)>,
+        fresh: &str,
+    ) -> Result<Option<Decided>, Failure> {
+        let now = loaded.map_or(Millis(0), |l| l.now);
+        if numbered.is_too_old(now) {
+            return Err(Failure::TooOld);
+        }
+        let context =
+            Context { now, fresh: fresh.to_owned(), cancel_grace_ms: millis(self.leases.cancel_grace) };
+        let decision = match decide(state, request, &context) {
+            Ok(decision) => decision,
+            Err(refusal) => return self.refused(key, by, refusal, numbered).await.map(Some),
+        };
+        let entries = match verbatim {
+            Some(verbatim) => verbatim,
+            None => (&*serde_json::to_string(&decision.entries)?, decision_len(&decision)),
+        };
+        // Only what somebody sends can be so large: what Everthread decides by itself is a few entries per run.
+        if entries.0.len() > BLOCK_BYTES_MAX {
+            return Err(Failure::TooLarge);
+        }
+        // What a run starts stands on its branch, and the block says so.
+        let starter = match request {
+            Request::StartChild { run, .. } => Some(run),
+            _ => None,
+        };
+        match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
+            Ok(written) => {
+                let decision = written.duplicate.is_none().then_some(decision);
+                Ok(Some(Decided { written, decision }))
+            }
+            Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that the one write takes")]
     async fn write(
         &self,
         key: &SessionKey,
         by: &str,
+        run: Option<&RunId>,
         loaded: Option<&Loaded>,
         decision: &Decision,
         (entries, count): (&str, u32),
@@ -275,7 +336,7 @@ impl<S: Store> Desk<S> {
             unwritten,
             lease_ms: millis(self.leases.lease),
         };
-        let write = Write { by, run: None, entries, count, producer, fence, change: Some(change), not_after };
+        let write = Write { by, run, entries, count, producer, fence, change: Some(change), not_after };
         self.store.write(key, write).await
     }
 

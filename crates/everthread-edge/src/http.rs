@@ -1,5 +1,6 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod branch;
 mod control;
 mod devices;
 mod presence;
@@ -64,6 +65,8 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
+        .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/select", post(branch::select::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
         .route("/v1/sessions/{session}/devices", get(devices::list::<S>))
         .route(
@@ -302,6 +305,7 @@ struct Input {
     reply_to: Option<String>,
     message: Option<MessageId>,
     when_busy: Option<WhenBusy>,
+    replaces: Option<String>,
 }
 
 async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
@@ -314,8 +318,8 @@ async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, req
     };
     let Input { reply_to, agent, params, when_busy, .. } = input;
     let message = input.message.unwrap_or_else(put::fresh_id);
-    let intent =
-        Intent::Message(Put { message, role: Role::User, parts, reply_to, agent, params, when_busy });
+    let put = Put { message, role: Role::User, parts, reply_to, agent, params, when_busy, branch: None };
+    let intent = Intent::Message(put, input.replaces);
     let id = input.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
@@ -344,6 +348,7 @@ struct WriteEntries {
     id: Option<RequestId>,
     agent: Option<AgentName>,
     when_busy: Option<WhenBusy>,
+    replaces: Option<String>,
     entries: Vec<Value>,
 }
 
@@ -356,7 +361,7 @@ async fn write_entries<S: Store>(
     let write: WriteEntries = body(request).await?;
     let entries = serde_json::to_string(&write.entries)
         .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
-    let intent = Intent::read(&entries, write.agent, write.when_busy)?;
+    let intent = Intent::read(&entries, write.agent, write.when_busy, write.replaces)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))

@@ -8,6 +8,7 @@
 //! A node holds nothing that another cannot rebuild from the store.
 
 pub mod auth;
+mod branch;
 mod client;
 mod control;
 pub mod devices;

@@ -1,6 +1,6 @@
 //! What a client may write, from WebSocket and HTTP alike.
 
-use crate::Edge;
+use crate::{Edge, branch};
 use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{self, Entry, NewMessage, Writer};
@@ -30,8 +30,8 @@ pub struct PutDone {
 /// What is written.
 #[derive(Debug)]
 pub enum Intent {
-    /// A message.
-    Message(Put),
+    /// A message, and the one whose place it takes.
+    Message(Put, Option<String>),
     /// A shared value.
     Value {
         /// Which.
@@ -54,6 +54,7 @@ impl Intent {
         entries: &str,
         agent: Option<AgentName>,
         when_busy: Option<WhenBusy>,
+        replaces: Option<String>,
     ) -> Result<Intent, Fault> {
         let raw = scan::entries(entries.as_bytes()).map_err(|e| fault_of_scan(&e))?;
         let is_decided = |kind: &str| kind == "message.put" || kind == "state.set";
@@ -63,8 +64,11 @@ impl Intent {
         if raw.items[0].kind == "message.put" {
             let NewMessage { message, role, parts, reply_to } = entry::check_message(&raw, 0)?;
             let message = message.unwrap_or_else(fresh_id);
-            let put = Put { message, role, parts, reply_to, agent, params: None, when_busy };
-            return Ok(Intent::Message(put));
+            let put = Put { message, role, parts, reply_to, agent, params: None, when_busy, branch: None };
+            return Ok(Intent::Message(put, replaces));
+        }
+        if replaces.is_some() {
+            return Err(Fault::bad_request("replaces comes with a message.put"));
         }
         if raw.items[0].kind == "state.set" {
             return match entry::check(&raw, 0, |_| true)? {
@@ -124,23 +128,26 @@ pub async fn carry_out<S: Store>(
     id: &RequestId,
     intent: Intent,
 ) -> Result<PutDone, Fault> {
-    let (request, verbatim, message) = match intent {
-        Intent::Message(put) => {
+    let (request, verbatim, message, replaces) = match intent {
+        Intent::Message(put, replaces) => {
             let message = put.message.clone();
-            (Request::Put(put), None, Some(message))
+            (Request::Put(put), None, Some(message), replaces)
         }
-        Intent::Value { key, value } => (Request::SetValue { key, value }, None, None),
-        Intent::Events { entries, count } => (Request::Events, Some((entries, count)), None),
+        Intent::Value { key, value } => (Request::SetValue { key, value }, None, None, None),
+        Intent::Events { entries, count } => (Request::Events, Some((entries, count)), None, None),
     };
     let producer = format!("put:{}:{id}", by.id);
     let answer = message.as_ref().map_or("", |message| message.as_str());
     let numbered = Numbered::Request { key: &producer, answer, made_at: made_at(id.as_str()) };
     let verbatim = verbatim.as_ref().map(|(entries, count)| (&**entries, *count));
-    let decided = edge
-        .desk
-        .decide_with(key, by, &request, numbered, verbatim)
-        .await
-        .map_err(|failure| failure.fault())?;
+    let decided = match (&request, replaces) {
+        (Request::Put(put), Some(replaces)) => branch::edit(edge, key, by, numbered, put, &replaces).await?,
+        _ => edge
+            .desk
+            .decide_with(key, by, &request, numbered, verbatim)
+            .await
+            .map_err(|failure| failure.fault())?,
+    };
     let written = decided.written;
     edge.folder.after_write(key, &written, false);
     let cursor = Cursor { epoch: written.epoch, seq: written.to };

@@ -7,7 +7,7 @@
 use crate::control::{Mode, Verdict};
 use crate::error::{Code, Fault};
 use crate::id::{AgentName, ApprovalId, ControlId, MessageId, PartId, RunId, WorkerId};
-use crate::position::Millis;
+use crate::position::{Millis, Seq};
 use crate::scan::{RawEntries, RawEntry};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -264,6 +264,18 @@ pub enum Entry {
         /// For people.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+    },
+    /// What comes goes on from an earlier place: an edit, or another answer. See `branches` in docs/PROTOCOL.md.
+    #[serde(rename = "branch.begun")]
+    BranchBegun {
+        /// Up to where it keeps what its stretch of the log holds.
+        after: Seq,
+    },
+    /// The newest branch through a message is the current one.
+    #[serde(rename = "branch.selected")]
+    BranchSelected {
+        /// Seq of that message.
+        through: Seq,
     },
     /// A shared value changes; `null` removes it.
     #[serde(rename = "state.set")]
@@ -525,6 +537,8 @@ pub const TYPES: &[(&str, Writer, &[&str])] = &[
     ("control.settled", Writer::Decided, &["control", "outcome", "reason", "run", "answered_by"]),
     ("session.held", Writer::Decided, &["reason"]),
     ("session.released", Writer::Decided, &["reason"]),
+    ("branch.begun", Writer::Decided, &["after"]),
+    ("branch.selected", Writer::Decided, &["through"]),
     ("state.set", Writer::Decided, &["key", "value"]),
     ("event", Writer::Anyone, &["name", "data", "keep"]),
 ];

@@ -1,12 +1,12 @@
 //! Frames between clients and the edge: `GET /v1/connect`, subprotocol `everthread.v1`.
 
 use crate::control::{Mode, WhenBusy};
-use crate::entry::{ControlKind, ControlOutcome, RefusalReason, Target};
+use crate::entry::{ControlKind, ControlOutcome, Object, RefusalReason, Target};
 use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
 };
-use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX, RECENT_MESSAGES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX};
 use crate::position::{Cursor, Epoch, Seq};
 use crate::record::{Author, AuthorKind, Block};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,10 @@ use std::borrow::Cow;
 mod people;
 
 pub use people::*;
+
+mod from;
+
+pub use from::From;
 
 /// The WebSocket subprotocol of clients and workers.
 pub const SUBPROTOCOL: &str = "everthread.v1";
@@ -39,6 +43,10 @@ pub enum ClientFrame<'a> {
     Hold(Hold),
     /// Hand it back.
     Release(Release),
+    /// Have a run done again.
+    Regenerate(Regenerate),
+    /// Make another branch the current one.
+    Select(Select),
     /// Read older messages.
     History(History),
     /// Note how far this device has read.
@@ -77,63 +85,6 @@ pub struct Hello {
     /// In which role: `user` if absent. Only the development token lets the client say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AuthorKind>,
-}
-
-/// Where an attachment begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// After this cursor.
-    Cursor(Cursor),
-    /// At the first entry.
-    Start,
-    /// With a snapshot of the last n messages.
-    Recent(usize),
-    /// After the durable cursor of the connection's device.
-    Device,
-}
-
-impl Serialize for From {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            From::Cursor(cursor) => cursor.serialize(s),
-            From::Start => s.serialize_str("start"),
-            From::Device => s.serialize_str("device"),
-            From::Recent(recent) => {
-                use serde::ser::SerializeMap as _;
-                let mut map = s.serialize_map(Some(1))?;
-                map.serialize_entry("recent", recent)?;
-                map.end()
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for From {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Recent {
-            recent: usize,
-        }
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Any {
-            Text(String),
-            Recent(Recent),
-        }
-        match Any::deserialize(d) {
-            Ok(Any::Text(text)) if text == "start" => Ok(From::Start),
-            Ok(Any::Text(text)) if text == "device" => Ok(From::Device),
-            Ok(Any::Text(text)) => text.parse().map(From::Cursor).map_err(serde::de::Error::custom),
-            Ok(Any::Recent(r)) if r.recent <= RECENT_MESSAGES_MAX => Ok(From::Recent(r.recent)),
-            Ok(Any::Recent(_)) => {
-                Err(serde::de::Error::custom(format_args!("recent is at most {RECENT_MESSAGES_MAX}")))
-            }
-            Err(_) => {
-                Err(serde::de::Error::custom("from is a cursor, \"start\", \"device\" or {\"recent\": n}"))
-            }
-        }
-    }
 }
 
 /// Follow a session.
@@ -187,6 +138,9 @@ pub struct Put<'a> {
     /// What happens if that agent is at work; else what the session's `meta.when_busy` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when_busy: Option<WhenBusy>,
+    /// With one `message.put`: it takes the place of this message (`message` or `run/message`) on a branch of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// Either one `message.put`, or one `state.set`, or events and `x-` types.
     #[serde(borrow)]
     pub entries: &'a RawValue,
@@ -257,6 +211,33 @@ pub struct Release {
     /// `false`: nobody does, until there is new input.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub run: bool,
+}
+
+/// Have a run done again, on a branch of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regenerate {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The run; it must have ended.
+    pub run: RunId,
+    /// Passed to the worker; else what the run was passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Object>,
+}
+
+/// Make another branch the current one, for everybody.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// Correlates `ok`, and makes a repeat harmless.
+    pub id: RequestId,
+    /// Of which session.
+    pub attachment: AttachmentId,
+    /// The newest branch through this message: `message` or `run/message`.
+    pub message: String,
 }
 
 pub(crate) fn yes() -> bool {

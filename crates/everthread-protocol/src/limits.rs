@@ -40,6 +40,8 @@ pub const SETTLED_MAX: usize = 256;
 pub const SETTLED_MEMORY_MS: u64 = 10 * 60 * 1000;
 /// How long a cancel by input waits for an input that has not arrived yet.
 pub const CANCEL_INPUT_WAIT_MS: u64 = 30 * 1000;
+/// Branches of one session. Editing, regenerating and selecting are refused beyond them; everything else goes on.
+pub const BRANCHES_MAX: usize = 1000;
 /// Keys that `state.set` may create in one session …
 pub const VALUES_MAX: usize = 64;
 /// … and the bytes of all of them.

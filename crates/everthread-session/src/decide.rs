@@ -6,6 +6,7 @@
 //! takes its children with it; no run is claimed while a person holds the session.
 
 mod approval;
+mod branch;
 mod control;
 mod run;
 mod steer;
@@ -19,7 +20,7 @@ use everthread_protocol::entry::{
 use everthread_protocol::limits::{META_BYTES_MAX, STATE_BYTES_MAX, VALUES_BYTES_MAX, VALUES_MAX};
 use everthread_protocol::worker_frame::NewApproval;
 use everthread_protocol::{
-    AgentName, Author, Code, ControlId, Entry, Fault, MessageId, Millis, RunId, SessionId, WorkerId,
+    AgentName, Author, Code, ControlId, Entry, Fault, MessageId, Millis, RunId, Seq, SessionId, WorkerId,
 };
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -55,6 +56,13 @@ pub enum Request {
     },
     /// A whole message, and a run if it is for an agent.
     Put(Put),
+    /// A run that has ended is done again, on a branch of its own.
+    Regenerate(Box<Regenerate>),
+    /// The newest branch through a message becomes the current one.
+    Select {
+        /// Seq of that message.
+        through: Seq,
+    },
     /// A shared value.
     SetValue {
         /// Which.
@@ -189,8 +197,38 @@ pub struct Put {
     pub agent: Option<AgentName>,
     /// Passed to the worker.
     pub params: Option<Object>,
-    /// What happens if the agent is at work; else what the session's meta says.
+    /// What happens if the agent is at work; else what the session's meta says. What begins a branch never steers and
+    /// never interrupts what is at work elsewhere: it waits, or is refused.
     pub when_busy: Option<WhenBusy>,
+    /// It takes the place of another.
+    pub branch: Option<Branch>,
+}
+
+/// A branch that begins. The core does not know the tree of messages: whoever asks has read it, and the request is good
+/// only for the version of the session that it was read at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Branch {
+    /// The place from which it goes on.
+    pub after: Seq,
+    /// Runs at work on what it replaces: they are cancelled.
+    pub ends: Vec<RunId>,
+    /// Messages that it replaces, of those kept for whoever the session is released to.
+    pub drops: Vec<String>,
+}
+
+/// A run that is done again.
+#[derive(Debug, Clone)]
+pub struct Regenerate {
+    /// Which run. The core may have forgotten it.
+    pub run: RunId,
+    /// Who is to do it.
+    pub agent: AgentName,
+    /// Its input, as far as it lies before the branch.
+    pub input: Vec<String>,
+    /// Passed to the worker.
+    pub params: Option<Object>,
+    /// Where its messages go.
+    pub branch: Branch,
 }
 
 /// What follows from a request.
@@ -208,7 +246,7 @@ pub struct Decision {
     pub enqueue: Vec<(RunId, AgentName)>,
     /// Only if this run has not written.
     pub unwritten: Option<RunId>,
-    /// The run that a `Put` or a `Release` requested, or that a `Put` steers.
+    /// The run that a `Put`, a `Regenerate` or a `Release` requested, or that a `Put` steers.
     pub requested: Option<RunId>,
     /// The control that a `Put` became.
     pub control: Option<ControlId>,
@@ -273,6 +311,9 @@ pub enum Refusal {
     /// The agent is at work and the policy is to refuse.
     #[error("the agent is at work and when_busy is reject: try again when its run has ended")]
     Busy,
+    /// Only what has ended is done again.
+    #[error("the run has not ended: cancel it first, or wait for its end")]
+    NotEnded,
     /// A person holds the session.
     #[error("{} holds the session", .0.id)]
     Held(Box<Author>),
@@ -291,7 +332,7 @@ impl Refusal {
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
             Refusal::TooOld => Code::TooOld,
-            Refusal::Busy => Code::Busy,
+            Refusal::Busy | Refusal::NotEnded => Code::Busy,
             Refusal::Held(_) => Code::Held,
         };
         Fault::new(code, self.to_string())
@@ -318,6 +359,8 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Update { patch } => draft.update(patch)?,
         Request::Close { reason } => draft.close(reason.clone()),
         Request::Put(put) => draft.put(put)?,
+        Request::Regenerate(again) => draft.regenerate(again)?,
+        Request::Select { through } => draft.push(Entry::BranchSelected { through: *through }),
         Request::SetValue { key, value } => draft.set_value(key, value)?,
         Request::Events => {}
         Request::Claim { run, worker, retries } => draft.claim(run, worker, *retries)?,
@@ -351,6 +394,8 @@ fn is_refused_when_closed(state: &State, request: &Request) -> bool {
         Request::Update { .. }
         | Request::Close { .. }
         | Request::Put(_)
+        | Request::Regenerate(_)
+        | Request::Select { .. }
         | Request::SetValue { .. }
         | Request::Events
         | Request::Claim { .. }
@@ -374,6 +419,7 @@ fn begins_something(request: &Request) -> bool {
         Request::Open { .. }
         | Request::Update { .. }
         | Request::Put(_)
+        | Request::Regenerate(_)
         | Request::SetValue { .. }
         | Request::Suspend { .. }
         | Request::StartChild { .. } => true,
@@ -383,6 +429,7 @@ fn begins_something(request: &Request) -> bool {
             What::Cancel | What::Pause | What::Resume => false,
         },
         Request::Close { .. }
+        | Request::Select { .. }
         | Request::Events
         | Request::Claim { .. }
         | Request::Decline { .. }

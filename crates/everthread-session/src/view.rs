@@ -8,8 +8,10 @@
 //! seen.
 
 mod apply;
+mod branch;
 mod snapshot;
 
+pub use branch::Stretch;
 pub use snapshot::Snapshot;
 
 use everthread_protocol::control::{Mode, Verdict};
@@ -63,6 +65,12 @@ pub struct Session {
     /// A person has taken it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// Where its messages branch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<Stretch>,
+    /// Where the current branch ends, if not at the end of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tip: Option<Seq>,
 }
 
 /// Who has taken a session over.
@@ -295,6 +303,9 @@ pub struct Control {
     /// With `already_answered`: who was first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_by: Option<Value>,
+    /// Seq of its request.
+    #[serde(default)]
+    pub requested_seq: Seq,
 }
 
 /// The last event of a name and run, of those that keep the latest.

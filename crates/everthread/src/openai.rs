@@ -7,8 +7,8 @@ mod turn;
 mod upstream;
 
 use clap::Args;
-use conversation::Said;
-use everthread_worker::{AgentOptions, CancellationToken, Failure, PartKind, Role, Run, Worker};
+use conversation::{Reader, Said};
+use everthread_worker::{AgentOptions, CancellationToken, Failure, PartKind, PastMessage, Role, Run, Worker};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -94,16 +94,23 @@ pub async fn run(args: OpenAiArgs, token: String, stop: CancellationToken) -> an
 }
 
 async fn answer(run: &Run, model: &Model) -> Result<(), Failure> {
-    let mut said: Vec<Said> = run.messages().iter().map(|message| Said::past(message, run)).collect();
-    if let Some((at, turn)) = left_over(run, &mut said).await? {
+    let reader = Reader::new(run);
+    let past = reader.conversation(run.messages());
+    let mut said: Vec<Said> = past.iter().map(|message| Said::past(message, &reader)).collect();
+    let mut is_answered = reader.is_answered(&past);
+    if let Some((at, turn)) = left_over(run, &reader, &past, &mut said).await? {
         said[at] = turn.carry_out(run, &model.tools).await?;
+    }
+    if !is_answered {
+        conversation::move_unanswered(&mut said);
     }
     loop {
         while let Some(steer) = run.try_steer() {
             said.push(Said::text(Role::User, steer.consume()?.text()));
+            is_answered = false;
         }
         // An answer that calls no tool, and after which nobody said more, is the last one.
-        if said.last().is_some_and(|last| last.is_own && last.calls.is_empty()) {
+        if is_answered {
             return Ok(());
         }
         if said.iter().filter(|said| said.is_own && !said.calls.is_empty()).count() >= STEPS_MAX {
@@ -126,7 +133,9 @@ async fn answer(run: &Run, model: &Model) -> Result<(), Failure> {
             () = run.steered_now() => false,
         };
         if is_whole {
-            said.push(turn.carry_out(run, &model.tools).await?);
+            let answer = turn.carry_out(run, &model.tools).await?;
+            is_answered = answer.calls.is_empty();
+            said.push(answer);
         } else {
             said.extend(turn.give_up().await?);
         }
@@ -135,14 +144,19 @@ async fn answer(run: &Run, model: &Model) -> Result<(), Failure> {
 
 /// What an earlier attempt of this run left: an answer that is whole is carried out, at its place in the conversation; one
 /// that is not is taken back, and asked for again.
-async fn left_over(run: &Run, said: &mut Vec<Said>) -> Result<Option<(usize, Turn)>, Failure> {
+async fn left_over(
+    run: &Run,
+    reader: &Reader,
+    past: &[&PastMessage],
+    said: &mut Vec<Said>,
+) -> Result<Option<(usize, Turn)>, Failure> {
     let Some(at) = said.iter().rposition(|said| said.is_own) else { return Ok(None) };
-    let past = &run.messages()[at];
+    let past = past[at];
     if !past.is_open() {
         return Ok(None);
     }
     let has_calls = conversation::of_kind(past, PartKind::ToolCall).next().is_some();
-    if let Some(turn) = Turn::again(run, past).filter(|_| has_calls) {
+    if let Some(turn) = Turn::again(run, reader, past).filter(|_| has_calls) {
         return Ok(Some((at, turn)));
     }
     run.step_reset().await?;

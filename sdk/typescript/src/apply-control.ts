@@ -4,12 +4,18 @@ import { authorOf } from "./apply-run.js";
 import type { Block, Control, ControlRequested, ControlSettled, Run } from "./protocol.js";
 import type { Change, View } from "./view.js";
 
-export function applyControl(view: View, change: Change, block: Block, entry: ControlRequested | ControlSettled): void {
+export function applyControl(
+  view: View,
+  change: Change,
+  block: Block,
+  seq: number,
+  entry: ControlRequested | ControlSettled,
+): void {
   if (entry.type === "control.settled") return settle(view, change, entry);
   const { control, kind, target, mode, message, approval } = entry;
   const pending = view.controls.some((c) => c.control === control && c.outcome === undefined);
   if (pending) return;
-  const asked: Control = { control, kind, target, by: block.by };
+  const asked: Control = { control, kind, target, by: block.by, requested_seq: seq };
   if (mode != null) asked.mode = mode;
   if (message != null) asked.message = message;
   if (approval != null) asked.approval = approval;

@@ -8,6 +8,8 @@ export function applyRun(view: View, change: Change, seq: number, entry: Entry):
     case "run.requested": {
       if (view.openRun(entry.run)) return;
       const { run: id, agent, input, parent_run, params } = entry;
+      const parent = parent_run == null ? undefined : view.openRun(parent_run)?.run;
+      view.grow(seq, parent ? view.placeOf(parent) : view.placeOfInput(input ?? []));
       const run: Run = { run: id, agent, status: "requested", input: input ?? [], requested_seq: seq };
       if (parent_run != null) run.parent_run = parent_run;
       if (params != null) run.params = params;

@@ -36,6 +36,7 @@ export function applyEntry(view: View, change: Change, block: Block, seq: number
         return part;
       });
       const { message, role, reply_to } = entry;
+      view.grow(seq, view.placeOf(view.openRun(block.run)?.run));
       // A put is the session's own, whoever writes it.
       const put: Message = { message, seq, at: block.at, by: block.by, role, status: "complete", parts };
       if (reply_to != null) put.reply_to = reply_to;
@@ -78,12 +79,20 @@ function applyDecided(view: View, change: Change, block: Block, seq: number, ent
     case "session.released":
       delete view.session.held;
       return;
+    case "branch.begun":
+      view.beginBranch(seq, entry.after);
+      change.all = true;
+      return;
+    case "branch.selected":
+      view.selectBranch(entry.through);
+      change.all = true;
+      return;
     case "state.set":
       patch(view.values, { [entry.key]: entry.value });
       return;
     case "control.requested":
     case "control.settled":
-      return applyControl(view, change, block, entry);
+      return applyControl(view, change, block, seq, entry);
     default:
       return applyRun(view, change, seq, entry);
   }
@@ -100,6 +109,7 @@ function startMessage(
   const open = view.openRun(block.run);
   if (!open || block.run === undefined || open.messages.has(id)) return;
   const { at, by, run } = block;
+  view.grow(seq, view.placeOf(open.run));
   const message: Message = { message: id, run, seq, at, by, role, status: "streaming", parts: [] };
   open.messages.set(id, { message, parts: new Map() });
   view.messages.push(message);

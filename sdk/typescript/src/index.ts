@@ -1,4 +1,5 @@
 export { runsOf } from "./apply-control.js";
+export { referenceOf } from "./branches.js";
 export { type ConnectionState, Everthread, type EverthreadOptions } from "./client.js";
 export { ControlHandle } from "./control.js";
 export { type Cursor, parseCursor } from "./cursor.js";

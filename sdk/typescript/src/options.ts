@@ -1,6 +1,6 @@
 // What the methods of a session take and give.
 
-import type { Json, Mode, Role, ViewJson, WhenBusy } from "./protocol.js";
+import type { Json, Message, Mode, Role, ViewJson, WhenBusy } from "./protocol.js";
 import type { TargetLike } from "./target.js";
 
 /**
@@ -43,7 +43,12 @@ export interface SendOptions {
   role?: Role;
   /** What becomes of it if its agent is at work; what the session's `meta.when_busy` says unless told otherwise. */
   whenBusy?: WhenBusy;
+  /** It takes the place of this message, on a branch of its own: see `Session.edit`. */
+  replaces?: MessageLike;
 }
+
+/** A message, or a reference to one: `message` or `run/message`. */
+export type MessageLike = Pick<Message, "message" | "run"> | string;
 
 /** Of every control. */
 export interface ControlOptions {

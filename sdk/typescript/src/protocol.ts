@@ -69,6 +69,8 @@ export type Entry =
   | ControlSettled
   | { type: "session.held"; reason?: string }
   | { type: "session.released"; reason?: string }
+  | { type: "branch.begun"; after: number }
+  | { type: "branch.selected"; through: number }
   | { type: "state.set"; key: string; value: Json }
   | { type: "event"; name: string; data?: Json; keep?: "all" | "latest" };
 
@@ -216,6 +218,13 @@ export interface Control {
   reason?: RefusalReason;
   run?: string;
   answered_by?: Author;
+  requested_seq: number;
+}
+
+/** From here on the log goes on from elsewhere than its end. */
+export interface Stretch {
+  from: number;
+  after: number;
 }
 
 export interface LatestEvent {
@@ -231,6 +240,10 @@ export interface SessionInfo {
   closed_reason?: string;
   /** A person has taken the session over from its agents. */
   held?: { by: Author; at: number; reason?: string };
+  /** Where its messages branch. `View.branch()` and `View.alternatives()` know what that means. */
+  branches?: Stretch[];
+  /** Where the current branch ends, if not at the end of the log. */
+  tip?: number;
 }
 
 /** A view without its position and its messages. */

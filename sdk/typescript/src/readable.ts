@@ -109,6 +109,8 @@ const SHAPES: Record<Entry["type"], Check> = {
   }),
   "session.held": shape({ reason: maybe(text) }),
   "session.released": shape({ reason: maybe(text) }),
+  "branch.begun": shape({ after: count }),
+  "branch.selected": shape({ through: count }),
   "state.set": shape({ key: text, value: any }),
   event: shape({ name: text, keep: or(word("all", "latest")) }),
 };

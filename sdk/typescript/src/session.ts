@@ -2,6 +2,7 @@
 // attaches it again from its own cursor.
 
 import { Backoff } from "./backoff.js";
+import { referenceOf } from "./branches.js";
 import { ControlHandle } from "./control.js";
 import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
@@ -10,6 +11,7 @@ import type {
   AnswerOptions,
   ControlOptions,
   InputOptions,
+  MessageLike,
   SendOptions,
   SentMessage,
   SessionOptions,
@@ -26,6 +28,7 @@ import type {
   Done,
   From,
   HistoryPage,
+  JsonObject,
   Message,
   PutPart,
   SessionFrame,
@@ -138,21 +141,53 @@ export class Session extends Emitter<SessionEvents> {
 
   /** Writes a message of the user, which asks `agent`, or the session's own, to work. Safe over reconnects. */
   async send(content: string | PutPart[], options: SendOptions = {}): Promise<SentMessage> {
-    const { agent, reply_to, whenBusy, role = "user" } = options;
+    const { agent, reply_to, whenBusy, replaces, role = "user" } = options;
     const message = options.message ?? this.#newId();
     const reply = reply_to === undefined ? {} : { reply_to };
     const entry: WritableEntry = { type: "message.put", message, role, parts: partsOf(content), ...reply };
     const done = await this.put([entry], {
       ...(agent === undefined ? {} : { agent }),
       ...(whenBusy === undefined ? {} : { whenBusy }),
+      ...(replaces === undefined ? {} : { replaces }),
     });
     return { message: done.message ?? message, run: done.run, cursor: done.cursor, control: done.control };
   }
 
+  /**
+   * Puts a message of the user in place of another, on a branch of its own. It asks the agent that the replaced one was for,
+   * unless `agent` names one; what works on the replaced message or on what follows it is cancelled.
+   */
+  edit(
+    message: MessageLike,
+    content: string | PutPart[],
+    options: Omit<SendOptions, "replaces"> = {},
+  ): Promise<SentMessage> {
+    return this.send(content, { ...options, replaces: message });
+  }
+
+  /** Has a run that has ended done again, for an answer beside the first. */
+  async regenerate(
+    run: string,
+    options: { params?: JsonObject } = {},
+  ): Promise<{ cursor: string | undefined; run: string | undefined }> {
+    const done = expect(await this.#request({ t: "regenerate", run, ...options }), "ok");
+    return { cursor: done.cursor, run: done.run };
+  }
+
+  /** Makes the newest branch through a message the current one, for everybody. */
+  async select(message: MessageLike): Promise<{ cursor: string | undefined }> {
+    const done = expect(await this.#request({ t: "select", message: asReference(message) }), "ok");
+    return { cursor: done.cursor };
+  }
+
   /** Writes entries. */
-  async put(entries: WritableEntry[], options: { agent?: string; whenBusy?: WhenBusy } = {}): Promise<Done> {
-    const { agent, whenBusy } = options;
+  async put(
+    entries: WritableEntry[],
+    options: { agent?: string; whenBusy?: WhenBusy; replaces?: MessageLike } = {},
+  ): Promise<Done> {
+    const { agent, whenBusy, replaces } = options;
     const more = {
+      ...(replaces === undefined ? {} : { replaces: asReference(replaces) }),
       ...(agent === undefined ? {} : { agent }),
       ...(whenBusy === undefined ? {} : { when_busy: whenBusy }),
     };
@@ -445,6 +480,10 @@ export class Session extends Emitter<SessionEvents> {
   #newId(): string {
     return ulid(this.#host.serverNow());
   }
+}
+
+function asReference(message: MessageLike): string {
+  return typeof message === "string" ? message : referenceOf(message);
 }
 
 function partsOf(content: string | PutPart[]): PutPart[] {

@@ -4,6 +4,7 @@
 // Invariant: the view after a log is the same for every way of cutting and folding that log, and from every cursor.
 
 import { applyEntry } from "./apply.js";
+import { families, heldAt, messagesTo, placeBefore, placeOf, referenceOf, Stretches } from "./branches.js";
 import type { Entries, LatestEvent, Message, Run, SessionInfo, Snapshot, ViewJson, ViewState } from "./protocol.js";
 import type { Control, JsonObject, Part } from "./protocol.js";
 import { byteLength } from "./utf8.js";
@@ -26,7 +27,7 @@ export interface OpenRun {
 
 /** What a frame changed, so that a page needs to draw no more than that. */
 export interface Change {
-  /** Everything: the view was replaced, or older things came or went. */
+  /** Everything: the view was replaced, older things came or went, or another branch is current. */
   all: boolean;
   messages: Set<Message>;
   runs: Set<Run>;
@@ -58,6 +59,8 @@ export class View implements ViewJson {
 
   /** What has not ended, by run and id, so that an append costs a few look-ups. */
   readonly #open = new Map<string, OpenRun>();
+  /** Messages by the place that they follow. */
+  #families: Map<number, Message[]> | undefined;
 
   static from(json: ViewJson & { more?: boolean }): View {
     const view = new View();
@@ -77,6 +80,48 @@ export class View implements ViewJson {
   /** The newest run of that id. */
   run(id: string): Run | undefined {
     return this.#open.get(id)?.run ?? this.runs.findLast((run) => run.run === id);
+  }
+
+  /** The newest message of a reference: `message` or `run/message`. */
+  find(reference: string): Message | undefined {
+    return this.messages.findLast((message) => referenceOf(message) === reference);
+  }
+
+  /** The messages of the current branch, oldest first, as far as they are held: what a page shows. */
+  branch(): Message[] {
+    return messagesTo(this.#stretches, this.messages, this.#stretches.end);
+  }
+
+  /** Whether a run stands on the current branch. What it has written may stand on others. */
+  isRunOnBranch(run: Run): boolean {
+    return this.#stretches.goesThrough(this.#stretches.end, placeOf(run, (id) => this.openRun(id)?.run));
+  }
+
+  /** Whether a message is on the current branch. */
+  isOnBranch(message: Message): boolean {
+    return this.#stretches.goesThrough(this.#stretches.end, message.seq);
+  }
+
+  /** The messages that a run works on: the current branch if it stands there, else its own. */
+  branchOf(run: Run): Message[] {
+    const stretches = this.#stretches;
+    const place = placeOf(run, (id) => this.openRun(id)?.run);
+    if (stretches.goesThrough(stretches.end, place)) return this.branch();
+    return messagesTo(stretches, this.messages, stretches.endOf(stretches.newestThrough(place)));
+  }
+
+  /** The messages that follow the same one as `message` does, itself among them, oldest first, as far as they are held. */
+  alternatives(message: Message): Message[] {
+    // Without branches nothing has any.
+    if (!this.session.branches) return [message];
+    const place = placeBefore(this.#stretches, this.messages, message);
+    return this.#following(heldAt(this.#stretches, this.messages, place));
+  }
+
+  /** The messages of other branches that follow the last one of the current branch, whose successor has not begun. */
+  continuations(): Message[] {
+    const last = this.session.branches ? this.branch().at(-1) : undefined;
+    return last ? this.#following(last.seq) : [];
   }
 
   openRun(id: string | undefined): OpenRun | undefined {
@@ -106,6 +151,7 @@ export class View implements ViewJson {
       return { result: duplicate ? "duplicate" : "gap" };
     }
     const change = noChange();
+    this.#families = undefined;
     for (const block of frame.blocks) {
       const from = block.from ?? frame.from;
       block.entries.forEach((entry, i) => {
@@ -127,8 +173,42 @@ export class View implements ViewJson {
   /** Puts a page of history before what is here. */
   prepend(messages: Message[], more: boolean): void {
     const first = this.messages[0]?.seq ?? Infinity;
+    this.#families = undefined;
     this.messages.unshift(...messages.filter((message) => message.seq < first));
     this.more = more;
+  }
+
+  /** Something begins at `seq`, made by somebody who stands at `place`, or nowhere. */
+  grow(seq: number, place: number | undefined): void {
+    this.#stretches.grow(seq, place);
+  }
+
+  beginBranch(seq: number, after: number): void {
+    this.#stretches.begin(seq, after);
+  }
+
+  selectBranch(through: number): void {
+    this.#stretches.select(through);
+  }
+
+  placeOf(run: Run | undefined): number | undefined {
+    return run && placeOf(run, (id) => this.openRun(id)?.run);
+  }
+
+  /** Where the message of a control without outcome stands that is among `input`. */
+  placeOfInput(input: string[]): number | undefined {
+    const carries = (c: Control) => c.outcome === undefined && c.message !== undefined && input.includes(c.message);
+    return this.controls.findLast(carries)?.requested_seq;
+  }
+
+  get #stretches(): Stretches {
+    return new Stretches(this.session);
+  }
+
+  #following(place: number): Message[] {
+    // One walk for all, until something changes: a page asks for each message it shows.
+    this.#families ??= families(this.#stretches, this.messages);
+    return this.#families.get(place) ?? [];
   }
 
   toJSON(): ViewJson {
@@ -146,6 +226,7 @@ export class View implements ViewJson {
     this.events = state.events;
     this.messages = messages;
     this.more = more;
+    this.#families = undefined;
     this.index();
   }
 

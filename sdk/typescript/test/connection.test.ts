@@ -204,3 +204,31 @@ function reached(session: { on: (name: "status", listener: () => void) => () => 
     });
   });
 }
+
+test("an edit names what it replaces, and regenerate and select are repeated like any write", options, async () => {
+  const session = client.session("s1");
+  void session.open();
+  const peer = await server.peer();
+  await peer.welcome();
+  await peer.attach(1, true, live(0));
+  const edited = session.edit({ message: "m1", run: "r1" }, "Hi", { agent: "guide" });
+  const put = await peer.next("put");
+  assert.deepEqual([put["replaces"], put["agent"]], ["r1/m1", "guide"]);
+  peer.send({ t: "ok", id: put["id"], message: "m2", run: "r2", cursor: "1.9" });
+  assert.deepEqual(await edited, { message: "m2", run: "r2", cursor: "1.9", control: undefined });
+
+  const again = session.regenerate("r1", { params: { temperature: 1 } });
+  const regenerate = await peer.next("regenerate");
+  assert.deepEqual([regenerate["run"], regenerate["params"]], ["r1", { temperature: 1 }]);
+  const error = { t: "error", message: "later", retryable: true, no_side_effects: true, after_ms: 1 };
+  peer.send({ ...error, id: regenerate["id"], code: "overloaded" });
+  assert.deepEqual(await peer.next("regenerate"), regenerate);
+  peer.send({ t: "ok", id: regenerate["id"], run: "r3", cursor: "1.11" });
+  assert.deepEqual(await again, { run: "r3", cursor: "1.11" });
+
+  const selected = session.select("m1");
+  const select = await peer.next("select");
+  assert.equal(select["message"], "m1");
+  peer.send({ t: "ok", id: select["id"], cursor: "1.12" });
+  assert.deepEqual(await selected, { cursor: "1.12" });
+});

@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { WebSocket } from "ws";
-import { activeRun, Everthread, type Receipt, type Session, type View, type WebSocketConstructor } from "../src/index.js";
+import { activeRun, Everthread, EverthreadError, type Receipt, referenceOf, type Session } from "../src/index.js";
+import type { View, WebSocketConstructor } from "../src/index.js";
 import { Server } from "./server.js";
 
 const bin = process.env["EVERTHREAD_BIN"];
@@ -113,6 +114,26 @@ function describeControl(bin: string): void {
     await reached(ann, (view) => view.session.held === undefined && view.run(run ?? "")?.status === "active");
     assert.equal(ann.view.run(run ?? "")?.input.length, 2);
     await ann.cancel().settled;
+  });
+
+  test("a message is edited, a run done again, a branch selected", options, async () => {
+    const { ann, bob } = await begin();
+    const [first] = ann.view.messages;
+    const edited = await ann.edit(first!, "What is a cursor?");
+    await reached(ann, (view) => view.run(edited.run ?? "")?.outcome === "completed");
+    assert.equal(ann.view.runs[0]?.outcome, "cancelled");
+    assert.deepEqual(ann.view.branch().map(referenceOf)[0], edited.message);
+    const answer = ann.view.branch()[1]!;
+    const { run } = await ann.regenerate(edited.run!);
+    await reached(bob, (view) => view.run(run ?? "")?.outcome === "completed");
+    const again = bob.view.branch()[1]!;
+    assert.deepEqual([again.run, bob.view.alternatives(again).length], [run, 2]);
+    await bob.select(answer);
+    await reached(ann, (view) => view.branch()[1]?.run === edited.run);
+    await bob.select(first!.message);
+    await reached(ann, (view) => view.branch()[0]?.message === first!.message);
+    assert.deepEqual(ann.view.alternatives(first!).map(referenceOf), [first!.message, edited.message]);
+    await assert.rejects(ann.select("nowhere"), (e) => e instanceof EverthreadError && e.code === "not_found");
   });
 
   test("a control survives the server", options, async () => {

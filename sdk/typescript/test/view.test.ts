@@ -78,7 +78,7 @@ test("a steer that is applied adds its message to the run's input, and no other"
   const change = log.add(bob, ask("steer", { mode: "now", message: "m2" }));
   assert.ok(change.controls.has(log.view.controls[0]!) && change.runs.has(log.run));
   const asked = { control: "c-steer", kind: "steer", target: { run: "r" }, by: bob, mode: "now", message: "m2" };
-  assert.deepEqual(log.view.controls[0], asked);
+  assert.deepEqual(log.view.controls[0], { ...asked, requested_seq: 4 });
   log.add(ann, settle("steer", "applied"));
   assert.deepEqual(log.run.input, ["m1", "m2"]);
   log.add(bob, ask("steer", { control: "c-late", message: "m3" }));

@@ -55,6 +55,7 @@ impl Node {
             agent: Some("guide".parse().unwrap()),
             params: None,
             when_busy: None,
+            branch: None,
         };
         self.ask(key, Request::Put(put)).await;
     }

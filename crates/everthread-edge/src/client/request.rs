@@ -6,10 +6,10 @@ use crate::auth::Identity;
 use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::tail::{Tail, is_valid, start_of};
-use crate::{Edge, control, devices};
+use crate::{Edge, branch, control, devices};
 use everthread_protocol::frame::{
     Ack, Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt,
-    Release, ResetReason, ServerFrame, SetPresence, Welcome,
+    Regenerate, Release, ResetReason, Select, ServerFrame, SetPresence, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
 use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, SessionKey};
@@ -79,6 +79,14 @@ impl<S: Store> Connection<S> {
                 Ok(key) => self.on_release(release, key, identity),
                 Err(fault) => self.error(Some(release.id.to_string()), fault),
             },
+            ClientFrame::Regenerate(again) => match self.key_of(again.attachment) {
+                Ok(key) => self.on_regenerate(again, key, identity),
+                Err(fault) => self.error(Some(again.id.to_string()), fault),
+            },
+            ClientFrame::Select(select) => match self.key_of(select.attachment) {
+                Ok(key) => self.on_select(select, key, identity),
+                Err(fault) => self.error(Some(select.id.to_string()), fault),
+            },
             ClientFrame::History(history) => match self.key_of(history.attachment) {
                 Ok(key) => self.on_history(history, key),
                 Err(fault) => self.error(Some(history.id.to_string()), fault),
@@ -129,7 +137,8 @@ impl<S: Store> Connection<S> {
     }
 
     fn on_put(&mut self, put: &Put<'_>, key: SessionKey, identity: Identity) {
-        let intent = match Intent::read(put.entries.get(), put.agent.clone(), put.when_busy) {
+        let replaces = put.replaces.clone();
+        let intent = match Intent::read(put.entries.get(), put.agent.clone(), put.when_busy, replaces) {
             Ok(intent) => intent,
             Err(fault) => return self.error(Some(put.id.to_string()), fault),
         };
@@ -177,6 +186,25 @@ impl<S: Store> Connection<S> {
             let released = control::release(&edge.desk, &key, &identity.author, &id, reason, agent, run);
             let (cursor, run) = released.await?;
             Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), run, ..done(id) }).encode()]))
+        });
+    }
+
+    fn on_regenerate(&mut self, again: Regenerate, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(again.id.to_string(), async move {
+            let Regenerate { id, run, params, .. } = again;
+            let asked = branch::regenerate(&edge, &key, &identity.author, &id, &run, params);
+            let (cursor, run) = asked.await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), run, ..done(id) }).encode()]))
+        });
+    }
+
+    fn on_select(&mut self, select: Select, key: SessionKey, identity: Identity) {
+        let edge = self.edge.clone();
+        self.begin(select.id.to_string(), async move {
+            let Select { id, message, .. } = select;
+            let cursor = branch::select(&edge, &key, &identity.author, &id, &message).await?;
+            Ok(Reply::Frames(vec![ServerFrame::Ok(Done { cursor: Some(cursor), ..done(id) }).encode()]))
         });
     }
 

@@ -11,14 +11,15 @@ use everthread_protocol::worker_frame::{
     Held, Producer, Work, WorkerControl, WorkerHello, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, SessionKey,
-    Version, WorkerId,
+    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, Seq,
+    SessionKey, Version, WorkerId,
 };
 use everthread_session::state::Run;
 use everthread_session::view::Message;
 use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Renewal, Store, Written};
 use futures_util::StreamExt as _;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Sessions that are looked at at once for a worker that comes back.
@@ -167,13 +168,15 @@ pub(super) async fn work<S: Store>(edge: Edge<S>, assignment: Assignment) -> Job
 async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result<String, Error> {
     let (view, _) = edge.reader.view(&assignment.key).await?;
     let run = &assignment.run;
-    // The last ones, and of those before them what this run cannot do without: its input, and its own words.
-    let (older, last) = view.messages().split_at(view.messages().len().saturating_sub(WORK_MESSAGES));
+    // The last ones of its branch, and besides what this run cannot do without: its input, and its own words.
+    let branch = view.branch_of(&assignment.id);
+    let last: HashSet<Seq> = branch.iter().rev().take(WORK_MESSAGES).map(|message| message.seq).collect();
     let is_needed = |message: &&Message| match &message.run {
+        _ if last.contains(&message.seq) => true,
         Some(by) => *by == assignment.id,
         None => run.input.iter().any(|input| input == message.message.as_str()),
     };
-    let messages: Vec<&Message> = older.iter().filter(is_needed).chain(last).collect();
+    let messages: Vec<&Message> = view.messages().iter().filter(is_needed).collect();
     let messages = serde_json::value::to_raw_value(&messages).map_err(|e| Error::Corrupt(e.to_string()))?;
     let token = edge.config.auth.run_token(&RunRight {
         tenant: assignment.key.tenant.clone(),

@@ -35,6 +35,9 @@ impl Draft<'_> {
     pub(super) fn put(&mut self, put: &Put) -> Result<(), Refusal> {
         let meta_agent = agent_of(&self.state().meta);
         let agent = put.agent.clone().or(meta_agent.filter(|_| put.role == Role::User));
+        if let Some(branch) = &put.branch {
+            return self.put_on_branch(put, agent, branch);
+        }
         let Some(agent) = agent else {
             self.put_message(&put.message, put.role, &put.parts, put.reply_to.as_deref())?;
             self.note_while_held(&put.message);

@@ -4,6 +4,7 @@
 //! things out goes on the same way. Only open things are looked up, for the same reason: an id that is used again after
 //! its first owner has closed names something new.
 
+use super::branch::Maker;
 use super::{
     Applied, Approval, Control, Error, Event, Held, Message, MessageState, OpenMessage, OpenRun, Part,
     PartState, Run, RunStatus, View,
@@ -114,6 +115,7 @@ impl View {
             Entry::MessagePut { message, role, parts, reply_to } => {
                 let (by, at, status) = (author(block), block.at, MessageState::Complete);
                 let parts = put_parts(parts);
+                self.grow(seq, run.map_or(Maker::Anybody, Maker::Run));
                 // A put is the session's own, whoever writes it.
                 let message =
                     Message { message, run: None, seq, at, by, role, status, reply_to, usage: None, parts };
@@ -161,6 +163,8 @@ impl View {
                 self.session.held = Some(Held { by: author(block), at: block.at, reason });
             }
             Entry::SessionReleased { .. } => self.session.held = None,
+            Entry::BranchBegun { after } => self.session.begin_branch(seq, after),
+            Entry::BranchSelected { through } => self.session.select_branch(through),
             Entry::ControlRequested { control, kind, target, mode, message, approval, .. } => {
                 if self.pending(|c| c.control == control).is_none() {
                     self.controls.push(Control {
@@ -175,6 +179,7 @@ impl View {
                         reason: None,
                         run: None,
                         answered_by: None,
+                        requested_seq: seq,
                     });
                 }
             }
@@ -211,6 +216,8 @@ impl View {
                 if self.open.contains_key(&run) {
                     return;
                 }
+                let parent = parent_run.as_ref().filter(|parent| self.open.contains_key(*parent));
+                self.grow(seq, parent.map_or(Maker::Input(&input), Maker::Run));
                 self.open.insert(run.clone(), OpenRun { at: self.runs.len(), messages: HashMap::new() });
                 self.runs.push(Run {
                     run,
@@ -302,11 +309,14 @@ impl View {
     }
 
     fn start_message(&mut self, message: Message) {
-        let Some(open) = message.run.as_ref().and_then(|run| self.open.get_mut(run)) else { return };
+        let Some(run) = message.run.clone() else { return };
+        let Some(open) = self.open.get(&run) else { return };
         if open.messages.contains_key(&message.message) {
             return;
         }
+        self.grow(message.seq, Maker::Run(&run));
         let at = self.messages.len();
+        let Some(open) = self.open.get_mut(&run) else { return };
         open.messages.insert(message.message.clone(), OpenMessage { at, parts: HashMap::new() });
         self.messages.push(message);
     }

@@ -10,8 +10,8 @@ use crate::world::{self, World};
 use everthread_protocol::control::{What, WhenBusy, WhoMay};
 use everthread_protocol::entry::{ControlOutcome, Outcome, RefusalReason, Role, Target};
 use everthread_protocol::limits::STATE_BYTES_MAX;
-use everthread_protocol::{ApprovalId, AuthorKind, ControlId, MessageId, RunId, WorkerId};
-use everthread_session::decide::Put;
+use everthread_protocol::{ApprovalId, AuthorKind, ControlId, MessageId, RunId, Seq, WorkerId};
+use everthread_session::decide::{Branch, Put, Regenerate};
 use everthread_session::state::RunStatus;
 use everthread_session::{Decision, Refusal, Request};
 use proptest::prelude::*;
@@ -37,6 +37,8 @@ const SEEN: &[&str] = &[
     "approval.settled approved",
     "approval.settled denied",
     "approval.settled expired",
+    "branch.begun",
+    "branch.selected",
     "control.settled answer applied",
     "control.settled answer refused already_answered",
     "control.settled answer refused held",
@@ -66,15 +68,18 @@ const SEEN: &[&str] = &[
     "control.settled steer refused no_active_run",
     "control.settled steer refused not_supported",
     "control.settled steer refused run_ended",
+    "control.settled steer refused superseded",
     "refused Busy",
     "refused Held",
     "refused Known",
+    "refused NotEnded",
     "refused Waits",
     "run.ended cancelled cancel",
     "run.ended cancelled cancel_timeout",
     "run.ended cancelled held",
     "run.ended cancelled interrupt",
     "run.ended cancelled parent_ended",
+    "run.ended cancelled replaced",
     "run.ended cancelled session_closed",
     "run.ended cancelled worker_lost",
     "run.ended completed",
@@ -235,6 +240,7 @@ impl Walk {
                     agent: agent.map(|agent| agent.parse().unwrap()),
                     params: params.and_then(|params| params.as_object().cloned()),
                     when_busy: POLICIES.get(usize::from(b / 4) % 6).copied(),
+                    branch: b.is_multiple_of(5).then(|| self.branch(a, b)),
                 })
             }
             18..=44 => {
@@ -275,8 +281,36 @@ impl Walk {
                 Request::Update { patch: patch.as_object().unwrap().clone() }
             }
             53 if a < 30 => Request::Close { reason: None },
+            53 if a < 50 => Request::Select { through: Seq(u64::from(b)) },
+            53 => self.again(a, b)?,
             _ => Request::Events,
         })
+    }
+
+    /// A branch that replaces what some of the open runs work on, and some of what a person holds.
+    fn branch(&self, a: u8, b: u8) -> Branch {
+        let state = self.world.core();
+        let roots = state.open_runs().filter(|(_, run)| run.parent.is_none()).map(|(id, _)| id.clone());
+        let held = state.held.iter().flat_map(|hold| hold.input.iter().cloned());
+        Branch {
+            after: Seq(u64::from(a)),
+            ends: roots.skip(usize::from(b) % 3).take(usize::from(a) % 3).collect(),
+            drops: held.skip(usize::from(a) % 2).collect(),
+        }
+    }
+
+    /// A run that ended is done again, or one that did not is not.
+    fn again(&self, a: u8, b: u8) -> Option<Request> {
+        let run = self.any_run(a);
+        let known = self.world.ledger.runs.get(&run).filter(|known| known.parent.is_none())?;
+        let input = self.world.ledger.input_of.iter().filter(|(_, of)| **of == run);
+        Some(Request::Regenerate(Box::new(Regenerate {
+            agent: known.agent.clone(),
+            input: input.map(|(message, _)| message.clone()).collect(),
+            params: None,
+            branch: self.branch(b, a),
+            run,
+        })))
     }
 
     /// An answer to an approval that is open, mostly.

@@ -300,6 +300,8 @@ fn appends_merge_past_what_does_not_concern_their_part_and_never_past_what_does(
         json!({"type": "approval.settled", "run": "r1", "approval": "a", "verdict": "approved"}),
         json!({"type": "control.settled", "control": "c", "outcome": "applied", "run": "r1"}),
         json!({"type": "session.held"}),
+        json!({"type": "branch.begun", "after": 0}),
+        json!({"type": "branch.selected", "through": 1}),
         json!({"type": "x-mine"}),
         json!({"type": "event", "name": "e"}),
     ];

@@ -67,6 +67,8 @@ struct Here<'a> {
     asked: BTreeSet<&'a ControlId>,
     ended: BTreeSet<&'a RunId>,
     put: BTreeSet<&'a MessageId>,
+    /// A branch begins: then what is replaced is cancelled, and a run may have the input of one that has ended.
+    begins_branch: bool,
     /// Answers that are applied and have not settled their approval yet.
     answered: BTreeSet<(RunId, ApprovalId)>,
 }
@@ -114,8 +116,14 @@ impl Ledger {
                     approvals: BTreeMap::new(),
                 };
                 assert!(self.runs.insert(run.clone(), new).is_none(), "{run} requested twice");
-                input.iter().for_each(|message| self.take_in(message, run));
+                for message in input {
+                    if here.begins_branch {
+                        self.free_input_of_ended(message);
+                    }
+                    self.take_in(message, run);
+                }
             }
+            Entry::BranchBegun { .. } => here.begins_branch = true,
             Entry::ControlRequested { control, kind, target, message, approval, .. } => {
                 here.asked.insert(control);
                 if let Some(message) = message {
@@ -196,6 +204,7 @@ impl Ledger {
                     _ => false,
                 };
                 assert!(!by_control || self.is_being_ended(run), "{run} is ended by nobody: {reason:?}");
+                assert!(reason.as_deref() != Some("replaced") || here.begins_branch, "{run} is not replaced");
             }
             _ => {}
         }
@@ -205,6 +214,13 @@ impl Ledger {
         let known = self.runs.get_mut(run).unwrap();
         assert_eq!(known.stands, from, "{run} becomes {to:?}");
         known.stands = to;
+    }
+
+    /// A run that has ended may be done again with its input.
+    fn free_input_of_ended(&mut self, message: &str) {
+        if self.input_of.get(message).is_some_and(|run| !self.runs[run].is_open()) {
+            self.input_of.remove(message);
+        }
     }
 
     /// A message becomes input of a run; cancels that waited for it mean that run from here on.
@@ -358,6 +374,8 @@ fn begins(entry: &Entry) -> bool {
             | Entry::RunStarted { .. }
             | Entry::ControlRequested { .. }
             | Entry::RunSuspended { .. }
+            | Entry::BranchBegun { .. }
+            | Entry::BranchSelected { .. }
             | Entry::SessionHeld { .. }
             | Entry::SessionReleased { .. }
     )

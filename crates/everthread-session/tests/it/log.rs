@@ -17,7 +17,7 @@ pub struct Step {
 }
 
 pub fn steps(len: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    let step = (0u8..120, any::<u8>(), any::<u8>(), prop::bool::weighted(0.4));
+    let step = (0u8..126, any::<u8>(), any::<u8>(), prop::bool::weighted(0.4));
     prop::collection::vec(step.prop_map(|(what, which, text, cut)| Step { what, which, text, cut }), len)
 }
 
@@ -148,6 +148,7 @@ impl Maker {
             }
             91..=99 => self.session_entry(step),
             100..=102 => self.hold_entry(step),
+            120..=125 => self.branch_entry(step),
             103..=109 => self.settle_entry(step),
             _ => match self.runs[slot].take() {
                 None => self.request(slot),
@@ -333,6 +334,20 @@ impl Maker {
     fn hold_entry(&mut self, step: &Step) {
         let kind = ["session.held", "session.released"][usize::from(step.text) % 2];
         self.write(None, json!({"type": kind, "reason": "why"}));
+    }
+
+    /// The log goes on from somewhere else, now and then from where it is.
+    fn branch_entry(&mut self, step: &Step) {
+        // Of this entry as it will be.
+        let seq = self.seq + self.block.1.len() as u64 + 1;
+        let place = u64::from(step.which) * seq / 256;
+        self.write(
+            None,
+            match step.what {
+                120..=122 => json!({"type": "branch.begun", "after": place}),
+                _ => json!({"type": "branch.selected", "through": place}),
+            },
+        );
     }
 
     fn message_entry(&mut self, run: &mut RunModel, step: &Step) {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+mod branch;
+mod decide_branch;
 mod decide_control;
 mod decide_people;
 mod decide_stories;
@@ -12,6 +14,7 @@ mod ledger;
 mod log;
 mod paging;
 mod vectors;
+mod vectors_branch;
 mod vectors_control;
 mod vectors_data;
 mod vectors_frames;

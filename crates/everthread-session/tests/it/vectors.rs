@@ -1,7 +1,7 @@
 //! The golden vectors in `sdk/conformance/vectors`: made from the data in `vectors_data` and `vectors_frames`, checked to
 //! be current. With `EVERTHREAD_UPDATE_VECTORS=1` they are written; review the difference.
 
-use crate::{vectors_data, vectors_frames};
+use crate::{vectors_branch, vectors_data, vectors_frames};
 use everthread_protocol::control::{What, check_wait};
 use everthread_protocol::entry::{Writer, check, check_message};
 use everthread_protocol::frame::{ClientFrame, Entries, ServerFrame, Snapshot};
@@ -63,6 +63,9 @@ fn run(mut case: Value) -> Value {
         }
         None => serde_json::to_value(&view).unwrap(),
     };
+    if case.get("tree").is_some() {
+        case["tree"] = vectors_branch::tree(&view);
+    }
     case["results"] = json!(results);
     case
 }

@@ -89,6 +89,7 @@ pub fn view_cases() -> Vec<Value> {
     cases.extend(shared());
     cases.extend(tolerance());
     cases.extend(crate::vectors_control::cases());
+    cases.extend(crate::vectors_branch::cases());
     cases
 }
 

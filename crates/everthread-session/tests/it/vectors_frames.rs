@@ -47,6 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
+    cases.extend(client_holds());
     cases.extend(client_people());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
@@ -59,6 +60,10 @@ pub fn client_frames() -> Vec<Value> {
         accepted(
             "put: with an agent",
             json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
+        ),
+        accepted(
+            "put: in place of another message",
+            json!({"t": "put", "id": "p1", "attachment": 1, "replaces": "r1/m1", "entries": [input]}),
         ),
         accepted(
             "put: with a policy for an agent at work",
@@ -143,13 +148,6 @@ fn client_controls() -> Vec<Value> {
         frame["mode"] = json!(mode);
         frame
     };
-    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
-    let release = json!({"t": "release", "id": "1", "attachment": 1});
-    let and = |frame: &Value, key: &str, value: Value| {
-        let mut frame = frame.clone();
-        frame[key] = value;
-        frame
-    };
     let yes =
         json!({"approval": "pay", "decision": "approved", "digest": "sha256-1", "value": {"limit": 20}});
     vec![
@@ -205,6 +203,19 @@ fn client_controls() -> Vec<Value> {
             "too_large",
             with("answer", json!({"approval": "pay", "decision": "denied", "value": "x".repeat(4096)})),
         ),
+    ]
+}
+
+fn client_holds() -> Vec<Value> {
+    let hold = json!({"t": "hold", "id": "1", "attachment": 1});
+    let release = json!({"t": "release", "id": "1", "attachment": 1});
+    let regenerate = json!({"t": "regenerate", "id": "1", "attachment": 1, "run": "r1"});
+    let and = |frame: &Value, key: &str, value: Value| {
+        let mut frame = frame.clone();
+        frame[key] = value;
+        frame
+    };
+    vec![
         accepted("hold", hold.clone()),
         accepted("hold: with a reason", and(&hold, "reason", json!("the customer asked"))),
         refused("hold: a field that nobody knows", "bad_request", and(&hold, "agent", json!("guide"))),
@@ -212,6 +223,12 @@ fn client_controls() -> Vec<Value> {
         accepted("release: to an agent", and(&release, "agent", json!("guide"))),
         accepted("release: to nobody", and(&release, "run", json!(false))),
         refused("release: a run that is no yes or no", "bad_request", and(&release, "run", json!("r1"))),
+        accepted("regenerate", regenerate.clone()),
+        accepted("regenerate: with params", and(&regenerate, "params", json!({"temperature": 1}))),
+        refused("regenerate: no run", "bad_request", json!({"t": "regenerate", "id": "1", "attachment": 1})),
+        refused("regenerate: params that are no object", "bad_request", and(&regenerate, "params", json!(1))),
+        accepted("select", json!({"t": "select", "id": "1", "attachment": 1, "message": "r1/m1"})),
+        refused("select: no message", "bad_request", json!({"t": "select", "id": "1", "attachment": 1})),
     ]
 }
 

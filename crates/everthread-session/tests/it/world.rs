@@ -3,12 +3,12 @@
 use crate::ledger::{Ledger, Stands};
 use everthread_protocol::control::{NewInput, What, WhenBusy};
 use everthread_protocol::entry::{
-    ControlKind, ControlOutcome, Object, Outcome, PartKind, PutPart, Role, RunError, Target,
+    ControlKind, ControlOutcome, Object, Outcome, PartKind, PutPart, RefusalReason, Role, RunError, Target,
 };
 use everthread_protocol::limits::{OPEN_RUNS_MAX, PENDING_CONTROLS_MAX, RUN_INPUT_MAX};
 use everthread_protocol::worker_frame::NewApproval;
 use everthread_protocol::{Author, AuthorKind, Entry, Epoch, Millis, Record, RunId, Seq};
-use everthread_session::decide::{Ask, Put, agent_of};
+use everthread_session::decide::{Ask, Branch, Put, Regenerate, agent_of};
 use everthread_session::state::{Run, RunStatus};
 use everthread_session::view::{self, View};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -39,7 +39,33 @@ pub fn put_when_busy(message: &str, agent: Option<&str>, when_busy: Option<WhenB
         agent: agent.map(|agent| agent.parse().unwrap()),
         params: None,
         when_busy,
+        branch: None,
     })
+}
+
+/// A message that takes the place of another, on which `ends` are at work.
+pub fn edit(message: &str, agent: Option<&str>, after: u64, ends: &[&str]) -> Request {
+    let Request::Put(mut put) = put(message, agent) else { unreachable!() };
+    put.branch = Some(branch(after, ends));
+    Request::Put(put)
+}
+
+pub fn branch(after: u64, ends: &[&str]) -> Branch {
+    Branch {
+        after: Seq(after),
+        ends: ends.iter().map(|run| run.parse().unwrap()).collect(),
+        drops: Vec::new(),
+    }
+}
+
+pub fn regenerate(run: &str, input: &[&str], after: u64, ends: &[&str]) -> Request {
+    Request::Regenerate(Box::new(Regenerate {
+        run: run.parse().unwrap(),
+        agent: "guide".parse().unwrap(),
+        input: input.iter().map(ToString::to_string).collect(),
+        params: None,
+        branch: branch(after, ends),
+    }))
 }
 
 pub fn claim(run: &str, worker: &str) -> Request {
@@ -303,7 +329,10 @@ impl World {
                 if put.agent.is_some() || own.is_some() {
                     self.asked_for_work.insert(put.message.to_string(), false);
                 }
+                // What is replaced needs no run.
+                free.extend(put.branch.iter().flat_map(|branch| branch.drops.clone()));
             }
+            Request::Regenerate(again) => free.extend(again.branch.drops.clone()),
             // Whoever hands back decides whether anybody goes on.
             Request::Release { .. } if decision.requested.is_none() => {
                 free.extend(before.held.iter().flat_map(|hold| hold.input.clone()));
@@ -312,7 +341,8 @@ impl World {
         }
         let kept = |id: &String| decision.state.held.as_ref().is_some_and(|hold| hold.input.contains(id));
         if let (Some(was), Some(hold)) = (&before.held, &decision.state.held) {
-            let dropped: Vec<String> = was.input.iter().filter(|id| !kept(id)).cloned().collect();
+            let dropped = was.input.iter().filter(|id| !kept(id) && !free.contains(id));
+            let dropped: Vec<String> = dropped.cloned().collect();
             assert!(dropped.is_empty() || hold.input.len() == RUN_INPUT_MAX, "{dropped:?} dropped with room");
             free.extend(dropped);
         }
@@ -320,6 +350,11 @@ impl World {
             match entry {
                 Entry::ControlRequested { message: Some(message), .. } => {
                     self.asked_for_work.insert(message.to_string(), false);
+                }
+                Entry::ControlSettled { control, run: None, reason, .. } => {
+                    let message = self.ledger.controls[control].message.as_ref().map(ToString::to_string);
+                    let replaced = *reason == Some(RefusalReason::Superseded);
+                    free.extend(message.filter(|id| replaced && !kept(id)));
                 }
                 _ => {}
             }

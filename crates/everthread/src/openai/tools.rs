@@ -15,6 +15,8 @@ use std::time::Duration;
 const OUTPUT_BYTES_MAX: usize = 32 * 1024;
 /// For a call, unless the file says otherwise.
 const CALL_DEADLINE_MS: u64 = 30_000;
+/// For a call, whatever the file says: as long as it lasts, a run and its worker wait.
+const CALL_DEADLINE_MAX_MS: u64 = 10 * 60 * 1000;
 /// Tools in the file.
 const TOOLS_MAX: usize = 64;
 
@@ -94,7 +96,10 @@ impl Tools {
                 "--tools {shown}: {name:?} is not the name of a tool: letters, digits, _ and -"
             );
             Url::parse(&tool.url).with_context(|| format!("--tools {shown}: the url of {name}"))?;
-            ensure!(tool.timeout_ms > 0, "--tools {shown}: timeout_ms of {name} must be more than 0");
+            ensure!(
+                (1..=CALL_DEADLINE_MAX_MS).contains(&tool.timeout_ms),
+                "--tools {shown}: timeout_ms of {name} is 1 to {CALL_DEADLINE_MAX_MS}"
+            );
             ensure!(tools.insert(name.clone(), tool).is_none(), "--tools {shown}: {name} stands twice");
         }
         Ok(tools)
@@ -220,12 +225,16 @@ mod tests {
         assert!(tools.is_dangerous("add") && !tools.is_dangerous("other"));
         assert_eq!(tools.declared().unwrap()[0]["function"]["name"], "add");
         assert!(read("[]").unwrap().declared().is_none());
+        let timed = |ms: u64| good.replace("\"dangerous\"", &format!("\"timeout_ms\":{ms},\"dangerous\""));
+        assert!(read(&timed(CALL_DEADLINE_MAX_MS)).is_ok());
         let twice = format!("[{0},{0}]", &good[1..good.len() - 1]);
         for bad in [
             twice.as_str(),
             &good.replace("\"add\"", "\"a b\""),
             &good.replace("http:", ""),
             &good.replace("dangerous", "danger"),
+            &timed(0),
+            &timed(CALL_DEADLINE_MAX_MS + 1),
             "{}",
         ] {
             assert!(read(bad).is_err(), "{bad}");

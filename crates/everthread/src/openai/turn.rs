@@ -3,7 +3,7 @@
 //! A call's part is open from its first character until its output stands in the log. The arguments are a text while they
 //! come and JSON once they are whole: that is how a later attempt knows an answer that was whole from one that was not.
 
-use super::conversation::{self, Exchange, Said, as_text};
+use super::conversation::{self, Exchange, Reader, Said, as_text};
 use super::sse::Event;
 use super::tools::{Output, Tools, digest};
 use super::upstream::{Answer, CallDelta, Delta};
@@ -106,7 +106,7 @@ impl Turn {
     }
 
     /// An answer that an earlier attempt of this run wrote to its end but did not carry out.
-    pub fn again(run: &Run, past: &PastMessage) -> Option<Turn> {
+    pub fn again(run: &Run, reader: &Reader, past: &PastMessage) -> Option<Turn> {
         let message = run.message_again(past)?;
         let mut calls = Vec::new();
         for part in conversation::of_kind(past, PartKind::ToolCall) {
@@ -123,7 +123,7 @@ impl Turn {
                 calls.push(Call { id, name, text, part: handle, output, output_part });
             }
         }
-        let mut done = Said::past(past, run).calls;
+        let mut done = Said::past(past, reader).calls;
         done.retain(|exchange| calls.iter().all(|call| call.id != exchange.call));
         Some(Turn { message: Some(message), text: past.text(), calls, done, ..Turn::default() })
     }
@@ -153,7 +153,7 @@ impl Turn {
             }
         }
         message.complete().await?;
-        Ok(Said { role: Role::Assistant, text: self.text, calls: exchanges, is_own: true })
+        Ok(Said { calls: exchanges, is_own: true, ..Said::text(Role::Assistant, self.text) })
     }
 }
 

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 /// Until the endpoint's socket is open.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// Characters of an endpoint's error that are logged.
+/// Bytes of an endpoint's error that are read.
+const ERROR_BYTES_MAX: usize = 16 * 1024;
+/// Characters of it that are logged.
 const ERROR_CHARS_MAX: usize = 2_000;
 
 /// An OpenAI-compatible endpoint.
@@ -98,7 +100,7 @@ impl Upstream {
             .map_err(|_| Failure::new("upstream_timeout", "the model did not answer in time"))?
             .map_err(|error| unreachable_upstream(&error))?;
         if !response.status().is_success() {
-            return Err(refused(response).await);
+            return Err(refused(response, self.deadlines.idle).await);
         }
         Ok(Answer {
             response,
@@ -215,10 +217,22 @@ fn unreachable_upstream(error: &reqwest::Error) -> Failure {
 }
 
 /// Bodies of endpoints' errors differ, and may hold what is not for users: they are logged, and people get the kind.
-async fn refused(response: Response) -> Failure {
+async fn refused(mut response: Response, deadline: Duration) -> Failure {
     let status = response.status();
-    let body: String = response.text().await.unwrap_or_default().chars().take(ERROR_CHARS_MAX).collect();
-    tracing::warn!(%status, body, "the endpoint refused");
+    let mut body = Vec::new();
+    let reading = async {
+        while body.len() < ERROR_BYTES_MAX
+            && let Ok(Some(bytes)) = response.chunk().await
+        {
+            body.extend_from_slice(&bytes);
+        }
+    };
+    // What it says until then has to do: the status alone tells that it refused.
+    drop(tokio::time::timeout(deadline, reading).await);
+    body.truncate(ERROR_BYTES_MAX);
+    let body = String::from_utf8_lossy(&body);
+    let shown: String = body.chars().take(ERROR_CHARS_MAX).collect();
+    tracing::warn!(%status, body = shown, "the endpoint refused");
     let error: Value = serde_json::from_str(&body).unwrap_or_default();
     let message = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "the model's endpoint does not accept the key",
@@ -236,4 +250,71 @@ async fn refused(response: Response) -> Failure {
 fn code_of(error: &Value) -> String {
     let code = error["code"].as_str().or(error["type"].as_str()).unwrap_or("upstream_error");
     code.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// What comes of an endpoint that takes the request, answers `head` and goes on as `then` says.
+    async fn refusal<F: Future<Output = ()>>(
+        head: &str,
+        idle_ms: u64,
+        then: impl FnOnce(TcpStream) -> F,
+    ) -> Failure {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let args = OpenAiArgs {
+            base_url: format!("http://{}/v1", listener.local_addr().unwrap()),
+            model: "m".to_owned(),
+            agent: "a".to_owned(),
+            capacity: 1,
+            url: String::new(),
+            token: None,
+            api_key: None,
+            system: None,
+            max_tokens: 1,
+            first_token_ms: 20_000,
+            idle_ms,
+            tools: None,
+        };
+        let upstream = Upstream::new(&args).unwrap();
+        let serving = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+            socket.write_all(head.as_bytes()).await.unwrap();
+            then(socket).await;
+            std::future::pending::<()>().await;
+        };
+        let asking = tokio::time::timeout(Duration::from_secs(20), upstream.ask(&[], None));
+        tokio::select! {
+            answer = asking => answer.expect("in time").err().unwrap(),
+            () = serving => unreachable!(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_refuses_and_falls_silent_is_not_waited_for() {
+        let head = "HTTP/1.1 429 Slow\r\ncontent-length: 100\r\n\r\n{\"error\":";
+        let failure = refusal(head, 50, |_socket| std::future::pending()).await;
+        assert_eq!(failure.code, "upstream_429");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_refuses_without_end_is_not_heard_out() {
+        let head = "HTTP/1.1 500 Oops\r\n\r\n";
+        let endless =
+            |mut socket: TcpStream| async move { while socket.write_all(&[b'x'; 4096]).await.is_ok() {} };
+        assert_eq!(refusal(head, 600_000, endless).await.code, "upstream_500");
+    }
+
+    #[tokio::test]
+    async fn what_an_endpoint_says_when_it_refuses_is_read() {
+        let body = r#"{"error":{"code":"context_length_exceeded"}}"#;
+        let head = format!("HTTP/1.1 400 No\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let failure = refusal(&head, 20_000, |_socket| std::future::pending()).await;
+        assert_eq!(failure.code, "context_length_exceeded");
+        assert!(failure.message.contains("too long"));
+    }
 }

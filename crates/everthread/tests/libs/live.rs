@@ -1,6 +1,6 @@
 //! Live control through the libraries: steer, pause, approvals, interrupt, takeover, and runs that are taken over.
 
-use crate::node::Node;
+use crate::node::{Node, TOKEN};
 use crate::stage::{DEADLINE, Stage, ended, last_run, texts, until};
 use everthread_client::{
     Addressee, Ask, ControlOutcome, Error as ClientError, Event, Follow, From, Mode, RefusalReason, Settled,
@@ -9,11 +9,15 @@ use everthread_client::{
 use everthread_protocol::entry::Outcome;
 use everthread_protocol::{Code, RunId};
 use everthread_session::view::RunStatus;
-use everthread_worker::{AgentOptions, Approval, Builder, CancellationToken, Error, Role, Run};
+use everthread_worker::{AgentOptions, Approval, Builder, CancellationToken, Error, Role, Run, Worker};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 /// Says what steers it, and ends with the word "enough".
 async fn listener(run: Run) -> Result<(), Error> {
@@ -185,6 +189,53 @@ async fn a_paused_run_writes_nothing_until_it_is_resumed() {
     let goes_on = at("control.requested", "resume").unwrap();
     let meanwhile: Vec<_> = log[stands..goes_on].iter().filter(|e| e["type"] == "part.append").collect();
     assert!(goes_on - stands >= 40 && meanwhile.is_empty(), "{meanwhile:?}");
+    drop(follow);
+    stage.close().await;
+}
+
+/// Carries one connection to a node; what the worker says waits while `holds` is true.
+async fn carry(listener: TcpListener, node: (&'static str, u16), mut holds: watch::Receiver<bool>) {
+    let (worker, _) = listener.accept().await.unwrap();
+    let (mut from_worker, mut to_worker) = worker.into_split();
+    let (mut from_node, mut to_node) = TcpStream::connect(node).await.unwrap().into_split();
+    let saying = async {
+        let mut bytes = [0; 16 * 1024];
+        while let Ok(length @ 1..) = from_worker.read(&mut bytes).await {
+            holds.wait_for(|holds| !holds).await.unwrap();
+            to_node.write_all(&bytes[..length]).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = saying => {}
+        copied = tokio::io::copy(&mut from_node, &mut to_worker) => drop(copied),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_expired_before_the_worker_could_say_so_stops_nothing() {
+    let node = Node::start().await;
+    let session = node.session("late").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let (hold, holds) = watch::channel(false);
+    let (tasks, stage, stop) = (TaskTracker::new(), Stage::idle(&node), CancellationToken::new());
+    tasks.spawn(carry(listener, node.address(), holds));
+    let worker = Worker::builder(url, TOKEN).drain_deadline(Duration::from_millis(100));
+    tasks.spawn(agents(worker).connect().unwrap().run(stop.clone()));
+    let mut follow = stage.client.follow(session, From::Start).await.unwrap();
+    let run = begin(&mut follow, "chatter", "x").await;
+    hold.send_replace(true);
+    let late = settled(&follow, Ask::pause(target(&run)).expires(Duration::from_millis(300))).await;
+    assert_eq!(late.outcome, ControlOutcome::Expired);
+    hold.send_replace(false);
+    // Longer than all that it can have written before it heard of the pause.
+    until(&mut follow, |view| (texts(view, &run)[0].len() > 600).then_some(())).await;
+    let view = follow.view().unwrap().run(&run).unwrap();
+    assert!(!view.paused && view.status == RunStatus::Active, "{view:?}");
+    assert!(settled(&follow, Ask::cancel(target(&run))).await.is_applied());
+    stop.cancel();
+    tasks.close();
+    timeout(DEADLINE, tasks.wait()).await.unwrap();
     drop(follow);
     stage.close().await;
 }

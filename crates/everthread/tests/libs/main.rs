@@ -9,7 +9,7 @@ mod stage;
 
 use everthread_client::{Client, Event, Follow, From};
 use everthread_protocol::entry::{Outcome, PartKind, PutPart, Target};
-use everthread_worker::{Builder, CancellationToken, Cause, Error, Role, Run, Worker};
+use everthread_worker::{Builder, CancellationToken, Cause, Error, Failure, Role, Run, Worker};
 use node::{Node, TOKEN};
 use serde_json::json;
 use stage::{DEADLINE, Stage, answer, ended, until};
@@ -48,6 +48,11 @@ async fn broken(_run: Run) -> Result<(), Error> {
     panic!("on purpose")
 }
 
+/// Fails with more words than a frame holds.
+async fn verbose(_run: Run) -> Result<(), Failure> {
+    Err(Failure::new("verbose", "wört ".repeat(100_000)))
+}
+
 /// Has another agent work.
 async fn parent(run: Run) -> Result<(), Error> {
     let parts = vec![PutPart { kind: PartKind::Text, value: "go".into(), attrs: None }];
@@ -62,6 +67,7 @@ fn agents(worker: Builder) -> Builder {
         .agent("long", 4, long)
         .agent("endless", 4, endless)
         .agent("broken", 4, broken)
+        .agent("verbose", 4, verbose)
         .agent("parent", 4, parent)
 }
 
@@ -109,7 +115,7 @@ async fn a_cancel_ends_the_run_and_keeps_its_last_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_ends_the_run_as_failed_and_the_worker_goes_on() {
+async fn a_panic_or_a_flood_of_words_ends_the_run_as_failed_and_the_worker_goes_on() {
     let node = Node::start().await;
     let session = node.session("panic").await;
     let stage = Stage::new(&node, agents);
@@ -118,6 +124,10 @@ async fn a_panic_ends_the_run_as_failed_and_the_worker_goes_on() {
     let run = until(&mut follow, |view| ended(view, "broken")).await;
     let error = run.error.unwrap();
     assert_eq!((error.code.as_str(), error.message.as_str()), ("panic", "on purpose"));
+
+    follow.session().input("go", Some("verbose")).await.unwrap();
+    let error = until(&mut follow, |view| ended(view, "verbose")).await.error.unwrap();
+    assert!(error.code == "verbose" && error.message.ends_with('…'), "{}", error.message.len());
 
     follow.session().input("go", Some("parent")).await.unwrap();
     until(&mut follow, |view| ended(view, "parent")).await;

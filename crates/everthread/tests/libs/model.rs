@@ -28,6 +28,8 @@ enum Line {
     Begin(&'static str),
     /// Says this as soon as the token fires.
     SayWhen(CancellationToken, &'static str),
+    /// Says nothing until the token fires, and then this.
+    Wait(CancellationToken, &'static str),
     Call(Vec<(&'static str, Value)>),
 }
 
@@ -90,6 +92,10 @@ async fn completions(State(play): State<Play>, Json(body): Json<Value>) -> Body 
             };
             let first = futures_util::stream::once(async { Ok(Bytes::from(said("well, "))) });
             Body::from_stream(futures_util::StreamExt::chain(first, futures_util::stream::once(waiting)))
+        }
+        Line::Wait(token, text) => {
+            token.cancelled().await;
+            Body::from(said(text) + &end("stop"))
         }
         Line::Begin(text) => {
             let first =
@@ -399,5 +405,52 @@ async fn an_answer_whose_worker_dies_is_asked_for_again_and_stands_there_once() 
     assert_eq!(texts(scene.follow.view().unwrap(), &run), ["a new one"]);
     let sent = scene.play.until(|seen| seen.asked.get(1).map(conversation)).await;
     is(&sent, &[("user", "a story")]);
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_steer_that_came_too_late_for_an_answer_is_answered_though_its_worker_dies() {
+    let go_on = CancellationToken::new();
+    let lines = [
+        Line::Wait(go_on.clone(), "the end"),
+        Line::Wait(CancellationToken::new(), "never said"),
+        Line::Say("once more"),
+    ];
+    let mut scene = Scene::new("late", lines).await;
+    let run = scene.ask("a story").await;
+    scene.play.until(|seen| (seen.asked.len() == 1).then_some(())).await;
+    let ask = Ask::steer(Target::Run(run.clone()), "another");
+    let mut asked = scene.follow.session().control(ask).await.unwrap();
+    let delivered = async {
+        while !matches!(asked.next().await, Ok(Some(Receipt { stage: Stages::Delivered { .. }, .. }))) {}
+    };
+    timeout(DEADLINE, delivered).await.unwrap();
+    go_on.cancel();
+    assert!(timeout(DEADLINE, asked.settled()).await.unwrap().unwrap().is_applied());
+    scene.play.until(|seen| (seen.asked.len() == 2).then_some(())).await;
+    scene.worker.kill9();
+    scene.worker = Worker::start(scene.worker.args.clone());
+    let ended = scene.ended().await;
+    assert_eq!((ended.outcome, ended.attempt), (Some(Outcome::Completed), Some(2)), "{ended:?}");
+    assert_eq!(texts(scene.follow.view().unwrap(), &run), ["the end", "once more"]);
+    let sent = scene.play.until(|seen| seen.asked.get(2).map(conversation)).await;
+    is(&sent, &[("user", "a story"), ("assistant", "the end"), ("user", "another")]);
+    scene.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_run_answers_its_own_input_though_others_wait() {
+    let mut scene =
+        Scene::new("queue", [Line::Begin("once upon "), Line::Say("a new one"), Line::Say("two!")]).await;
+    let run = scene.ask("one").await;
+    scene.says(&run, "once upon").await;
+    let waiting = scene.ask("two").await;
+    scene.worker.kill9();
+    scene.worker = Worker::start(scene.worker.args.clone());
+    let sent = scene.play.until(|seen| seen.asked.get(1).map(conversation)).await;
+    is(&sent, &[("user", "one")]);
+    scene.says(&waiting, "two!").await;
+    let sent = scene.play.until(|seen| seen.asked.get(2).map(conversation)).await;
+    is(&sent, &[("user", "one"), ("assistant", "a new one"), ("user", "two")]);
     scene.close().await;
 }

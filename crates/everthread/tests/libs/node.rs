@@ -35,6 +35,11 @@ impl Node {
         format!("ws://127.0.0.1:{}", self.port)
     }
 
+    /// Where its socket is.
+    pub fn address(&self) -> (&'static str, u16) {
+        ("127.0.0.1", self.port)
+    }
+
     /// Makes a session.
     pub async fn session(&self, id: &str) -> SessionId {
         let url = format!("http://127.0.0.1:{}/v1/sessions", self.port);
