@@ -130,15 +130,26 @@ impl Client {
 
     /// Follows a session and keeps its view, unless it begins at a cursor, where there is no view to add to.
     pub async fn follow(&self, session: SessionId, from: From) -> Result<Follow, Error> {
-        self.attach(session, from, !matches!(from, From::Cursor(_))).await
+        self.attach(session, from, !is_cursor(from), false).await
     }
 
     /// Follows a session without keeping its view.
     pub async fn follow_raw(&self, session: SessionId, from: From) -> Result<Follow, Error> {
-        self.attach(session, from, false).await
+        self.attach(session, from, false, false).await
     }
 
-    async fn attach(&self, session: SessionId, from: From, keeps_view: bool) -> Result<Follow, Error> {
+    /// [`Client::follow`], and be present: see [`Follow::present`] and [`Session::tell`].
+    pub async fn follow_present(&self, session: SessionId, from: From) -> Result<Follow, Error> {
+        self.attach(session, from, !is_cursor(from), true).await
+    }
+
+    async fn attach(
+        &self,
+        session: SessionId,
+        from: From,
+        keeps_view: bool,
+        presence: bool,
+    ) -> Result<Follow, Error> {
         let key = self.inner.next_key.fetch_add(1, Ordering::Relaxed);
         let (queue, events) = mpsc::channel(FOLLOW_FRAMES_MAX);
         let (reply, attached) = oneshot::channel();
@@ -148,7 +159,8 @@ impl Client {
         let (commands, mark) = (self.inner.commands.clone(), overflowed.clone());
         let parts = Parts { session: handle, commands, key, queue: events, overflowed };
         let follow = Follow::new(parts, from, keeps_view);
-        self.command(Command::Attach { key, session, from, queue, overflowed: mark, reply }).await?;
+        let attach = Command::Attach { key, session, from, presence, queue, overflowed: mark, reply };
+        self.command(attach).await?;
         attached.await.map_err(|_| Error::Closed)??;
         Ok(follow)
     }
@@ -176,6 +188,11 @@ impl Client {
         }
         tasks.wait().await;
     }
+}
+
+/// A view cannot begin in the middle of a log.
+fn is_cursor(from: From) -> bool {
+    matches!(from, From::Cursor(_) | From::Device)
 }
 
 impl Session {
@@ -235,6 +252,19 @@ impl Session {
         let (Addressee { agent, when_busy }, entries) = (to.clone(), entries.into());
         let replaces = replaces.map(str::to_owned);
         self.done(Body::Put { id: id.parse()?, agent, when_busy, replaces, entries }).await
+    }
+
+    /// This device has read everything up to `seq`: what its next connection, anywhere, is told as `acked`. Needs a
+    /// [`Builder::device`]. It never goes back, and is not waited for.
+    pub async fn ack(&self, seq: Seq) -> Result<(), Error> {
+        self.client.command(Command::Ack { key: self.key, seq }).await
+    }
+
+    /// Tells the others who are present something of oneself: an object of at most 1 KiB, in place of what was told before.
+    /// Only with [`Client::follow_present`].
+    pub async fn tell(&self, data: &Value) -> Result<(), Error> {
+        let data = to_raw_value(data)?;
+        self.client.command(Command::Tell { key: self.key, data }).await
     }
 
     /// Takes the session over: its agents stop, and none begins until it is released.

@@ -8,7 +8,7 @@ use crate::sessions::{Head, Sessions};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::Object;
 use everthread_protocol::frame::{
-    Attached, Bye, ClientFrame, Done, ErrorFrame, From, Hello, HistoryPage, Receipt, Welcome,
+    Bye, ClientFrame, Done, ErrorFrame, From, Hello, HistoryPage, Receipt, Welcome,
 };
 use everthread_protocol::{AgentName, RequestId, RunId, Seq, SessionId};
 use everthread_socket::{Backoff, RawConnection, Receiver, SocketError, Utf8Bytes};
@@ -44,6 +44,8 @@ pub(crate) enum Command {
         key: u64,
         session: SessionId,
         from: From,
+        /// Be present, too.
+        presence: bool,
         queue: mpsc::Sender<Event>,
         overflowed: Arc<AtomicBool>,
         reply: oneshot::Sender<Result<(), Error>>,
@@ -56,6 +58,10 @@ pub(crate) enum Command {
     Restart { key: u64, from: From, queue: mpsc::Sender<Event> },
     /// Ask something of its runs.
     Control { key: u64, body: ControlBody, receipts: mpsc::Sender<Result<Receipt, Error>> },
+    /// This device has read everything up to there.
+    Ack { key: u64, seq: Seq },
+    /// Tell the others who are present something else.
+    Tell { key: u64, data: Box<RawValue> },
     /// Ask something of a session.
     Request { key: u64, body: Body, reply: oneshot::Sender<Result<Reply, Error>> },
 }
@@ -294,13 +300,12 @@ impl Connection {
 
     fn frame(&mut self, frame: Utf8Bytes) -> Result<(), Left> {
         match &*read::<Peek<'_>>(&frame)?.t {
-            kind @ ("entries" | "snapshot" | "live" | "lag" | "reset") => {
+            kind @ ("entries" | "snapshot" | "live" | "lag" | "reset" | "presence") => {
                 let head: Head = read(&frame)?;
                 self.sessions.frame(kind, &head, frame.clone());
             }
             "attached" => {
-                let Attached { id, attachment, epoch, head, resumed, .. } = read(&frame)?;
-                self.sessions.attached(id.as_str(), attachment, epoch, head, resumed);
+                self.sessions.attached(&read(&frame)?);
             }
             "ok" => {
                 let done: Done = read(&frame)?;

@@ -3,7 +3,8 @@
 use crate::client::{FOLLOW_FRAMES_MAX, Session};
 use crate::connection::Command;
 use crate::error::Error;
-use everthread_protocol::frame::{Entries, From, ResetReason, Snapshot};
+use crate::people::Present;
+use everthread_protocol::frame::{Entries, From, Presence, ResetReason, Snapshot};
 use everthread_protocol::{Cursor, Epoch, Seq};
 use everthread_session::view::View;
 use everthread_socket::Utf8Bytes;
@@ -23,6 +24,10 @@ pub enum Event {
         head: Seq,
         /// Whether it goes on from where this follower stands.
         resumed: bool,
+        /// Up to where this device has read, if it has a durable cursor.
+        acked: Option<Seq>,
+        /// Messages of others that began after that.
+        unread: Option<u64>,
     },
     /// The view was replaced.
     Snapshot(Frame),
@@ -34,6 +39,8 @@ pub enum Event {
     Lag(u64),
     /// What the follower holds is not of this log; a snapshot follows.
     Reset(ResetReason),
+    /// Who is present has changed.
+    Presence(Presence),
     /// The connection is lost; it is being made again.
     Disconnected,
     /// There is nothing more to come.
@@ -74,6 +81,7 @@ pub struct Follow {
     queue: mpsc::Receiver<Event>,
     from: From,
     view: Option<View>,
+    present: Present,
     cursor: Option<Cursor>,
     /// The connection could not put something into the queue and waits to hear that it is empty.
     overflowed: Arc<AtomicBool>,
@@ -94,7 +102,18 @@ impl Follow {
         let Parts { session, commands, key, queue, overflowed } = parts;
         let cursor = if let From::Cursor(cursor) = from { Some(cursor) } else { None };
         let view = keeps_view.then(View::new);
-        Self { session, commands, key, queue, from, view, cursor, overflowed, is_gone: false }
+        Self {
+            session,
+            commands,
+            key,
+            queue,
+            from,
+            view,
+            present: Present::default(),
+            cursor,
+            overflowed,
+            is_gone: false,
+        }
     }
 
     /// For writing to the session.
@@ -105,6 +124,11 @@ impl Follow {
     /// The session as of the last event, if a view is kept.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()
+    }
+
+    /// Who is present as of the last event, if this follower is.
+    pub fn present(&self) -> &Present {
+        &self.present
     }
 
     /// Everything up to here was in the events.
@@ -172,6 +196,7 @@ impl Follow {
                 }
                 self.cursor = Some(Cursor { epoch: frame.epoch, seq: frame.to });
             }
+            Event::Presence(frame) => self.present.apply(frame),
             Event::Gone(_) => self.is_gone = true,
             Event::Attached { .. }
             | Event::Live(_)

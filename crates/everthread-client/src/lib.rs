@@ -17,6 +17,7 @@ mod control;
 mod controls;
 mod error;
 mod follow;
+mod people;
 mod sessions;
 mod stand;
 
@@ -25,7 +26,8 @@ pub use control::{Ask, Asked, Settled};
 pub use error::Error;
 pub use everthread_protocol::control::{Mode, WhenBusy};
 pub use everthread_protocol::entry::{ControlOutcome, RefusalReason, Target};
-pub use everthread_protocol::frame::{From, Receipt, Stage};
+pub use everthread_protocol::frame::{From, Member, Presence, Receipt, Stage};
 pub use everthread_session::view::View;
 pub use everthread_socket::{RawConnection, SocketError, Utf8Bytes};
 pub use follow::{Event, Follow, Frame};
+pub use people::Present;

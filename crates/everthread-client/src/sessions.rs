@@ -9,9 +9,11 @@ use crate::connection::{Body, Command, Reply};
 use crate::controls::Controls;
 use crate::error::Error;
 use crate::follow::{Event, Frame};
+use crate::people::People;
 use crate::stand::{Place, place};
 use everthread_protocol::frame::{
-    Attach, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release, ResetReason, Select,
+    Attach, Attached, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release,
+    ResetReason, Select,
 };
 use everthread_protocol::{Cursor, Epoch, RequestId, Seq, SessionId};
 use everthread_socket::Utf8Bytes;
@@ -39,6 +41,7 @@ struct Followed {
     phase: Phase,
     queue: mpsc::Sender<Event>,
     overflowed: Arc<AtomicBool>,
+    people: People,
     /// Who waits for the first `attached`.
     reply: Option<Answer<()>>,
 }
@@ -117,13 +120,25 @@ impl Sessions {
 
     pub(crate) fn command(&mut self, command: Command) {
         match command {
-            Command::Attach { key, session, from, queue, overflowed, reply } => {
+            Command::Attach { key, session, from, presence, queue, overflowed, reply } => {
                 let at = if let From::Cursor(cursor) = from { Some(cursor) } else { None };
                 let (number, phase, reply) = (None, Phase::Wanted, Some(reply));
-                let followed = Followed { session, from, at, number, phase, queue, overflowed, reply };
+                let people = People::new(presence);
+                let followed =
+                    Followed { session, from, at, number, phase, queue, overflowed, people, reply };
                 self.followed.insert(key, followed);
             }
             Command::Detach { key } => self.detach(key),
+            Command::Ack { key, seq } => {
+                if let Some(followed) = self.followed.get_mut(&key) {
+                    followed.people.ack(seq);
+                }
+            }
+            Command::Tell { key, data } => {
+                if let Some(followed) = self.followed.get_mut(&key) {
+                    followed.people.tell(data);
+                }
+            }
             Command::Drained { key } => {
                 if let Some(followed) = self.followed.get_mut(&key)
                     && followed.phase == Phase::Full
@@ -164,10 +179,18 @@ impl Sessions {
         let due = |phase| phase == Phase::Wanted || matches!(phase, Phase::Later(at) if at <= now);
         for (key, followed) in self.followed.iter_mut().filter(|(_, f)| due(f.phase)) {
             let Some(id) = attach_id(*key) else { continue };
-            let attach =
-                Attach { id, session: followed.session.clone(), from: followed.from, presence: false };
+            let attach = Attach {
+                id,
+                session: followed.session.clone(),
+                from: followed.from,
+                presence: followed.people.is_present,
+            };
             self.outgoing.push_back(ClientFrame::Attach(attach).encode());
             followed.phase = Phase::Asked;
+        }
+        for followed in self.followed.values_mut() {
+            let Some(number) = followed.number else { continue };
+            self.outgoing.extend(followed.people.due(number));
         }
         // A caller that gave up is not answered; what was sent may have happened all the same.
         self.pending.retain(|_, pending| !pending.reply.is_closed());
@@ -225,14 +248,16 @@ impl Sessions {
     }
 
     /// The answer to an attach: false if the id is not of one.
-    pub(crate) fn attached(&mut self, id: &str, number: u32, epoch: Epoch, head: Seq, resumed: bool) -> bool {
-        let Some(key) = attach_key(id) else { return false };
+    pub(crate) fn attached(&mut self, attached: &Attached) -> bool {
+        let Attached { attachment: number, epoch, head, resumed, acked, unread, .. } = *attached;
+        let Some(key) = attach_key(attached.id.as_str()) else { return false };
         let Some(followed) = self.followed.get_mut(&key).filter(|f| f.phase == Phase::Asked) else {
             // The follower left meanwhile.
             self.send_detach(number);
             return true;
         };
         (followed.number, followed.phase) = (Some(number), Phase::Attached);
+        followed.people.begin();
         if followed.from == From::Start {
             followed.at = Some(Cursor { epoch, seq: Seq::ZERO });
         } else if !matches!(followed.from, From::Cursor(_)) || !resumed {
@@ -243,7 +268,7 @@ impl Sessions {
             drop(reply.send(Ok(())));
         }
         self.numbers.insert(number, key);
-        self.deliver(key, Event::Attached { head, resumed }, None);
+        self.deliver(key, Event::Attached { head, resumed, acked, unread }, None);
         self.advance(Instant::now());
         true
     }
@@ -254,7 +279,11 @@ impl Sessions {
         let Some(followed) = self.followed.get(&key) else { return };
         let (event, at) = match kind {
             "entries" => {
-                let Some(at) = followed.at else { return };
+                // Where the device stands only the server knows: the first frame tells.
+                let begins = Cursor { epoch: head.epoch, seq: Seq(head.from.0.saturating_sub(1)) };
+                let Some(at) = followed.at.or((followed.from == From::Device).then_some(begins)) else {
+                    return;
+                };
                 match place(at, head.epoch, head.since, head.from, head.to) {
                     Place::Next => {}
                     Place::Old => return,
@@ -270,6 +299,10 @@ impl Sessions {
                 let frame = Frame { text, epoch: head.epoch, from: head.seq, to: head.seq };
                 (Event::Snapshot(frame), Some(Cursor { epoch: head.epoch, seq: head.seq }))
             }
+            "presence" => match self.followed.get_mut(&key).and_then(|f| f.people.receive(&text)) {
+                Some(presence) => (Event::Presence(presence), None),
+                None => return self.advance(Instant::now()),
+            },
             "live" => (Event::Live(head.seq), None),
             "lag" => (Event::Lag(head.behind), None),
             "reset" => (Event::Reset(head.reason.unwrap_or(ResetReason::Epoch)), None),
@@ -441,14 +474,23 @@ mod tests {
             key: 7,
             session,
             from: From::Start,
+            presence: false,
             queue,
             overflowed: mark,
             reply,
         });
         sessions.connected();
         assert!(sent(&mut sessions).contains(r#""from":"start""#));
-        assert!(sessions.attached("attach-7", 1, Epoch(5), Seq(9), true));
+        assert!(sessions.attached(&as_number(1)));
         Harness { sessions, queue: events, overflowed }
+    }
+
+    /// The answer to the attach of the follower 7.
+    fn as_number(number: u32) -> Attached {
+        let answer = format!(
+            r#"{{"id":"attach-7","attachment":{number},"session":"s","epoch":"5","head":9,"resumed":true}}"#
+        );
+        serde_json::from_str(&answer).unwrap()
     }
 
     fn sent(sessions: &mut Sessions) -> String {
@@ -476,7 +518,7 @@ mod tests {
         assert_eq!(seqs(&mut h.queue), [1, 2]);
         h.sessions.command(Command::Drained { key: 7 });
         assert!(sent(&mut h.sessions).contains(r#""from":"5.2""#));
-        h.sessions.attached("attach-7", 2, Epoch(5), Seq(9), true);
+        h.sessions.attached(&as_number(2));
         entries(&mut h.sessions, 2, 3..=4);
         assert_eq!(seqs(&mut h.queue), [3, 4]);
     }
@@ -491,7 +533,7 @@ mod tests {
         h.sessions.connected();
         assert!(sent(&mut h.sessions).contains(r#""from":"5.1""#));
         assert_eq!(seqs(&mut h.queue), [1]);
-        h.sessions.attached("attach-7", 1, Epoch(5), Seq(9), true);
+        h.sessions.attached(&as_number(1));
         entries(&mut h.sessions, 1, 1..=2);
         assert_eq!(seqs(&mut h.queue), [2]);
     }
@@ -506,7 +548,7 @@ mod tests {
         h.sessions.disconnected();
         h.sessions.connected();
         assert!(!sent(&mut h.sessions).contains("h1"), "not before the session is attached");
-        h.sessions.attached("attach-7", 4, Epoch(5), Seq(9), true);
+        h.sessions.attached(&as_number(4));
         assert!(sent(&mut h.sessions).contains(r#""id":"h1","attachment":4"#));
         assert!(h.sessions.reply("h1", Err(Error::Closed)));
         assert!(answer.try_recv().unwrap().is_err());

@@ -63,7 +63,7 @@ async fn follow(client: &Client, session: everthread_protocol::SessionId, from: 
                 note(&format!("what was shown is no longer the log ({reason:?}); starting over"))
             }
             Event::Gone(error) => return Err(error.into()),
-            Event::Attached { .. } | Event::Live(_) | Event::Lag(_) => {}
+            Event::Attached { .. } | Event::Live(_) | Event::Lag(_) | Event::Presence(_) => {}
         }
     }
     Ok(())

@@ -78,6 +78,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     const host = {
       link: () => (this.#state.phase === "open" ? this.#link : undefined),
       serverNow: () => this.serverNow(),
+      self: { subject: this.#options.subject, kind: this.#options.kind ?? "user", device: this.#options.device },
       wanted: () => {
         if (this.#state.phase === "idle" || this.#state.phase === "stopped") this.connect();
       },

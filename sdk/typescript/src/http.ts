@@ -7,6 +7,9 @@ export interface SessionListItem {
   session: string;
   active_at: number;
   meta: JsonObject;
+  /** Asked for a device: up to where it has read, and how many entries come after that. */
+  acked?: number;
+  unread_entries?: number;
 }
 
 export interface HttpOptions {
@@ -33,11 +36,12 @@ export class Http {
 
   /** Most recently active first; `next` is the `after` of the next page. */
   listSessions(
-    query: { limit?: number; after?: string } = {},
+    query: { limit?: number; after?: string; device?: string } = {},
   ): Promise<{ sessions: SessionListItem[]; next?: string }> {
     const params = new URLSearchParams();
     if (query.limit !== undefined) params.set("limit", String(query.limit));
     if (query.after !== undefined) params.set("after", query.after);
+    if (query.device !== undefined) params.set("device", query.device);
     return this.#call("GET", `/v1/sessions?${params}`);
   }
 

@@ -8,6 +8,7 @@ export { Http, type SessionListItem } from "./http.js";
 export type { WebSocketConstructor, WebSocketLike } from "./link.js";
 export type * from "./options.js";
 export type * from "./protocol.js";
+export { Presence } from "./presence.js";
 export { Session } from "./session.js";
 export { activeRun, type TargetLike } from "./target.js";
 export { ulid } from "./ulid.js";

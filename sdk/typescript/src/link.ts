@@ -79,6 +79,11 @@ export class Link {
     this.#send(frame);
   }
 
+  /** Sends a frame that has no reply. */
+  send(frame: { t: string } & Record<string, unknown>): void {
+    if (!this.#ended) this.#send(frame);
+  }
+
   /** Hands the frames of an attachment to `onFrame`. */
   listen(attachment: number, onFrame: (frame: SessionFrame) => void): void {
     this.#attachments.set(attachment, onFrame);
@@ -118,6 +123,7 @@ export class Link {
       case "entries":
       case "live":
       case "lag":
+      case "presence":
         this.#attachments.get(frame.attachment)?.(frame);
         return;
       case "receipt":

@@ -23,6 +23,8 @@ export interface SessionOptions {
   /** Where to begin without a stored view: `{ recent: 50 }` messages unless told otherwise. */
   from?: "start" | { recent: number };
   storage?: ViewStorage;
+  /** Be present, and learn who else is: see `Session.presence`. */
+  presence?: boolean;
 }
 
 export interface SentMessage {

@@ -272,6 +272,7 @@ export interface Snapshot {
   more: boolean;
 }
 
+/** A cursor, `start`, `device`, or the last messages. */
 export type From = string | { recent: number };
 
 export interface ErrorBody {
@@ -302,6 +303,32 @@ export interface Attached {
   epoch: string;
   head: number;
   resumed: boolean;
+  /** Up to where this device has read. */
+  acked?: number;
+  /** Messages of others that began after that. */
+  unread?: number;
+}
+
+/** Somebody who is present. `member` is opaque, and the same wherever the same device is attached. */
+export interface Member {
+  member: string;
+  kind: AuthorKind;
+  subject: string;
+  device?: string;
+  data?: JsonObject;
+  since: number;
+}
+
+/** Everybody (`members`, or `count` of many), or what is different from the frame before. */
+export interface PresenceFrame {
+  t: "presence";
+  attachment: number;
+  n: number;
+  members?: Member[];
+  count?: number;
+  joined?: Member[];
+  changed?: Member[];
+  left?: string[];
 }
 
 export interface Done {
@@ -345,6 +372,7 @@ export type SessionFrame =
   | ({ t: "snapshot"; attachment: number } & Snapshot)
   | ({ t: "entries"; attachment: number } & Entries)
   | { t: "live"; attachment: number; seq: number }
+  | PresenceFrame
   | { t: "lag"; attachment: number; behind: number };
 
 export type ServerFrame =

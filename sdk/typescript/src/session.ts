@@ -18,7 +18,9 @@ import type {
   SessionStatus,
   SteerOptions,
 } from "./options.js";
+import { Mark, type Self } from "./mark.js";
 import { Outbox } from "./outbox.js";
+import { Presence } from "./presence.js";
 import type {
   Attached,
   Control,
@@ -45,6 +47,7 @@ export interface Host {
   /** The link that has been welcomed, if there is one. */
   link(): Link | undefined;
   serverNow(): number;
+  self: Self;
   /** A session was opened: there is something to connect for. */
   wanted(): void;
   forget(session: Session): void;
@@ -66,6 +69,9 @@ export class Session extends Emitter<SessionEvents> {
   readonly #options: SessionOptions;
   readonly #outbox: Outbox;
   readonly #retry = new Backoff();
+  readonly #mark: Mark;
+  /** Who else is here now, if the session was made with the option `presence`. */
+  readonly presence = new Presence();
   /** Own controls without outcome. */
   readonly #controls = new Map<string, ControlHandle>();
   #attachment: { link: Link; number: number } | undefined;
@@ -82,6 +88,7 @@ export class Session extends Emitter<SessionEvents> {
     this.#host = host;
     this.#options = options;
     this.#outbox = new Outbox(() => this.#newId());
+    this.#mark = new Mark(host.self);
   }
 
   get view(): View {
@@ -90,6 +97,23 @@ export class Session extends Emitter<SessionEvents> {
 
   get status(): SessionStatus {
     return this.#status;
+  }
+
+  /** Up to where this device has read; undefined if it has none, or has acknowledged nothing. */
+  get acked(): number | undefined {
+    return this.#mark.acked;
+  }
+
+  /** Messages of others that began after that: what is new here. Undefined like `acked`. */
+  get unread(): number | undefined {
+    return this.#mark.unread(this.#view);
+  }
+
+  /** This device has read everything up to `seq`, or all there is. Call it for what is shown, as often as you like. */
+  ack(seq = this.#view.seq): void {
+    if (this.#host.self.device === undefined) throw new TypeError("ack needs the option `device` of the client");
+    this.#mark.ack(seq);
+    this.#changed(noChange());
   }
 
   /** Follows the session; resolves when everything there is has arrived for the first time. */
@@ -262,9 +286,7 @@ export class Session extends Emitter<SessionEvents> {
 
   /** The link is gone. Called by the client. */
   linkDown(): void {
-    this.#attachment = undefined;
-    this.#attaching = undefined;
-    this.#outbox.detached();
+    this.#detached();
     if (this.#status !== "closed" && this.#status !== "failed") this.#setStatus("offline");
   }
 
@@ -333,7 +355,8 @@ export class Session extends Emitter<SessionEvents> {
     this.#attaching = link;
     this.#setStatus("catching-up");
     const from: From = this.#view.begun ? this.#view.cursor : (this.#options.from ?? { recent: 50 });
-    link.request({ t: "attach", id: this.#newId(), session: this.id, from }, (reply) => {
+    const presence = this.#options.presence ? { presence: true } : {};
+    link.request({ t: "attach", id: this.#newId(), session: this.id, from, ...presence }, (reply) => {
       if (this.#attaching !== link || !reply) return;
       this.#attaching = undefined;
       if (reply.t === "error") return this.#attachRefused(link, new EverthreadError(reply));
@@ -341,10 +364,13 @@ export class Session extends Emitter<SessionEvents> {
     });
   }
 
-  #attached(link: Link, { attachment }: Attached): void {
+  #attached(link: Link, attached: Attached): void {
+    const { attachment } = attached;
     this.#attachment = { link, number: attachment };
     link.listen(attachment, (frame) => this.#receive(frame));
     this.#outbox.attached(link, attachment);
+    this.#mark.attached(link, attached);
+    if (this.#options.presence) this.presence.attached(link, attachment);
   }
 
   #attachRefused(link: Link, error: EverthreadError): void {
@@ -375,6 +401,8 @@ export class Session extends Emitter<SessionEvents> {
         this.#opened?.resolve();
         this.#opened = undefined;
         return;
+      case "presence":
+        return this.presence.receive(frame);
       case "lag":
         this.behind = frame.behind;
         return this.#setStatus("lag");
@@ -402,11 +430,17 @@ export class Session extends Emitter<SessionEvents> {
     if (link) this.#attach(link);
   }
 
-  #leave(): void {
-    const attachment = this.#attachment;
+  #detached(): void {
     this.#attachment = undefined;
     this.#attaching = undefined;
     this.#outbox.detached();
+    this.#mark.detached();
+    this.presence.detached();
+  }
+
+  #leave(): void {
+    const attachment = this.#attachment;
+    this.#detached();
     if (!attachment) return;
     attachment.link.unlisten(attachment.number);
     attachment.link.request({ t: "detach", id: this.#newId(), attachment: attachment.number }, () => undefined);

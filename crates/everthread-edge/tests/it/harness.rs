@@ -169,12 +169,8 @@ impl<E: Engine> World<E> {
             return_grace: Duration::from_millis(600),
             cancel_grace: Duration::from_millis(800),
         };
-        let presence = Times {
-            node_ttl: Duration::from_secs(2),
-            grace: Duration::from_millis(1_500),
-            whole: Duration::from_secs(2),
-            ..Times::default()
-        };
+        let presence =
+            Times { grace: Duration::from_millis(1_500), whole: Duration::from_secs(2), ..Times::default() };
         Self { engine, leases, hosts: Vec::new(), folding: FOLDING, presence, nodes_made: 0.into() }
     }
 

@@ -8,6 +8,7 @@ use everthread_store::Store;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -160,8 +161,8 @@ async fn who_comes_tells_something_and_goes_is_seen_at_every_node<E: Engine>() {
 
 async fn who_comes_back_to_another_node_in_time_is_never_seen_to_have_been_away<E: Engine>() {
     let mut world = World::<E>::start().await;
-    // Long enough for a slow machine to come back in.
-    world.presence.grace = std::time::Duration::from_secs(4);
+    let grace = Duration::from_secs(4);
+    world.presence.grace = grace;
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let mut watcher = Person::join(there.address, "watcher", None).await;
@@ -170,14 +171,38 @@ async fn who_comes_back_to_another_node_in_time_is_never_seen_to_have_been_away<
     let has_told =
         |person: &Person| person.members.get("user/ann/phone").is_some_and(|m| m["data"].is_object());
     watcher.until("ann is here", has_told).await;
-    let before = watcher.frames.len();
-    drop(ann);
-    let mut ann = Person::join(there.address, "ann", Some("phone")).await;
-    ann.until("ann is here", has_told).await;
+    let mut before = watcher.frames.len();
+    let (mut elsewhere, mut now_at) = (&there, &here);
+    // On a machine so slow that she is late, once more.
+    loop {
+        drop(ann);
+        let away = Instant::now();
+        ann = Person::join(elsewhere.address, "ann", Some("phone")).await;
+        ann.until("ann is here", |ann| ann.members.contains_key("user/ann/phone")).await;
+        let place = format!("{}.", elsewhere.edge.config.node);
+        until("the node holds her", async || {
+            let held = here.edge.reader.store().present(&"default/s".parse().unwrap(), 9).await.unwrap();
+            let is_it = |one: &everthread_store::Present| {
+                one.member == "user/ann/phone" && one.node.as_str().starts_with(&place)
+            };
+            held.iter().any(is_it).then_some(())
+        })
+        .await;
+        if away.elapsed() < grace {
+            break;
+        }
+        ann.tell(json!({ "viewing": "m1" })).await;
+        ann.until("ann tells it again", has_told).await;
+        watcher.until("ann is here again", has_told).await;
+        before = watcher.frames.len();
+        std::mem::swap(&mut elsewhere, &mut now_at);
+    }
+    assert!(has_told(&ann), "what she told is still known");
     until("only the other node holds her", async || {
         let held = there.edge.reader.store().present(&"default/s".parse().unwrap(), 9).await.unwrap();
         let hers: Vec<_> = held.iter().filter(|one| one.member == "user/ann/phone").collect();
-        (hers.len() == 1 && hers[0].node.as_str().starts_with("n2.")).then_some(())
+        let place = elsewhere.edge.config.node.as_str();
+        (hers.len() == 1 && hers[0].node.as_str().starts_with(&format!("{place}."))).then_some(())
     })
     .await;
     let _marker = Person::join(here.address, "marker", None).await;
@@ -259,7 +284,7 @@ async fn however_many_come_at_once_a_few_frames_tell_of_them<E: Engine>() {
     create(here.address, "s").await;
     let mut watcher = Person::join(here.address, "watcher", None).await;
     watcher.sees(&["watcher"]).await;
-    let begun = Instant::now();
+    let (begun, read_before) = (Instant::now(), here.edge.metrics.presence_reads.get());
     let mut joining = JoinSet::new();
     for n in 0..CROWD {
         let address = [here.address, there.address][n % 2];
@@ -273,8 +298,8 @@ async fn however_many_come_at_once_a_few_frames_tell_of_them<E: Engine>() {
         + begun.elapsed().as_millis() / times.whole.as_millis()
         + 3;
     assert!((watcher.frames.len() as u128) <= most, "{} frames, {most} at most", watcher.frames.len());
-    let reads = here.edge.metrics.presence_reads.get();
-    assert!(u128::from(reads) <= most + 1, "{reads} reads, {most} at most");
+    let reads = here.edge.metrics.presence_reads.get() - read_before;
+    assert!(u128::from(reads) <= most, "{reads} reads, {most} at most");
 }
 
 async fn everybody_is_told_again_to_who_asks_and_to_who_has_heard_of_changes_for_long<E: Engine>() {
@@ -336,7 +361,8 @@ async fn who_is_present_is_told_over_http<E: Engine>() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_of_a_node_that_dies_without_a_word_vanish_and_one_that_was_only_cut_off_brings_them_back() {
-    let world = World::<OnRedis>::start().await;
+    let mut world = World::<OnRedis>::start().await;
+    world.presence.node_ttl = Duration::from_secs(2);
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let mut ann = Person::join(here.address, "ann", None).await;

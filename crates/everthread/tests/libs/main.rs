@@ -7,10 +7,11 @@ mod model;
 mod node;
 mod stage;
 
-use everthread_client::{Client, From};
+use everthread_client::{Client, Event, Follow, From};
 use everthread_protocol::entry::{Outcome, PartKind, PutPart, Target};
 use everthread_worker::{Builder, CancellationToken, Cause, Error, Failure, Role, Run, Worker};
 use node::{Node, TOKEN};
+use serde_json::json;
 use stage::{DEADLINE, Stage, answer, ended, until};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -165,4 +166,51 @@ async fn a_wrong_token_and_a_session_that_is_not_there_are_said_and_not_tried_fo
     let client = Client::builder(node.url(), TOKEN).connect();
     let missing = timeout(DEADLINE, client.follow("nowhere".parse().unwrap(), From::Start)).await.unwrap();
     assert_eq!(missing.unwrap_err().to_string().split(':').next(), Some("no_session"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_finds_its_mark_and_those_who_are_present_each_other_over_a_node_that_is_killed() {
+    let mut node = Node::start().await;
+    let session = node.session("people").await;
+    let connect = |subject: &str, device: &str| {
+        let builder = Client::builder(node.url(), TOKEN).subject(subject.parse().unwrap());
+        builder.device(device.parse().unwrap()).connect()
+    };
+    let (ann, bob) = (connect("ann", "phone"), connect("bob", "laptop"));
+    let mut ann = ann.follow_present(session.clone(), From::Start).await.unwrap();
+    let mut bob = bob.follow_present(session.clone(), From::Start).await.unwrap();
+    let both = async |follow: &mut Follow| {
+        let seeing = async {
+            while follow.present().members().filter(|m| m.data.is_some()).count() < 2 {
+                follow.next().await.unwrap();
+            }
+        };
+        timeout(DEADLINE, seeing).await.unwrap();
+    };
+    ann.session().tell(&json!({ "viewing": "m1" })).await.unwrap();
+    bob.session().tell(&json!({ "typing": true })).await.unwrap();
+    both(&mut ann).await;
+    both(&mut bob).await;
+    bob.session().input("Hi", None).await.unwrap();
+    let seq = until(&mut ann, |view| view.messages().last().map(|m| m.seq)).await;
+    ann.session().ack(seq).await.unwrap();
+    node.kill9();
+    node.restart().await;
+    // Everybody is told anew on the next connection, and the device says again what it has read.
+    let told = async { while !matches!(ann.next().await, Some(Event::Presence(frame)) if frame.n == 1) {} };
+    timeout(DEADLINE, told).await.unwrap();
+    both(&mut ann).await;
+    let phone = Client::builder(node.url(), TOKEN).subject("ann".parse().unwrap());
+    let phone = phone.device("phone".parse().unwrap()).connect();
+    let marked = async {
+        loop {
+            let mut again = phone.follow_raw(session.clone(), From::Device).await.unwrap();
+            if let Some(Event::Attached { acked, unread, .. }) = again.next().await
+                && acked == Some(seq)
+            {
+                return unread;
+            }
+        }
+    };
+    assert_eq!(timeout(DEADLINE, marked).await.unwrap(), Some(0));
 }
