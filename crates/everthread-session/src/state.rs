@@ -320,14 +320,11 @@ impl State {
         suspended.flat_map(|(id, run)| run.approvals.iter().filter(|a| a.is_open()).map(move |a| (id, a)))
     }
 
-    /// The run that a message asked for. Of several, the one that is open.
+    /// The run that a message asked for. Of several, because it was done again, the newest that is open, else the newest.
     pub fn run_for_input(&self, message: &MessageId) -> Option<&RunId> {
         let asked = |run: &Run| run.input.iter().any(|id| id == message.as_str());
-        let mut runs = self.runs.iter().filter(|(_, run)| asked(run));
-        let first = runs.next()?;
-        let best =
-            if first.1.is_open() { first } else { runs.find(|(_, run)| run.is_open()).unwrap_or(first) };
-        Some(best.0)
+        let runs = self.runs.iter().filter(|(_, run)| asked(run));
+        runs.max_by_key(|(_, run)| (run.is_open(), run.number)).map(|(id, _)| id)
     }
 
     /// When something must happen by itself.

@@ -185,3 +185,19 @@ fn a_run_that_replaces_another_goes_first() {
     assert!(world.apply(&world::claim("s", "w1")).is_err());
     world.start(new.as_str(), "w1");
 }
+
+#[test]
+fn of_runs_that_were_done_again_a_control_by_input_means_the_newest_that_is_open() {
+    let mut world = world::World::new();
+    world.run("r", "guide", None, &["i"]);
+    world.start("r", "w1");
+    world.must(&world::end("r", everthread_protocol::entry::Outcome::Completed));
+    let second = world.must(&regenerate("r", &["i"], 3, &[])).requested.unwrap();
+    let third = world.must(&regenerate("r", &["i"], 3, &[])).requested.unwrap();
+    let input = "i".parse().unwrap();
+    assert_eq!(world.core().run_for_input(&input), Some(&third));
+    world.must(&world::cancel("c1", everthread_protocol::entry::Target::Input(input.clone())));
+    assert_eq!(world.core().run_for_input(&input), Some(&second));
+    world.must(&world::cancel("c2", everthread_protocol::entry::Target::Input(input.clone())));
+    assert_eq!(world.core().run_for_input(&input), Some(&third), "all have ended: the newest");
+}

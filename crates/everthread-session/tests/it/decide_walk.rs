@@ -303,7 +303,7 @@ impl Walk {
     fn again(&self, a: u8, b: u8) -> Option<Request> {
         let run = self.any_run(a);
         let known = self.world.ledger.runs.get(&run).filter(|known| known.parent.is_none())?;
-        let input = self.world.ledger.input_of.iter().filter(|(_, of)| **of == run);
+        let input = self.world.ledger.inputs_of.iter().filter(|(_, runs)| runs.contains(&run));
         Some(Request::Regenerate(Box::new(Regenerate {
             agent: known.agent.clone(),
             input: input.map(|(message, _)| message.clone()).collect(),

@@ -55,8 +55,10 @@ pub struct Ledger {
     pub controls: BTreeMap<ControlId, ControlLog>,
     /// Messages that were put.
     pub messages: BTreeSet<MessageId>,
-    /// Which run has a message as input. No message is the input of two.
+    /// Which run has a message as input, the newest of those that were done again. Else no message is the input of two.
     pub input_of: BTreeMap<String, RunId>,
+    /// The same with the runs before it that it was the input of: they were done again.
+    pub inputs_of: BTreeMap<String, Vec<RunId>>,
     pub is_held: bool,
     pub is_closed: bool,
 }
@@ -117,8 +119,9 @@ impl Ledger {
                 };
                 assert!(self.runs.insert(run.clone(), new).is_none(), "{run} requested twice");
                 for message in input {
+                    // One that is done again has the input of the first.
                     if here.begins_branch {
-                        self.free_input_of_ended(message);
+                        self.input_of.remove(message);
                     }
                     self.take_in(message, run);
                 }
@@ -216,18 +219,12 @@ impl Ledger {
         known.stands = to;
     }
 
-    /// A run that has ended may be done again with its input.
-    fn free_input_of_ended(&mut self, message: &str) {
-        if self.input_of.get(message).is_some_and(|run| !self.runs[run].is_open()) {
-            self.input_of.remove(message);
-        }
-    }
-
     /// A message becomes input of a run; cancels that waited for it mean that run from here on.
     fn take_in(&mut self, message: &str, run: &RunId) {
         assert!(self.messages.iter().any(|known| known.as_str() == message), "{message} was never put");
         let before = self.input_of.insert(message.to_owned(), run.clone());
         assert_eq!(before, None, "{message} is the input of two runs");
+        self.inputs_of.entry(message.to_owned()).or_default().push(run.clone());
         for control in self.controls.values_mut() {
             let waits = control.outcome.is_none() && control.meant.is_empty();
             if waits && matches!(&control.target, Target::Input(id) if id.as_str() == message) {
@@ -244,7 +241,13 @@ impl Ledger {
         };
         match target {
             Target::Run(run) => BTreeSet::from([run.clone()]),
-            Target::Input(message) => self.input_of.get(message.as_str()).cloned().into_iter().collect(),
+            Target::Input(message) => {
+                let runs = self.inputs_of.get(message.as_str()).cloned().unwrap_or_default();
+                match runs.iter().rfind(|run| self.runs[*run].is_open()) {
+                    Some(open) => BTreeSet::from([open.clone()]),
+                    None => runs.into_iter().collect(),
+                }
+            }
             Target::Agent(agent) => {
                 let is_cancel = kind == ControlKind::Cancel;
                 open(&|run| run.agent == *agent && (is_cancel || run.parent.is_none()))
