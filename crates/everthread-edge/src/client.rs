@@ -7,12 +7,12 @@
 mod attachment;
 mod request;
 
+use crate::Edge;
 use crate::auth::Identity;
 use crate::devices::Open;
 use crate::presence::Joined;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
 use crate::tail::Wake;
-use crate::{Edge, reader::fault_of};
 use attachment::{Attachment, Fetch, Fetched};
 use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ClientFrame, ErrorFrame, Hello, ServerFrame, Welcome};
@@ -151,10 +151,12 @@ impl<S: Store> Connection<S> {
         // While there is more to send at once, the loop only passes by the other futures; it never skips them.
         let has_more = self.outbox.is_empty() && self.has_work();
         // A client that takes no replies is not read either.
-        let reads = self.request.is_none() && self.outbox.bytes() < REPLIES_BYTES_MAX;
+        let takes_replies = self.outbox.bytes() < REPLIES_BYTES_MAX;
+        let reads = self.request.is_none() && takes_replies;
         let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
         let waits = !self.outbox.is_empty();
-        let tracks = !self.tracked.is_empty() && reads_receipts(&self.outbox);
+        // Nor is it sent receipts: they wait in the store.
+        let tracks = !self.tracked.is_empty() && takes_replies;
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
             reply = filled(&mut self.request), if replies => {
@@ -351,19 +353,10 @@ fn spread(id: &str) -> u64 {
     hash % RECONNECT_SPREAD_MS
 }
 
-/// A client that takes no replies gets no receipts either: they wait in the store.
-fn reads_receipts(outbox: &Outbox) -> bool {
-    outbox.bytes() < REPLIES_BYTES_MAX
-}
-
 /// The future of a branch that is only raced while its slot is full.
 fn filled<T>(slot: &mut Option<BoxFuture<'static, T>>) -> impl Future<Output = T> {
     std::future::poll_fn(move |cx| match slot {
         Some(future) => future.as_mut().poll(cx),
         None => std::task::Poll::Pending,
     })
-}
-
-fn log_fault(key: &everthread_protocol::SessionKey, error: &everthread_store::Error) -> Fault {
-    fault_of(key, error)
 }

@@ -1,10 +1,11 @@
 //! Requests of a client: each is one future, made from a frame, whose reply goes into the outbox.
 
+use super::Connection;
 use super::attachment::{self, Attachment, Mode};
-use super::{Connection, log_fault};
 use crate::auth::Identity;
 use crate::control::Track;
 use crate::put::{self, Intent};
+use crate::reader::fault_of;
 use crate::tail::{Tail, is_valid, start_of};
 use crate::{Edge, branch, control, devices};
 use everthread_protocol::frame::{
@@ -208,7 +209,7 @@ impl<S: Store> Connection<S> {
         });
     }
 
-    /// Sends a receipt, and follows the control if it is not the last.
+    /// Follows a control whose outcome is not known yet, if not too many are followed already.
     fn track(&mut self, mut track: Track<S>) {
         if self.tracked.len() < TRACKED_MAX {
             self.tracked.push(Box::pin(async move { (track.next().await, track) }));
@@ -273,7 +274,7 @@ impl<S: Store> Connection<S> {
     fn on_history(&mut self, history: History, key: SessionKey) {
         let edge = self.edge.clone();
         self.begin(history.id.to_string(), async move {
-            let (view, _) = edge.reader.view(&key).await.map_err(|e| log_fault(&key, &e))?;
+            let (view, _) = edge.reader.view(&key).await.map_err(|e| fault_of(&key, &e))?;
             let (messages, more) = view.messages_before(history.before, history.limit);
             let messages = serde_json::value::to_raw_value(messages)
                 .map_err(|_| Fault::new(Code::Internal, "the messages cannot be written"))?;
@@ -332,10 +333,10 @@ async fn open<S: Store>(
     number: u32,
     author: &Author,
 ) -> Result<Reply, Fault> {
-    let (tail, page) = edge.tails.open(&key).await.map_err(|e| log_fault(&key, &e))?;
+    let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
     let (head, is_present) = (page.head, attach.presence);
     let mut frames = Vec::new();
-    let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| log_fault(&key, &e))?;
+    let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| fault_of(&key, &e))?;
     let (cursor, resumed) = match attach.from {
         From::Cursor(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
         From::Cursor(_) => (None, false),
@@ -371,7 +372,7 @@ async fn open<S: Store>(
             let recent = if let From::Recent(recent) = attach.from { recent } else { RESET_MESSAGES };
             let (cursor, snapshot) = attachment::snapshot(&edge.reader, &key, number, recent)
                 .await
-                .map_err(|e| log_fault(&key, &e))?;
+                .map_err(|e| fault_of(&key, &e))?;
             frames.push(snapshot);
             cursor
         }
