@@ -62,6 +62,12 @@ pub(super) struct Meta {
     /// Up to here the log is folded.
     #[serde(default)]
     pub folded_to: Seq,
+    /// First seq that is kept; 0 if nothing was dropped.
+    #[serde(default)]
+    pub floor: Seq,
+    /// Bytes of the blocks of all folded records.
+    #[serde(default)]
+    pub folded_bytes: u64,
 }
 
 impl Meta {
@@ -80,7 +86,8 @@ impl Meta {
         let (epoch, since) = self.epoch();
         let active = u32::try_from(self.fences.len()).unwrap_or(u32::MAX);
         let (seq, version, folded_to) = (self.head, self.version(), self.folded_to);
-        Head { epoch, since, seq, version, active, folded_to }
+        let (floor, folded_bytes) = (self.floor.max(Seq(1)), self.folded_bytes);
+        Head { epoch, since, seq, version, active, folded_to, floor, folded_bytes }
     }
 }
 
@@ -200,7 +207,7 @@ impl Disk {
             return Ok(Some(page));
         }
         let mut bytes = 0;
-        let mut next = after.next();
+        let mut next = Seq(after.0.saturating_add(1)).max(page.head.floor);
         for table in [FOLDED, RECORDS] {
             let table = snapshot.0.open_table(table).map_err(failed)?;
             for row in table.range((meta.number, next.0)..=(meta.number, u64::MAX)).map_err(failed)? {
