@@ -23,7 +23,7 @@ const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
+pub(super) const HEAD_FIELDS: [&str; 7] = ["epoch", "since", "head", "n", "active", "folded_to", "archived"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -61,6 +61,9 @@ impl Redis {
         };
         let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
+        if head.archived {
+            return Err(crate::Refusal::Archived.into());
+        }
         let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
         let mut open = taking.take(first)?;
         while open {
@@ -167,7 +170,7 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
 
 /// The head in an answer of [`HEAD_FIELDS`].
 pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
-    let [epoch, since, seq, n, active, folded_to] = fields else {
+    let [epoch, since, seq, n, active, folded_to, archived] = fields else {
         return Err(broken("a head of other fields"));
     };
     if *epoch == Value::Nil {
@@ -182,6 +185,7 @@ pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
         active: u32::try_from(number(active)?).map_err(|_| broken("a count of fences"))?,
         // Absent until the first fold.
         folded_to: if *folded_to == Value::Nil { Seq::ZERO } else { Seq(number(folded_to)?) },
+        archived: *archived != Value::Nil,
     }))
 }
 
@@ -189,6 +193,9 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     let mut fields = HashMap::with_capacity(meta.len() / 2);
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
+    }
+    if fields.contains_key("archived") {
+        return Err(crate::Refusal::Archived.into());
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
