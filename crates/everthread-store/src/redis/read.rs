@@ -23,7 +23,7 @@ const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
+pub(super) const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -61,7 +61,8 @@ impl Redis {
         };
         let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
-        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
+        let mut taking =
+            Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq, epoch: head.epoch };
         let mut open = taking.take(first)?;
         while open {
             let more = if taking.next <= head.folded_to {
@@ -107,6 +108,8 @@ struct Taking {
     next: Seq,
     /// Where the page ends at the latest.
     head: Seq,
+    /// The epoch at that place.
+    epoch: Epoch,
 }
 
 impl Taking {
@@ -115,6 +118,10 @@ impl Taking {
         let has_some = !self.records.is_empty();
         for (at, entry) in entries.iter().enumerate() {
             let record = record_of(entry)?;
+            if has_some && record.epoch > self.epoch {
+                // The session was deleted and made anew since the page was begun, or has lost a tail that it has written anew.
+                return Ok(false);
+            }
             if at == 0 && has_some && record.from > self.next {
                 // What comes between was folded since the page was begun. If it is lost instead, the next page says so.
                 return Ok(false);
@@ -221,7 +228,8 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     })
 }
 
-fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
+/// A table of epochs.
+pub(super) fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
     let pair = |pair: &str| {
         let (epoch, since) = pair.split_once(':').ok_or_else(|| broken("a table of epochs"))?;
         Ok((Epoch(parse(epoch)?), Seq(parse(since)?)))
