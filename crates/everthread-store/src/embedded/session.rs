@@ -175,7 +175,7 @@ impl Session {
         match (self.exists(), write.creates()) {
             (false, false) => return Err(Refusal::NoSession.into()),
             (true, true) => return Err(Refusal::Exists.into()),
-            _ => {}
+            _ => self.meta.must_be_whole()?,
         }
         if let Some(written) = self.duplicate(write) {
             return Ok(Applied { written, record: None, changed: false, lease: None });
@@ -237,6 +237,7 @@ impl Session {
 
     fn apply(&mut self, write: &OwnedWrite, moment: Moment) -> Result<Applied, Error> {
         let (from, to) = (self.meta.head.next(), Seq(self.meta.head.0 + u64::from(write.count)));
+        // One that was made since the start has an epoch of its own, later than the start.
         let epoch = if self.exists() { self.meta.epoch().0.max(moment.boot) } else { moment.fresh };
         let record = if write.count == 0 {
             None

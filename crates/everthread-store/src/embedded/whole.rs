@@ -85,12 +85,7 @@ impl Group {
         txn.open_table(disk::META).map_err(failed)?.remove(name.as_str()).map_err(failed)?;
         txn.open_table(disk::STATE).map_err(failed)?.remove(name.as_str()).map_err(failed)?;
         if let Some(number) = *number {
-            for table in [disk::RECORDS, disk::FOLDED] {
-                let mut records = txn.open_table(table).map_err(failed)?;
-                records.retain_in((number, 0)..=(number, u64::MAX), |_, _| false).map_err(failed)?;
-            }
-            let mut producers = txn.open_table(disk::PRODUCERS).map_err(failed)?;
-            producers.retain_in((number, "")..(number + 1, ""), |_, _| false).map_err(failed)?;
+            super::plant::clear(txn, number)?;
         }
         let mut devices = txn.open_table(DEVICES).map_err(failed)?;
         // `~` comes after every character of an id.

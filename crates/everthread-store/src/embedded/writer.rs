@@ -7,9 +7,10 @@
 use super::Shared;
 use super::group::{DeadlineRow, FoldRows, Group, Numbers};
 use super::people::Devices;
+use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Deleted, Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
+use crate::{Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, WorkItem, Written};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,6 +31,12 @@ pub(super) enum Request {
     Delete(SessionKey, Reply<Option<Deleted>>),
     /// [`crate::Store::unindex`].
     Unindex(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::stage`]: for which session, under which name.
+    Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
+    /// [`crate::Store::plant`].
+    Plant((SessionKey, String), Box<OwnedPlant>, Reply<Planted>),
+    /// [`crate::Store::stub`].
+    Stub(SessionKey, Box<OwnedStub>, Reply<Stubbed>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -54,6 +61,7 @@ pub(super) enum Request {
 pub(super) struct OwnedFold {
     epoch: Epoch,
     range: (Seq, Seq),
+    bytes: u64,
     records: Vec<(u64, Vec<u8>)>,
 }
 
@@ -61,7 +69,7 @@ impl OwnedFold {
     /// Encodes what the caller lent.
     pub fn of(fold: crate::Fold<'_>) -> Result<Self, Error> {
         let records = fold.records.iter().map(|record| (record.to.0, record.to_stored_folded())).collect();
-        Ok(Self { epoch: fold.epoch, range: fold.range()?, records })
+        Ok(Self { epoch: fold.epoch, range: fold.range()?, bytes: fold.bytes(), records })
     }
 }
 
@@ -75,6 +83,8 @@ pub(super) struct Writer {
     pub numbers: Numbers,
     /// Cached sessions: each as it is after everything applied so far.
     pub sessions: HashMap<SessionKey, Session>,
+    /// What is staged.
+    pub staging: Staging,
     /// What waits for workers.
     pub pools: Pools,
     /// When sessions are due.
@@ -138,6 +148,18 @@ impl Writer {
             Request::Unindex(key, at, reply) => {
                 group.unindex.push((key, at));
                 answer(group, reply, Ok(()));
+            }
+            Request::Stage(id, stage, reply) => {
+                let result = self.stage(id, *stage, group);
+                answer(group, reply, result);
+            }
+            Request::Plant(id, plant, reply) => {
+                let result = self.plant(id, *plant, group);
+                answer(group, reply, result);
+            }
+            Request::Stub(key, stub, reply) => {
+                let result = self.stub(&key, *stub, group);
+                answer(group, reply, result);
             }
             Request::Index(key, at, reply) => {
                 group.index.push((key, at));
@@ -240,6 +262,7 @@ impl Writer {
     fn fold(&mut self, key: &SessionKey, fold: OwnedFold, group: &mut Group) -> Result<Folded, Error> {
         self.bring(key)?;
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.meta.must_be_whole()?;
         session.touched = self.groups;
         let (epoch, folded_to) = (session.meta.epoch().0, session.meta.folded_to);
         let (number, (from, to)) = (session.meta.number, fold.range);
@@ -255,6 +278,7 @@ impl Writer {
             return Ok(Folded::NoSuchRecord);
         }
         session.meta.folded_to = to;
+        session.meta.folded_bytes += fold.bytes;
         group.folds.push(FoldRows { number, range: (from.0, to.0), records: fold.records });
         group.sessions.entry(key.clone()).or_default();
         Ok(Folded::Done)
@@ -348,7 +372,10 @@ fn refuse(request: Request, error: &Error) {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
         Request::Delete(.., reply) => drop(reply.send(Err(error))),
+        Request::Plant(.., reply) => drop(reply.send(Err(error))),
+        Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
+        | Request::Stage(.., reply)
         | Request::Unindex(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)

@@ -47,6 +47,12 @@ pub(super) struct Scripts {
     pub(super) fold: Script,
     /// Removes a session.
     pub(super) delete: Script,
+    /// Puts records aside for a plant.
+    pub(super) stage: Script,
+    /// Makes a session out of what was staged.
+    pub(super) plant: Script,
+    /// Leaves a stub in the place of a session.
+    pub(super) stub: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -86,6 +92,9 @@ impl Scripts {
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
             delete: Script::new(include_str!("lua/delete.lua")),
+            stage: Script::new(include_str!("lua/stage.lua")),
+            plant: Script::new(include_str!("lua/plant.lua")),
+            stub: Script::new(include_str!("lua/stub.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -111,6 +120,9 @@ impl Scripts {
             &self.read,
             &self.fold,
             &self.delete,
+            &self.stage,
+            &self.plant,
+            &self.stub,
             &self.renew,
             &self.deliver,
             &self.ack,

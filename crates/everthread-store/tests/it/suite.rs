@@ -103,6 +103,7 @@ macro_rules! conformance {
             a_session_made_anew_has_greater_numbers_and_nothing_of_before,
             followers_of_every_interest_are_told_to_look,
             a_deadline_of_a_deleted_session_fires_at_once,
+            a_stub_is_listed_and_deleted_like_any_session,
             states_come_in_the_order_asked,
             a_session_leaves_the_list_unless_it_was_active_since,
             deleting_while_others_write_fold_and_read,

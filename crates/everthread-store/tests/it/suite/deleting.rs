@@ -3,7 +3,7 @@
 use super::*;
 use everthread_protocol::{ControlId, Cursor, DeviceId, Millis, NodeId};
 use everthread_session::fold::{Limits, fold};
-use everthread_store::{Fold, Interest, PresenceChange};
+use everthread_store::{Fold, Interest, PresenceChange, Stub, Stubbed};
 
 /// A session with something in each of its places.
 pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
@@ -139,6 +139,20 @@ pub async fn a_deadline_of_a_deleted_session_fires_at_once<S: Store>(store: &S) 
     store.delete(&key).await.unwrap();
     let due = until(async || store.claim_due(64).await.unwrap().into_iter().find(|due| due.key == key)).await;
     store.finish_due(&due, None).await.unwrap();
+}
+
+pub async fn a_stub_is_listed_and_deleted_like_any_session<S: Store>(store: &S) {
+    let (key, written) = created(store).await;
+    let (expect, head) = (written.version, written.to);
+    let stub = Stub { expect, head, object: "o", state: "brief", at: Millis(3) };
+    assert_eq!(store.stub(&key, stub).await.unwrap(), Stubbed::Done);
+    let listed = store.states(std::slice::from_ref(&key)).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!((listed.state.as_str(), listed.head.archived, listed.head.seq), ("brief", true, head));
+    let deleted = store.delete(&key).await.unwrap().unwrap();
+    assert_eq!((deleted.epoch, deleted.head), (written.epoch, head));
+    assert_eq!(store.stubbed(std::slice::from_ref(&key)).await.unwrap(), [None]);
+    let made = store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
+    assert!(made.epoch > written.epoch);
 }
 
 pub async fn states_come_in_the_order_asked<S: Store>(store: &S) {
