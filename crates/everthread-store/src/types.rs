@@ -136,6 +136,10 @@ pub struct Head {
     pub active: u32,
     /// Up to here the log is folded: what is raw lies after it.
     pub folded_to: Seq,
+    /// First seq that is kept: what was before it is known by the base alone. 1 if nothing was dropped.
+    pub floor: Seq,
+    /// Bytes of the blocks of all folded records that are kept.
+    pub folded_bytes: u64,
     /// It is a stub: log and state are not in the store.
     pub archived: bool,
 }

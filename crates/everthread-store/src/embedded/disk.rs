@@ -96,8 +96,9 @@ impl Meta {
         let (epoch, since) = self.epoch();
         let active = u32::try_from(self.fences.len()).unwrap_or(u32::MAX);
         let (seq, version, folded_to) = (self.head, self.version(), self.folded_to);
+        let (floor, folded_bytes) = (self.floor.max(Seq(1)), self.folded_bytes);
         let archived = self.archived.is_some();
-        Head { epoch, since, seq, version, active, folded_to, archived }
+        Head { epoch, since, seq, version, active, folded_to, floor, folded_bytes, archived }
     }
 }
 
@@ -220,7 +221,7 @@ impl Disk {
             return Ok(Some(page));
         }
         let mut bytes = 0;
-        let mut next = after.next();
+        let mut next = Seq(after.0.saturating_add(1)).max(page.head.floor);
         for table in [FOLDED, RECORDS] {
             let table = snapshot.0.open_table(table).map_err(failed)?;
             for row in table.range((meta.number, next.0)..=(meta.number, u64::MAX)).map_err(failed)? {

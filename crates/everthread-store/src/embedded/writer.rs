@@ -57,6 +57,7 @@ pub(super) enum Request {
 pub(super) struct OwnedFold {
     epoch: Epoch,
     range: (Seq, Seq),
+    bytes: u64,
     records: Vec<(u64, Vec<u8>)>,
 }
 
@@ -64,7 +65,7 @@ impl OwnedFold {
     /// Encodes what the caller lent.
     pub fn of(fold: crate::Fold<'_>) -> Result<Self, Error> {
         let records = fold.records.iter().map(|record| (record.to.0, record.to_stored_folded())).collect();
-        Ok(Self { epoch: fold.epoch, range: fold.range()?, records })
+        Ok(Self { epoch: fold.epoch, range: fold.range()?, bytes: fold.bytes(), records })
     }
 }
 
@@ -250,6 +251,7 @@ impl Writer {
             return Ok(Folded::NoSuchRecord);
         }
         session.meta.folded_to = to;
+        session.meta.folded_bytes += fold.bytes;
         group.folds.push(FoldRows { number, range: (from.0, to.0), records: fold.records });
         group.sessions.entry(key.clone()).or_default();
         Ok(Folded::Done)

@@ -11,7 +11,8 @@ impl Redis {
     /// See [`crate::Store::fold`].
     pub(super) async fn fold_records(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         let (from, to) = fold.range()?;
-        let numbers = [fold.epoch.0, from.0, to.0, to.next().0].map(|number| number.to_string().into_bytes());
+        let numbers = [fold.epoch.0, from.0, to.0, to.next().0, fold.bytes()];
+        let numbers = numbers.map(|number| number.to_string().into_bytes());
         let records = fold
             .records
             .iter()

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 meta  2 log  3 folded
 -- ARGV  1 epoch of the head when the log was read   2 first seq   3 last seq   4 the seq after it
---       5… seq of the last entry, record, seq of the last entry, record, …
+--       5 bytes of their blocks   6… seq of the last entry, record, seq of the last entry, record, …
 -- Returns {'ok'} {'none'} {'archived'} {'epoch', epoch} {'elsewhere', folded_to} {'gone'}
 --
 -- Atomic because a reader must find every entry in one stream or the other, and because two nodes may fold at once: the
@@ -20,7 +20,8 @@ if string.format('%.0f', folded_to + 1) ~= ARGV[2] then return {'elsewhere', fol
 local last = ARGV[3] .. '-0'
 if #redis.call('XRANGE', KEYS[2], last, last) == 0 then return {'gone'} end
 
-for i = 5, #ARGV, 2 do redis.call('XADD', KEYS[3], ARGV[i] .. '-0', 'r', ARGV[i + 1]) end
+for i = 6, #ARGV, 2 do redis.call('XADD', KEYS[3], ARGV[i] .. '-0', 'r', ARGV[i + 1]) end
 redis.call('HSET', KEYS[1], 'folded_to', ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'folded_bytes', ARGV[5])
 redis.call('XTRIM', KEYS[2], 'MINID', ARGV[4] .. '-0')
 return {'ok'}
