@@ -26,6 +26,8 @@ pub(super) const STATE: TableDefinition<'_, &str, &str> = TableDefinition::new("
 pub(super) const RECORDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("records");
 /// The same for older records, folded: up to [`Meta::folded_to`].
 pub(super) const FOLDED: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("folded");
+/// Session number → floor and base.
+pub(super) const BASES: TableDefinition<'_, u64, (u64, &str)> = TableDefinition::new("bases");
 /// Session numbers whose folded records are staged: no session has them yet.
 pub(super) const STAGED: TableDefinition<'_, u64, ()> = TableDefinition::new("staged");
 /// (session number, producer) → [`Producer`] as JSON.
@@ -133,6 +135,7 @@ impl Disk {
             txn.open_table(STATE).map_err(failed)?;
             txn.open_table(RECORDS).map_err(failed)?;
             txn.open_table(FOLDED).map_err(failed)?;
+            txn.open_table(BASES).map_err(failed)?;
             txn.open_table(PRODUCERS).map_err(failed)?;
             txn.open_table(POOLS).map_err(failed)?;
             txn.open_table(DEADLINES).map_err(failed)?;
