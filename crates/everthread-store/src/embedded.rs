@@ -21,12 +21,13 @@ mod pools;
 mod presence;
 mod registry;
 mod session;
+mod trim;
 mod views;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Refusal, Renewal, Store, Taken, WorkItem, Write, Written,
+    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page,
+    PresenceChange, Present, Refusal, Renewal, Store, Taken, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
@@ -222,6 +223,16 @@ impl Store for Embedded {
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         let (key, fold) = (key.clone(), Box::new(writer::OwnedFold::of(fold)?));
         self.ask(|reply| Request::Fold(key, fold, reply)).await
+    }
+
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        let (key, trim) = (key.clone(), Box::new(trim::OwnedTrim::of(trim)?));
+        self.ask(|reply| Request::Trim(key, trim, reply)).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        let key = key.clone();
+        self.on_disk(move |shared| shared.disk.base(&key)).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

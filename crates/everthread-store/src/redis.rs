@@ -19,6 +19,7 @@ mod people;
 mod presence;
 mod read;
 mod script;
+mod trim;
 mod write;
 
 use self::feed::{Feed, Sink, Supplies};
@@ -26,8 +27,8 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Renewal, Store, Taken, WorkItem, Write, Written,
+    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page,
+    PresenceChange, Present, Renewal, Store, Taken, Trim, Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -163,6 +164,14 @@ impl Store for Redis {
 
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         self.fold_records(key, fold).await
+    }
+
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        self.trim_log(key, trim).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        self.base_of(key).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

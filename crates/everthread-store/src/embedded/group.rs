@@ -6,6 +6,7 @@ use super::leases::Lease;
 use super::people::{self, DeviceChange};
 use super::pools::PoolChange;
 use super::session::Session;
+use super::trim::{self, TrimRows};
 use crate::Error;
 use bytes::Bytes;
 use everthread_protocol::{Millis, PoolKey, Record, RunId, SessionKey};
@@ -24,6 +25,8 @@ pub(super) struct Group {
     pub records: Vec<(u64, u64, Bytes)>,
     /// Ranges of raw records that folded ones take the place of.
     pub folds: Vec<FoldRows>,
+    /// Folded records that leave their logs.
+    pub trims: Vec<TrimRows>,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -132,6 +135,7 @@ impl Group {
                 records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
             }
         }
+        trim::store(txn, &self.trims)?;
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;
         let mut producers = txn.open_table(disk::PRODUCERS).map_err(failed)?;

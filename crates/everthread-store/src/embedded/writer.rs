@@ -9,7 +9,8 @@ use super::group::{DeadlineRow, FoldRows, Group, Numbers};
 use super::people::Devices;
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
+use super::trim::OwnedTrim;
+use crate::{Due, Error, Folded, Interest, Refusal, Taken, Trimmed, WorkItem, Written};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(super) enum Request {
     Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
     /// [`crate::Store::fold`].
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
+    /// [`crate::Store::trim`].
+    Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -114,6 +117,10 @@ impl Writer {
                 let result = self.fold(&key, *fold, group);
                 answer(group, reply, result);
             }
+            Request::Trim(key, trim, reply) => {
+                let result = self.trim(&key, *trim, group);
+                answer(group, reply, result);
+            }
             Request::Index(key, at, reply) => {
                 group.index.push((key, at));
                 answer(group, reply, Ok(()));
@@ -199,7 +206,7 @@ impl Writer {
     }
 
     /// Sees to it that the session is in memory, if it exists.
-    fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
+    pub(super) fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
         if self.sessions.contains_key(key) {
             return Ok(true);
         }
@@ -319,6 +326,7 @@ fn refuse(request: Request, error: &Error) {
     match request {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
+        Request::Trim(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)

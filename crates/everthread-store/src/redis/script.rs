@@ -45,6 +45,8 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     /// Puts folded records in the place of raw ones.
     pub(super) fold: Script,
+    /// Drops folded records.
+    pub(super) trim: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -81,6 +83,7 @@ impl Scripts {
             load: Script::new(include_str!("lua/load.lua")),
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
+            trim: Script::new(include_str!("lua/trim.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -104,6 +107,7 @@ impl Scripts {
             &self.load,
             &self.read,
             &self.fold,
+            &self.trim,
             &self.renew,
             &self.deliver,
             &self.ack,
