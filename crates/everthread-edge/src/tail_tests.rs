@@ -22,6 +22,7 @@ fn page(records: Vec<Record>, epochs: &[(u64, u64)], head: u64) -> Page {
             folded_to: Seq(0),
             floor: Seq(1),
             folded_bytes: 0,
+            archived: false,
         },
         epochs,
     }

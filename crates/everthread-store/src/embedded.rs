@@ -17,6 +17,7 @@ mod leases;
 mod lenient;
 mod liveness;
 mod people;
+mod plant;
 mod pools;
 mod presence;
 mod registry;
@@ -26,11 +27,13 @@ mod views;
 mod writer;
 
 use crate::{
-    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page,
-    PresenceChange, Present, Refusal, Renewal, Store, Taken, Trim, Trimmed, WorkItem, Write, Written,
+    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant,
+    Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim, Trimmed,
+    WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -124,8 +127,9 @@ impl Embedded {
         let writer = writer::Writer {
             shared: shared.clone(),
             boot,
-            numbers: group::Numbers { sessions, clock: clock.0 },
+            numbers: group::Numbers { sessions, clock: clock.0, epoch: boot.0 },
             sessions: HashMap::new(),
+            staging: plant::Staging::default(),
             pools: pools::Pools::stored(pools),
             deadlines: pools::Deadlines::stored(deadlines),
             devices: people::Devices::default(),
@@ -233,6 +237,22 @@ impl Store for Embedded {
     async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
         let key = key.clone();
         self.on_disk(move |shared| shared.disk.base(&key)).await
+    }
+
+    async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
+        self.stage_records(key, name, records).await
+    }
+
+    async fn plant(&self, key: &SessionKey, name: &str, plant: Plant<'_>) -> Result<Planted, Error> {
+        self.plant_session(key, name, plant).await
+    }
+
+    async fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> Result<Stubbed, Error> {
+        self.stub_session(key, stub).await
+    }
+
+    async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
+        self.stubs_of(keys).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

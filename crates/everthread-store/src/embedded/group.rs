@@ -4,6 +4,7 @@ use super::Shared;
 use super::disk::{self, failed, to_json};
 use super::leases::Lease;
 use super::people::{self, DeviceChange};
+use super::plant::PlantRows;
 use super::pools::PoolChange;
 use super::session::Session;
 use super::trim::{self, TrimRows};
@@ -27,6 +28,8 @@ pub(super) struct Group {
     pub folds: Vec<FoldRows>,
     /// Folded records that leave their logs.
     pub trims: Vec<TrimRows>,
+    /// Rows of sessions that are planted or become stubs.
+    pub planting: PlantRows,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -80,12 +83,15 @@ pub(super) struct Numbers {
     pub sessions: u64,
     /// The clock, rounded to seconds.
     pub clock: u64,
+    /// The greatest epoch that was given to a session.
+    pub epoch: u64,
 }
 
 impl Group {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+            && self.planting.is_empty()
             && self.pools.is_empty()
             && self.deadlines.is_empty()
             && self.devices.is_empty()
@@ -100,6 +106,8 @@ impl Group {
         numbers: Numbers,
     ) -> Result<(), Error> {
         let txn = shared.disk.begin()?;
+        self.store_records(&txn)?;
+        self.planting.store(&txn)?;
         self.store_sessions(&txn, sessions)?;
         self.store_pools(&txn)?;
         self.store_deadlines(&txn)?;
@@ -109,16 +117,14 @@ impl Group {
             let mut engine = txn.open_table(disk::ENGINE).map_err(failed)?;
             engine.insert("sessions", numbers.sessions).map_err(failed)?;
             engine.insert("clock", numbers.clock).map_err(failed)?;
+            // The next start begins a greater one.
+            engine.insert("boot", numbers.epoch).map_err(failed)?;
         }
         // From here on a failure leaves open whether the group is stored.
         txn.commit().map_err(|e| Error::Indeterminate(format!("the local database did not commit: {e}")))
     }
 
-    fn store_sessions(
-        &self,
-        txn: &WriteTransaction,
-        sessions: &HashMap<SessionKey, Session>,
-    ) -> Result<(), Error> {
+    fn store_records(&self, txn: &WriteTransaction) -> Result<(), Error> {
         if self.sessions.is_empty() {
             return Ok(());
         }
@@ -136,6 +142,17 @@ impl Group {
             }
         }
         trim::store(txn, &self.trims)?;
+        Ok(())
+    }
+
+    fn store_sessions(
+        &self,
+        txn: &WriteTransaction,
+        sessions: &HashMap<SessionKey, Session>,
+    ) -> Result<(), Error> {
+        if self.sessions.is_empty() {
+            return Ok(());
+        }
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;
         let mut producers = txn.open_table(disk::PRODUCERS).map_err(failed)?;

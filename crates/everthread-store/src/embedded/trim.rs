@@ -5,7 +5,7 @@ use super::group::Group;
 use super::writer::Writer;
 use crate::{Base, Error, Refusal, Trim, Trimmed};
 use everthread_protocol::{Seq, SessionKey, Version};
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::WriteTransaction;
 
 /// A [`Trim`] that can travel to the writer.
 pub(super) struct OwnedTrim {
@@ -39,6 +39,9 @@ impl Writer {
         self.bring(key)?;
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
         session.touched = self.groups;
+        if session.meta.archived.is_some() {
+            return Err(Refusal::Archived.into());
+        }
         let (version, number) = (session.meta.version(), session.meta.number);
         if version != trim.expect {
             return Ok(Trimmed::Moved { version });
@@ -90,6 +93,9 @@ impl Disk {
         let metas = reading.open_table(disk::META).map_err(failed)?;
         let Some(meta) = metas.get(key.to_string().as_str()).map_err(failed)? else { return Ok(None) };
         let meta: disk::Meta = disk::from_json(meta.value())?;
+        if meta.archived.is_some() {
+            return Err(Refusal::Archived.into());
+        }
         let row = reading.open_table(disk::BASES).map_err(failed)?.get(meta.number).map_err(failed)?;
         Ok(row.map(|row| {
             let (floor, text) = row.value();

@@ -7,10 +7,11 @@
 use super::Shared;
 use super::group::{DeadlineRow, FoldRows, Group, Numbers};
 use super::people::Devices;
+use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
 use super::trim::OwnedTrim;
-use crate::{Due, Error, Folded, Interest, Refusal, Taken, Trimmed, WorkItem, Written};
+use crate::{Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +30,12 @@ pub(super) enum Request {
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
     /// [`crate::Store::trim`].
     Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
+    /// [`crate::Store::stage`]: for which session, under which name.
+    Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
+    /// [`crate::Store::plant`].
+    Plant((SessionKey, String), Box<OwnedPlant>, Reply<Planted>),
+    /// [`crate::Store::stub`].
+    Stub(SessionKey, Box<OwnedStub>, Reply<Stubbed>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -75,6 +82,8 @@ pub(super) struct Writer {
     pub numbers: Numbers,
     /// Cached sessions: each as it is after everything applied so far.
     pub sessions: HashMap<SessionKey, Session>,
+    /// What is staged.
+    pub staging: Staging,
     /// What waits for workers.
     pub pools: Pools,
     /// When sessions are due.
@@ -119,6 +128,18 @@ impl Writer {
             }
             Request::Trim(key, trim, reply) => {
                 let result = self.trim(&key, *trim, group);
+                answer(group, reply, result);
+            }
+            Request::Stage(id, stage, reply) => {
+                let result = self.stage(id, *stage, group);
+                answer(group, reply, result);
+            }
+            Request::Plant(id, plant, reply) => {
+                let result = self.plant(id, *plant, group);
+                answer(group, reply, result);
+            }
+            Request::Stub(key, stub, reply) => {
+                let result = self.stub(&key, *stub, group);
                 answer(group, reply, result);
             }
             Request::Index(key, at, reply) => {
@@ -221,6 +242,7 @@ impl Writer {
     fn fold(&mut self, key: &SessionKey, fold: OwnedFold, group: &mut Group) -> Result<Folded, Error> {
         self.bring(key)?;
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.meta.must_be_whole()?;
         session.touched = self.groups;
         let (epoch, folded_to) = (session.meta.epoch().0, session.meta.folded_to);
         let (number, (from, to)) = (session.meta.number, fold.range);
@@ -327,7 +349,10 @@ fn refuse(request: Request, error: &Error) {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
         Request::Trim(.., reply) => drop(reply.send(Err(error))),
+        Request::Plant(.., reply) => drop(reply.send(Err(error))),
+        Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
+        | Request::Stage(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)
         | Request::Arm(.., reply)

@@ -33,6 +33,7 @@ fn folded_of(answer: Vec<Value>) -> Result<Folded, Error> {
     match (text(word)?, &answer[1..]) {
         ("ok", []) => Ok(Folded::Done),
         ("none", []) => Err(Refusal::NoSession.into()),
+        ("archived", []) => Err(Refusal::Archived.into()),
         ("epoch", [epoch]) => Ok(Folded::NewEpoch { epoch: Epoch(number(epoch)?) }),
         ("elsewhere", [to]) => Ok(Folded::Elsewhere { folded_to: Seq(number(to)?) }),
         ("gone", []) => Ok(Folded::NoSuchRecord),

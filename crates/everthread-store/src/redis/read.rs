@@ -23,8 +23,8 @@ const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 8] =
-    ["epoch", "since", "head", "n", "active", "folded_to", "floor", "folded_bytes"];
+pub(super) const HEAD_FIELDS: [&str; 9] =
+    ["epoch", "since", "head", "n", "active", "folded_to", "floor", "folded_bytes", "archived"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -62,6 +62,9 @@ impl Redis {
         };
         let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
+        if head.archived {
+            return Err(crate::Refusal::Archived.into());
+        }
         let next = next.max(head.floor);
         let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
         let mut open = taking.take(first)?;
@@ -169,7 +172,7 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
 
 /// The head in an answer of [`HEAD_FIELDS`].
 pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
-    let [epoch, since, seq, n, active, folded_to, floor, folded_bytes] = fields else {
+    let [epoch, since, seq, n, active, folded_to, floor, folded_bytes, archived] = fields else {
         return Err(broken("a head of other fields"));
     };
     if *epoch == Value::Nil {
@@ -187,6 +190,7 @@ pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
         folded_to: Seq(or(folded_to, 0)?),
         floor: Seq(or(floor, 1)?),
         folded_bytes: or(folded_bytes, 0)?,
+        archived: *archived != Value::Nil,
     }))
 }
 
@@ -194,6 +198,9 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     let mut fields = HashMap::with_capacity(meta.len() / 2);
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
+    }
+    if fields.contains_key("archived") {
+        return Err(crate::Refusal::Archived.into());
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));

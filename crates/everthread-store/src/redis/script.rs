@@ -47,6 +47,12 @@ pub(super) struct Scripts {
     pub(super) fold: Script,
     /// Drops folded records.
     pub(super) trim: Script,
+    /// Puts records aside for a plant.
+    pub(super) stage: Script,
+    /// Makes a session out of what was staged.
+    pub(super) plant: Script,
+    /// Leaves a stub in the place of a session.
+    pub(super) stub: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -84,6 +90,9 @@ impl Scripts {
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
             trim: Script::new(include_str!("lua/trim.lua")),
+            stage: Script::new(include_str!("lua/stage.lua")),
+            plant: Script::new(include_str!("lua/plant.lua")),
+            stub: Script::new(include_str!("lua/stub.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -108,6 +117,9 @@ impl Scripts {
             &self.read,
             &self.fold,
             &self.trim,
+            &self.stage,
+            &self.plant,
+            &self.stub,
             &self.renew,
             &self.deliver,
             &self.ack,

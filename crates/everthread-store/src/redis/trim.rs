@@ -26,13 +26,19 @@ impl Redis {
 
     /// See [`crate::Store::base`].
     pub(super) async fn base_of(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
-        let mut request = ::redis::cmd("GET");
-        request.arg(self.inner.keys.base(key));
-        let answer: Value = self.inner.range.command(&request).await.map_err(Failure::of_read)?;
-        if answer == Value::Nil {
+        let keys = &self.inner.keys;
+        let mut request = ::redis::pipe();
+        request.cmd("HGET").arg(keys.meta(key)).arg("archived");
+        request.cmd("GET").arg(keys.base(key));
+        let answer: Vec<Value> = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+        let [archived, base] = answer.as_slice() else { return Err(broken("two answers that are not two")) };
+        if *archived != Value::Nil {
+            return Err(Refusal::Archived.into());
+        }
+        if *base == Value::Nil {
             return Ok(None);
         }
-        let (floor, text) = text(&answer)?.split_once(' ').ok_or_else(|| broken("a base"))?;
+        let (floor, text) = text(base)?.split_once(' ').ok_or_else(|| broken("a base"))?;
         Ok(Some(Base { floor: Seq(parse(floor)?), text: text.to_owned() }))
     }
 }
@@ -42,6 +48,7 @@ fn trimmed_of(answer: Vec<Value>) -> Result<Trimmed, Error> {
     match (text(word)?, &answer[1..]) {
         ("ok", []) => Ok(Trimmed::Done),
         ("none", []) => Err(Refusal::NoSession.into()),
+        ("archived", []) => Err(Refusal::Archived.into()),
         ("moved", [version]) => Ok(Trimmed::Moved { version: version_of(version)? }),
         ("elsewhere", [floor]) => Ok(Trimmed::Elsewhere { floor: Seq(number(floor)?) }),
         ("gone", []) => Ok(Trimmed::NoSuchRecord),

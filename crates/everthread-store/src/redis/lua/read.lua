@@ -2,13 +2,14 @@
 --
 -- KEYS  1 meta  2 log  3 folded
 -- ARGV  1 first seq of the page   2 how many raw records   3 how many folded ones
--- Returns {} if there is no session, else {{epoch, since, head, n, active, folded_to, floor, folded_bytes, epochs}, records}
+-- Returns {} if there is no session, else
+-- {{epoch, since, head, n, active, folded_to, floor, folded_bytes, archived, epochs}, records}
 --
 -- Atomic because the seam between folded and raw says which of the streams has an entry: records move from one to the
 -- other. A script and no transaction, because a transaction is refused while memory is full, even if it only reads.
 
 local meta = redis.call('HMGET', KEYS[1], 'epoch', 'since', 'head', 'n', 'active', 'folded_to', 'floor', 'folded_bytes',
-                        'epochs')
+                        'archived', 'epochs')
 if not meta[1] then return {} end
 local first, folded_to, floor = ARGV[1], meta[6], meta[7]
 -- What is below the floor was dropped: the page begins there.
