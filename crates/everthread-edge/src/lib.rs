@@ -13,6 +13,7 @@ mod client;
 mod control;
 pub mod devices;
 pub mod folder;
+mod fork;
 pub mod http;
 pub mod metrics;
 pub mod presence;
