@@ -251,6 +251,10 @@ impl Writer {
                 self.numbers.sessions
             }
         };
+        if plant.over.is_none() {
+            // Above every fence of one of this name that was deleted.
+            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
+        }
         meta.head = plant.head;
         meta.folded_to = plant.head;
         meta.floor = plant.floor;
