@@ -14,6 +14,7 @@ mod conflate;
 mod control;
 pub mod devices;
 pub mod folder;
+mod fork;
 pub mod http;
 pub mod metrics;
 pub mod presence;

@@ -14,6 +14,8 @@ mod devices;
 #[cfg(test)]
 mod folding;
 #[cfg(test)]
+mod fork;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod hostile_control;

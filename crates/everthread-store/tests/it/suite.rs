@@ -81,6 +81,8 @@ macro_rules! conformance {
             a_session_that_comes_back_is_as_it_was,
             readers_of_a_session_that_goes_and_comes_find_it_whole,
             followers_hear_of_a_plant,
+            a_session_that_was_deleted_can_be_planted_anew,
+            a_stub_is_listed_and_deleted_like_a_session,
             a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
         );
         $crate::suite::conformance!(@ $open, trimming,

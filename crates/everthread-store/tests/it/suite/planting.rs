@@ -381,3 +381,36 @@ pub async fn a_session_of_which_nothing_is_left_but_its_end_can_be_planted<S: St
         assert!(matches!(store.plant(&fresh(), "a", bad).await, Err(Error::Corrupt(_))), "{bad:?}");
     }
 }
+
+pub async fn a_session_that_was_deleted_can_be_planted_anew<S: Store>(store: &S) {
+    let (_, records, _) = source(store, 5).await;
+    let (key, granted) = granted(store).await;
+    let deleted = store.delete(&key).await.unwrap().unwrap();
+    store.stage(&key, "a", &records).await.unwrap();
+    let planted = store.plant(&key, "a", plant(&records, &[(Epoch(1), Seq(1))])).await.unwrap();
+    let Planted::Done { epoch, version, .. } = planted else { panic!("{planted:?}") };
+    assert!(epoch > deleted.epoch, "{epoch} after {}", deleted.epoch);
+    // Nor do fences repeat.
+    let fenced = Change { grant: Some(&run("r1")), ..change(Some(version), "s") };
+    let again = store.write(&key, Write { change: Some(fenced), ..one() }).await.unwrap();
+    assert!(again.fence > granted.fence, "{again:?}");
+    assert!(store.delete(&key).await.unwrap().is_some());
+    assert_eq!(head(store, &key).await, None);
+}
+
+pub async fn a_stub_is_listed_and_deleted_like_a_session<S: Store>(store: &S) {
+    let (key, records, before) = source(store, 5).await;
+    assert_eq!(stub(store, &key).await, Stubbed::Done);
+    let listed = store.states(std::slice::from_ref(&key)).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!((listed.head, listed.state.as_str()), (Head { archived: true, ..before }, "brief"));
+    assert_eq!(listed.epochs, [(before.epoch, Seq(1))]);
+    let deleted = store.delete(&key).await.unwrap().unwrap();
+    assert_eq!((deleted.epoch, deleted.head), (before.epoch, before.seq));
+    assert_eq!(store.stubbed(std::slice::from_ref(&key)).await.unwrap(), [None]);
+    // Who was about to bring it back brings nothing back.
+    store.stage(&key, "a", &records).await.unwrap();
+    let back = Plant { over: Over::Stub { object: OBJECT }, first: None, ..plant(&records, &[]) };
+    assert_eq!(store.plant(&key, "a", back).await.unwrap(), Planted::Elsewhere);
+    let anew = Write { change: Some(change(None, "s")), ..one() };
+    assert!(store.write(&key, anew).await.unwrap().epoch > before.epoch);
+}
