@@ -1,0 +1,3 @@
+//! Sessions that nobody uses, kept in an object store and brought back when somebody does.
+
+pub mod object;
