@@ -8,6 +8,7 @@ pub mod folding;
 pub mod indexes;
 pub mod leases;
 pub mod people;
+pub mod planting;
 pub mod reading;
 pub mod writing;
 
@@ -67,6 +68,18 @@ macro_rules! conformance {
             pages_of_a_folded_log_are_bounded_and_join_at_the_seam,
             a_follower_that_heard_nothing_finds_what_was_folded_meanwhile,
             readers_appenders_and_folders_do_not_get_in_each_others_way,
+        );
+        $crate::suite::conformance!(@ $open, planting,
+            what_was_staged_becomes_a_session_that_goes_on,
+            a_planted_session_can_be_folded_and_acknowledged,
+            a_plant_without_all_that_it_needs_makes_nothing,
+            of_many_plants_at_once_exactly_one_wins,
+            a_stub_refuses_what_needs_log_or_state,
+            a_session_that_has_changed_is_not_made_a_stub,
+            a_session_that_comes_back_is_as_it_was,
+            readers_of_a_session_that_goes_and_comes_find_it_whole,
+            followers_hear_of_a_plant,
+            a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
         );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,
