@@ -61,7 +61,7 @@ impl Watcher {
             let (id, subject, kind) = ("1".parse()?, None, None);
             let hello = Hello { id, token: None, client: None, device: None, subject, kind };
             let attach =
-                Attach { id: "2".parse()?, session: session.clone(), from: From::Start, presence: false };
+                Attach { id: "2".parse()?, session: session.clone(), from: From::Start, presence: false, fold_ms: None };
             socket.queue(&ClientFrame::Hello(hello).encode());
             socket.send(&ClientFrame::Attach(attach).encode()).await?;
             let mut this = Watcher { socket, epoch: Epoch(0), seq: Seq::ZERO, seen: Seen::default() };

@@ -3,6 +3,7 @@
 //! `conformance!(open)` makes one test of every case; `open` is an async function that gives a fresh store and whatever
 //! must live as long as the test. A case may wait for a state, with a deadline, never for a time.
 
+pub mod deleting;
 pub mod feed;
 pub mod folding;
 pub mod indexes;
@@ -108,6 +109,17 @@ macro_rules! conformance {
             of_too_many_members_nothing_is_told_but_who_they_are,
             a_node_that_missed_its_beat_learns_it,
             a_presence_follower_hears_of_members_and_of_nothing_else,
+        );
+        $crate::suite::conformance!(@ $open, deleting,
+            nothing_is_left_of_a_deleted_session,
+            deleting_nothing_or_twice_is_harmless,
+            a_session_made_anew_has_greater_numbers_and_nothing_of_before,
+            followers_of_every_interest_are_told_to_look,
+            a_deadline_of_a_deleted_session_fires_at_once,
+            a_stub_is_listed_and_deleted_like_any_session,
+            states_come_in_the_order_asked,
+            a_session_leaves_the_list_unless_it_was_active_since,
+            deleting_while_others_write_fold_and_read,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,
