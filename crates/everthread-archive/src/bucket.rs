@@ -6,7 +6,7 @@
 use crate::Error;
 use bytes::Bytes;
 use everthread_protocol::SessionKey;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload};
@@ -204,7 +204,7 @@ mod tests {
         bucket.check().await.unwrap();
         let key: SessionKey = "acme/..".parse().unwrap();
         let other: SessionKey = "acme/...".parse().unwrap();
-        let large: Vec<u8> = (0..PART_BYTES * 2 + 17).map(|n| (n % 251) as u8).collect();
+        let large: Vec<u8> = (0..=250).cycle().take(PART_BYTES * 2 + 17).collect();
         for content in [&large[..], &large[..PART_BYTES], &large[..9], &[]] {
             let name = Bucket::fresh_name(&key, 3);
             let mut upload = bucket.upload(&key, &name);
