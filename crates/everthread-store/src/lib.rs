@@ -8,6 +8,7 @@
 //! followers. A follower that missed the wake-up finds the record with [`Store::read`]. The log never loses what the
 //! feed may. Later [`Store::fold`] puts a folded record in the place of it and its neighbours.
 
+mod archiver;
 pub mod embedded;
 mod fold;
 mod people;
@@ -17,6 +18,7 @@ mod trim;
 mod types;
 mod whole;
 
+pub use archiver::{Archived, Archiver};
 pub use fold::{Fold, Folded};
 pub use people::*;
 pub use plant::*;
