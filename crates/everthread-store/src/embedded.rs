@@ -24,12 +24,13 @@ mod registry;
 mod session;
 mod trim;
 mod views;
+mod whole;
 mod writer;
 
 use crate::{
-    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant,
-    Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim, Trimmed,
-    WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
@@ -268,6 +269,15 @@ impl Store for Embedded {
         Ok(heads)
     }
 
+    async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.listed(keys).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Delete(key, reply)).await
+    }
+
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
         let Shared { views, clock, .. } = &*self.0.shared;
         let now = clock.now();
@@ -318,6 +328,11 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Unindex(key, at, reply)).await
     }
 
     async fn sessions(

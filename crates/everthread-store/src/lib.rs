@@ -15,12 +15,14 @@ mod plant;
 pub mod redis;
 mod trim;
 mod types;
+mod whole;
 
 pub use fold::{Fold, Folded};
 pub use people::*;
 pub use plant::*;
 pub use trim::{Base, Trim, Trimmed};
 pub use types::*;
+pub use whole::*;
 
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
@@ -111,6 +113,19 @@ pub trait Store: Send + Sync + 'static {
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
 
+    /// Heads and core states of many sessions at once, in the order asked; `None` for those that do not exist.
+    fn states(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Listed>>, Error>> + Send;
+
+    /// Removes the session: its log, its state, its devices, everything. `None` if there was none.
+    ///
+    /// It goes in one step: whoever comes after it finds no session, and a write is either before it or refused. Followers
+    /// of every [`Interest`] are told to look. Then it goes from its tenant's list; a deadline of it fires once more, at
+    /// once, to be removed by whoever claims it. Repeating it is harmless, and finishes what a failure has left.
+    ///
+    /// One that is made anew with the same id is another session: its epochs, and so its cursors, versions and fences, are
+    /// all greater than those of before.
+    fn delete(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Deleted>, Error>> + Send;
+
     /// Renews the leases of runs, session by session, and reads the sessions' heads in the order asked (`None`: no such
     /// session).
     ///
@@ -142,6 +157,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Notes in the tenant's index that the session exists and was active at `at`. Never moves it back.
     fn index(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes a session that is gone off its tenant's list, where it was last active `at`. Without effect if the index says
+    /// otherwise by now.
+    fn unindex(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Sessions of a tenant, most recently active first, beginning after `after`.
     fn sessions(

@@ -6,8 +6,8 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`fold`], [`plant`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
-//! the trait.
+//! scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! translate between them and the trait.
 
 mod feed;
 mod fold;
@@ -21,6 +21,7 @@ mod presence;
 mod read;
 mod script;
 mod trim;
+mod whole;
 mod write;
 
 use self::feed::{Feed, Sink, Supplies};
@@ -28,9 +29,9 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Base, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant,
-    Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim, Trimmed,
-    WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim,
+    Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -197,6 +198,14 @@ impl Store for Redis {
         self.heads_of(keys).await
     }
 
+    async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.states_of(keys).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+        self.delete_session(key).await
+    }
+
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
         self.renew_leases(renewals).await
     }
@@ -229,6 +238,10 @@ impl Store for Redis {
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         self.index_session(key, at).await
+    }
+
+    async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        self.unindex_session(key, at).await
     }
 
     async fn sessions(

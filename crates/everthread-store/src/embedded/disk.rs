@@ -43,7 +43,7 @@ pub(super) const DEADLINES: TableDefinition<'_, &str, u64> = TableDefinition::ne
 pub(super) const INDEX: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("index");
 /// (tenant, last active, session): the index in the order in which it is listed, backwards.
 pub(super) const RECENT: TableDefinition<'_, (&str, u64, &str), ()> = TableDefinition::new("recent");
-/// Numbers of the engine: `layout`, `boot`, `sessions`, `tickets`, `clock`.
+/// Numbers of the engine: `layout`, `boot` (the greatest epoch handed out), `sessions`, `tickets`, `clock`.
 pub(super) const ENGINE: TableDefinition<'_, &str, u64> = TableDefinition::new("engine");
 
 /// What is kept of a session besides its state, records and producers.
@@ -298,10 +298,10 @@ impl Disk {
 pub(super) type Held = Vec<(RunId, u64, u64)>;
 
 /// Everything as of one commit.
-struct Snapshot(redb::ReadTransaction);
+pub(super) struct Snapshot(redb::ReadTransaction);
 
 impl Snapshot {
-    fn of(disk: &Disk) -> Result<Self, Error> {
+    pub fn of(disk: &Disk) -> Result<Self, Error> {
         disk.0.begin_read().map(Self).map_err(failed)
     }
 
@@ -310,7 +310,7 @@ impl Snapshot {
         row.map(|row| from_json(row.value())).transpose()
     }
 
-    fn session(&self, key: &SessionKey) -> Result<Option<(Meta, String)>, Error> {
+    pub fn session(&self, key: &SessionKey) -> Result<Option<(Meta, String)>, Error> {
         let Some(meta) = self.meta(key)? else { return Ok(None) };
         let state =
             self.0.open_table(STATE).map_err(failed)?.get(key.to_string().as_str()).map_err(failed)?;

@@ -251,6 +251,10 @@ impl Writer {
                 self.numbers.sessions
             }
         };
+        if plant.over.is_none() {
+            // Above every fence of one of this name that was deleted.
+            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
+        }
         meta.head = plant.head;
         meta.folded_to = plant.head;
         meta.floor = plant.floor;
@@ -366,7 +370,7 @@ impl PlantRows {
             clear(txn, *number)?;
         }
         let mut bases = txn.open_table(disk::BASES).map_err(failed)?;
-        for (number, floor, base) in &self.bases {
+        for (number, floor, base) in self.bases.iter().filter(|(number, ..)| !self.cleared.contains(number)) {
             bases.insert(*number, (floor.0, base.as_str())).map_err(failed)?;
         }
         Ok(())
