@@ -17,6 +17,7 @@ mod leases;
 mod lenient;
 mod liveness;
 mod people;
+mod plant;
 mod pools;
 mod presence;
 mod registry;
@@ -25,11 +26,13 @@ mod views;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Refusal, Renewal, Store, Taken, WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant, Planted,
+    PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken, WorkItem, Write,
+    Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -123,8 +126,9 @@ impl Embedded {
         let writer = writer::Writer {
             shared: shared.clone(),
             boot,
-            numbers: group::Numbers { sessions, clock: clock.0 },
+            numbers: group::Numbers { sessions, clock: clock.0, epoch: boot.0 },
             sessions: HashMap::new(),
+            staging: plant::Staging::default(),
             pools: pools::Pools::stored(pools),
             deadlines: pools::Deadlines::stored(deadlines),
             devices: people::Devices::default(),
@@ -222,6 +226,22 @@ impl Store for Embedded {
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         let (key, fold) = (key.clone(), Box::new(writer::OwnedFold::of(fold)?));
         self.ask(|reply| Request::Fold(key, fold, reply)).await
+    }
+
+    async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
+        self.stage_records(key, name, records).await
+    }
+
+    async fn plant(&self, key: &SessionKey, name: &str, plant: Plant<'_>) -> Result<Planted, Error> {
+        self.plant_session(key, name, plant).await
+    }
+
+    async fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> Result<Stubbed, Error> {
+        self.stub_session(key, stub).await
+    }
+
+    async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
+        self.stubs_of(keys).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

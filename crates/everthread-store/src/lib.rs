@@ -11,16 +11,18 @@
 pub mod embedded;
 mod fold;
 mod people;
+mod plant;
 pub mod redis;
 mod types;
 
 pub use fold::{Fold, Folded};
 pub use people::*;
+pub use plant::*;
 pub use types::*;
 
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
+    TenantId, WorkerId,
 };
 use std::sync::Arc;
 
@@ -59,6 +61,39 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Anybody may fold at any time; whoever comes second is told so. Repeating a fold whose answer was lost is harmless.
     fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> impl Future<Output = Result<Folded, Error>> + Send;
+
+    /// Puts records aside for [`Store::plant`], in order, under a name of the caller's choice: those of one call follow
+    /// those of the one before. Nobody sees them. They are forgotten [`STAGED_KEPT`] after the last call without a plant;
+    /// a call that goes on from there is [`Refusal::NotStaged`]. Repeating a call is harmless.
+    fn stage(
+        &self,
+        key: &SessionKey,
+        name: &str,
+        records: &[Record],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes the session out of what was staged under `name`: in one step, or not at all. What was staged is gone either
+    /// way; if it is not all there, [`Refusal::NotStaged`]. Followers are woken.
+    ///
+    /// A session that was deleted may be planted anew: the epoch of [`Plant::first`] is then greater than any of its.
+    fn plant(
+        &self,
+        key: &SessionKey,
+        name: &str,
+        plant: Plant<'_>,
+    ) -> impl Future<Output = Result<Planted, Error>> + Send;
+
+    /// Takes log and state of a session out of the store and leaves a stub, if nothing has changed since it was read.
+    ///
+    /// Whatever needs the log or the state is [`Refusal::Archived`] from then on, until it is planted again. Head,
+    /// version, epochs and devices stay; requests are still known to be repeats for as long as they would have been.
+    fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> impl Future<Output = Result<Stubbed, Error>> + Send;
+
+    /// Which of the sessions are stubs, in the order asked; `None` for those that are whole or do not exist.
+    fn stubbed(
+        &self,
+        keys: &[SessionKey],
+    ) -> impl Future<Output = Result<Vec<Option<StubInfo>>, Error>> + Send;
 
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
@@ -226,7 +261,7 @@ pub const DELIVERED_MAX: usize = 1024;
 /// Wakes a follower of one session. Called from the store's own tasks: must not block.
 pub trait Follower: Send + Sync {
     /// A record was written. Only with [`Interest::Log`]; may come twice, may be lost.
-    fn record(&self, record: everthread_protocol::Record);
+    fn record(&self, record: Record);
     /// The state changed, or a worker has got a control, with [`Interest::Control`]; or what is held of the presence
     /// changed, with [`Interest::Presence`]. May come twice, may be lost.
     fn changed(&self);

@@ -6,7 +6,7 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`fold`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
+//! scripts; [`write`], [`read`], [`fold`], [`plant`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
 //! the trait.
 
 mod feed;
@@ -16,6 +16,7 @@ mod keys;
 mod leases;
 mod link;
 mod people;
+mod plant;
 mod presence;
 mod read;
 mod script;
@@ -26,12 +27,13 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Renewal, Store, Taken, WorkItem, Write, Written,
+    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant, Planted,
+    PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -163,6 +165,22 @@ impl Store for Redis {
 
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         self.fold_records(key, fold).await
+    }
+
+    async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
+        self.stage_records(key, name, records).await
+    }
+
+    async fn plant(&self, key: &SessionKey, name: &str, plant: Plant<'_>) -> Result<Planted, Error> {
+        self.plant_session(key, name, plant).await
+    }
+
+    async fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> Result<Stubbed, Error> {
+        self.stub_session(key, stub).await
+    }
+
+    async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
+        self.stubs_of(keys).await
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {

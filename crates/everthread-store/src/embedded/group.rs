@@ -4,6 +4,7 @@ use super::Shared;
 use super::disk::{self, failed, to_json};
 use super::leases::Lease;
 use super::people::{self, DeviceChange};
+use super::plant::PlantRows;
 use super::pools::PoolChange;
 use super::session::Session;
 use crate::Error;
@@ -24,6 +25,8 @@ pub(super) struct Group {
     pub records: Vec<(u64, u64, Bytes)>,
     /// Ranges of raw records that folded ones take the place of.
     pub folds: Vec<FoldRows>,
+    /// Rows of sessions that are planted or become stubs.
+    pub planting: PlantRows,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -77,12 +80,15 @@ pub(super) struct Numbers {
     pub sessions: u64,
     /// The clock, rounded to seconds.
     pub clock: u64,
+    /// The greatest epoch that was given to a session.
+    pub epoch: u64,
 }
 
 impl Group {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+            && self.planting.is_empty()
             && self.pools.is_empty()
             && self.deadlines.is_empty()
             && self.devices.is_empty()
@@ -97,6 +103,8 @@ impl Group {
         numbers: Numbers,
     ) -> Result<(), Error> {
         let txn = shared.disk.begin()?;
+        self.store_records(&txn)?;
+        self.planting.store(&txn)?;
         self.store_sessions(&txn, sessions)?;
         self.store_pools(&txn)?;
         self.store_deadlines(&txn)?;
@@ -106,16 +114,14 @@ impl Group {
             let mut engine = txn.open_table(disk::ENGINE).map_err(failed)?;
             engine.insert("sessions", numbers.sessions).map_err(failed)?;
             engine.insert("clock", numbers.clock).map_err(failed)?;
+            // The next start begins a greater one.
+            engine.insert("boot", numbers.epoch).map_err(failed)?;
         }
         // From here on a failure leaves open whether the group is stored.
         txn.commit().map_err(|e| Error::Indeterminate(format!("the local database did not commit: {e}")))
     }
 
-    fn store_sessions(
-        &self,
-        txn: &WriteTransaction,
-        sessions: &HashMap<SessionKey, Session>,
-    ) -> Result<(), Error> {
+    fn store_records(&self, txn: &WriteTransaction) -> Result<(), Error> {
         if self.sessions.is_empty() {
             return Ok(());
         }
@@ -131,6 +137,17 @@ impl Group {
                 }
                 records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
             }
+        }
+        Ok(())
+    }
+
+    fn store_sessions(
+        &self,
+        txn: &WriteTransaction,
+        sessions: &HashMap<SessionKey, Session>,
+    ) -> Result<(), Error> {
+        if self.sessions.is_empty() {
+            return Ok(());
         }
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;

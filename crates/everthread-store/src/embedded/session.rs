@@ -173,7 +173,7 @@ impl Session {
         match (self.exists(), write.creates()) {
             (false, false) => return Err(Refusal::NoSession.into()),
             (true, true) => return Err(Refusal::Exists.into()),
-            _ => {}
+            _ => self.meta.must_be_whole()?,
         }
         if let Some(written) = self.duplicate(write) {
             return Ok(Applied { written, record: None, changed: false, lease: None });
@@ -235,17 +235,19 @@ impl Session {
 
     fn apply(&mut self, write: &OwnedWrite, moment: Moment) -> Result<Applied, Error> {
         let (from, to) = (self.meta.head.next(), Seq(self.meta.head.0 + u64::from(write.count)));
+        // One that was planted since the start may have a later epoch than the start.
+        let moved = self.meta.epoch().0 < moment.boot;
+        let epoch = if moved { moment.boot } else { self.meta.epoch().0 };
         let record = if write.count == 0 {
             None
         } else {
-            let stored = stored_record(moment.boot, from, moment.now, &write.tail);
+            let stored = stored_record(epoch, from, moment.now, &write.tail);
             // Read back before anything changes: what cannot be read must not get in.
             let record = Record::from_stored(&stored, to).map_err(|e| {
                 Error::Corrupt(format!("the write was refused, its block cannot be read back: {e}"))
             })?;
             Some((stored, record))
         };
-        let moved = self.meta.epoch().0 != moment.boot;
         if moved {
             self.meta.epochs.push((moment.boot, from));
             let excess = self.meta.epochs.len().saturating_sub(EPOCHS_MAX);
@@ -266,7 +268,7 @@ impl Session {
             self.producers_dirty.insert(asked.key.clone());
         }
         let written = Written {
-            epoch: moment.boot,
+            epoch,
             to,
             at: moment.now,
             version: self.meta.version(),

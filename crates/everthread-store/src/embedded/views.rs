@@ -53,6 +53,11 @@ impl Views {
         }
         for (key, session) in sessions {
             leases.keep(key, &session.meta.fences);
+            if session.meta.archived.is_some() {
+                // Who asks for it learns from the file that it is a stub.
+                views.remove(key);
+                continue;
+            }
             let view = views.entry(key.clone()).or_default();
             view.meta = session.meta.clone();
             // What is folded is read folded.

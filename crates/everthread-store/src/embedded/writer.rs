@@ -7,9 +7,10 @@
 use super::Shared;
 use super::group::{DeadlineRow, FoldRows, Group, Numbers};
 use super::people::Devices;
+use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
+use crate::{Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, WorkItem, Written};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +27,12 @@ pub(super) enum Request {
     Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
     /// [`crate::Store::fold`].
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
+    /// [`crate::Store::stage`]: for which session, under which name.
+    Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
+    /// [`crate::Store::plant`].
+    Plant((SessionKey, String), Box<OwnedPlant>, Reply<Planted>),
+    /// [`crate::Store::stub`].
+    Stub(SessionKey, Box<OwnedStub>, Reply<Stubbed>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -50,6 +57,7 @@ pub(super) enum Request {
 pub(super) struct OwnedFold {
     epoch: Epoch,
     range: (Seq, Seq),
+    bytes: u64,
     records: Vec<(u64, Vec<u8>)>,
 }
 
@@ -57,7 +65,7 @@ impl OwnedFold {
     /// Encodes what the caller lent.
     pub fn of(fold: crate::Fold<'_>) -> Result<Self, Error> {
         let records = fold.records.iter().map(|record| (record.to.0, record.to_stored_folded())).collect();
-        Ok(Self { epoch: fold.epoch, range: fold.range()?, records })
+        Ok(Self { epoch: fold.epoch, range: fold.range()?, bytes: fold.bytes(), records })
     }
 }
 
@@ -71,6 +79,8 @@ pub(super) struct Writer {
     pub numbers: Numbers,
     /// Cached sessions: each as it is after everything applied so far.
     pub sessions: HashMap<SessionKey, Session>,
+    /// What is staged.
+    pub staging: Staging,
     /// What waits for workers.
     pub pools: Pools,
     /// When sessions are due.
@@ -111,6 +121,18 @@ impl Writer {
             }
             Request::Fold(key, fold, reply) => {
                 let result = self.fold(&key, *fold, group);
+                answer(group, reply, result);
+            }
+            Request::Stage(id, stage, reply) => {
+                let result = self.stage(id, *stage, group);
+                answer(group, reply, result);
+            }
+            Request::Plant(id, plant, reply) => {
+                let result = self.plant(id, *plant, group);
+                answer(group, reply, result);
+            }
+            Request::Stub(key, stub, reply) => {
+                let result = self.stub(&key, *stub, group);
                 answer(group, reply, result);
             }
             Request::Index(key, at, reply) => {
@@ -198,7 +220,7 @@ impl Writer {
     }
 
     /// Sees to it that the session is in memory, if it exists.
-    fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
+    pub(super) fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
         if self.sessions.contains_key(key) {
             return Ok(true);
         }
@@ -213,6 +235,7 @@ impl Writer {
     fn fold(&mut self, key: &SessionKey, fold: OwnedFold, group: &mut Group) -> Result<Folded, Error> {
         self.bring(key)?;
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.meta.must_be_whole()?;
         session.touched = self.groups;
         let (epoch, folded_to) = (session.meta.epoch().0, session.meta.folded_to);
         let (number, (from, to)) = (session.meta.number, fold.range);
@@ -228,6 +251,7 @@ impl Writer {
             return Ok(Folded::NoSuchRecord);
         }
         session.meta.folded_to = to;
+        session.meta.folded_bytes += fold.bytes;
         group.folds.push(FoldRows { number, range: (from.0, to.0), records: fold.records });
         group.sessions.entry(key.clone()).or_default();
         Ok(Folded::Done)
@@ -317,7 +341,10 @@ fn refuse(request: Request, error: &Error) {
     match request {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
+        Request::Plant(.., reply) => drop(reply.send(Err(error))),
+        Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
+        | Request::Stage(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)
         | Request::Arm(.., reply)

@@ -23,7 +23,8 @@ const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
+pub(super) const HEAD_FIELDS: [&str; 9] =
+    ["epoch", "since", "head", "n", "active", "folded_to", "floor", "folded_bytes", "archived"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -61,6 +62,10 @@ impl Redis {
         };
         let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
+        if head.archived {
+            return Err(crate::Refusal::Archived.into());
+        }
+        let next = next.max(head.floor);
         let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
         let mut open = taking.take(first)?;
         while open {
@@ -167,21 +172,25 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
 
 /// The head in an answer of [`HEAD_FIELDS`].
 pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
-    let [epoch, since, seq, n, active, folded_to] = fields else {
+    let [epoch, since, seq, n, active, folded_to, floor, folded_bytes, archived] = fields else {
         return Err(broken("a head of other fields"));
     };
     if *epoch == Value::Nil {
         return Ok(None);
     }
     let epoch = Epoch(number(epoch)?);
+    let or = |field: &Value, absent| if *field == Value::Nil { Ok(absent) } else { number(field) };
     Ok(Some(Head {
         epoch,
         since: Seq(number(since)?),
         seq: Seq(number(seq)?),
         version: Version { epoch, n: number(n)? },
         active: u32::try_from(number(active)?).map_err(|_| broken("a count of fences"))?,
-        // Absent until the first fold.
-        folded_to: if *folded_to == Value::Nil { Seq::ZERO } else { Seq(number(folded_to)?) },
+        // Absent until the first fold, and the floor until something is dropped.
+        folded_to: Seq(or(folded_to, 0)?),
+        floor: Seq(or(floor, 1)?),
+        folded_bytes: or(folded_bytes, 0)?,
+        archived: *archived != Value::Nil,
     }))
 }
 
@@ -189,6 +198,9 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     let mut fields = HashMap::with_capacity(meta.len() / 2);
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
+    }
+    if fields.contains_key("archived") {
+        return Err(crate::Refusal::Archived.into());
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));

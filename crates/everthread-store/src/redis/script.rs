@@ -45,6 +45,12 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     /// Puts folded records in the place of raw ones.
     pub(super) fold: Script,
+    /// Puts records aside for a plant.
+    pub(super) stage: Script,
+    /// Makes a session out of what was staged.
+    pub(super) plant: Script,
+    /// Leaves a stub in the place of a session.
+    pub(super) stub: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -81,6 +87,9 @@ impl Scripts {
             load: Script::new(include_str!("lua/load.lua")),
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
+            stage: Script::new(include_str!("lua/stage.lua")),
+            plant: Script::new(include_str!("lua/plant.lua")),
+            stub: Script::new(include_str!("lua/stub.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -104,6 +113,9 @@ impl Scripts {
             &self.load,
             &self.read,
             &self.fold,
+            &self.stage,
+            &self.plant,
+            &self.stub,
             &self.renew,
             &self.deliver,
             &self.ack,

@@ -79,6 +79,7 @@ fn answer_of(answer: Vec<Value>) -> Result<Written, Error> {
             duplicate: Some(Duplicate { batch: number(batch)?, answer: text(answer)?.to_owned() }),
         }),
         ("none", []) => Err(Refusal::NoSession.into()),
+        ("archived", []) => Err(Refusal::Archived.into()),
         ("exists", []) => Err(Refusal::Exists.into()),
         ("late", []) => Err(Refusal::Late.into()),
         ("fenced", []) => Err(Refusal::Fenced.into()),

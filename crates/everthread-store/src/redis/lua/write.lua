@@ -12,7 +12,7 @@
 --      21… runs that lose their fences and leases
 -- Returns {'ok', epoch, to, at, version, fence or '', folded_to}
 --         {'duplicate', epoch, to, version, batch, answer, folded_to}
---         {'none'} {'exists'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
+--         {'none'} {'exists'} {'archived'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
 --         {'corrupt', why}
 --
 -- Atomic because every number is picked, every check made and every follower woken in one step: nobody can write
@@ -35,7 +35,7 @@ local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
 
 local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'replid', 'fence_last', 'active', 'pruned',
-                     'f:' .. fence_run, 'f:' .. grant, 'folded_to')
+                     'f:' .. fence_run, 'f:' .. grant, 'folded_to', 'archived')
 local epoch, n, head, replid = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0), m[4]
 local version = epoch and (epoch .. '.' .. text(n))
 local folded_to = m[10] or '0'
@@ -47,6 +47,8 @@ if change == 'new' then
   if redis.call('EXISTS', log, producers) > 0 then return {'corrupt', 'meta is gone, the log is there'} end
 elseif not epoch then
   return {'none'}
+elseif m[11] then
+  return {'archived'}
 end
 
 -- 2. A duplicate. 3. The time. 4. The fence. 5. A gap.
