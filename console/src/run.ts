@@ -43,6 +43,7 @@ export class RunBlock {
   readonly #children = new Map<string, RunBlock>();
   readonly #approvals = new Map<string, ApprovalCard>();
   readonly #desk: Desk;
+  #isOpen = false;
 
   constructor(desk: Desk) {
     this.#desk = desk;
@@ -53,6 +54,7 @@ export class RunBlock {
 
   update(run: Run, index: RunIndex): void {
     const { word, look } = stateOf(run);
+    this.#isOpen = run.status !== "ended";
     this.element.dataset["run"] = run.run;
     this.element.dataset["status"] = run.outcome ?? run.status;
     this.element.dataset["look"] = look;
@@ -148,7 +150,8 @@ export class RunBlock {
 
   /** What continues from here in a new session, if anything does. */
   setFork(fork: (() => void) | undefined): void {
-    this.#fork.hidden = fork === undefined;
+    // While it is at work there is no place after it.
+    this.#fork.hidden = fork === undefined || this.#isOpen;
     this.#fork.onclick = fork ?? null;
     this.#showFoot();
   }
