@@ -17,6 +17,8 @@ export class Places {
   #session: Session | undefined;
   #past: Past | undefined;
   #reading = false;
+  /** Counts goings: a place that was asked for before another one is not gone to any more. */
+  #going = 0;
 
   constructor(transcript: Transcript, scroll: StickyScroll, onError: (error: unknown) => void) {
     this.#transcript = transcript;
@@ -46,9 +48,10 @@ export class Places {
   async goTo(seq: number): Promise<void> {
     const session = this.#session;
     if (!session) return;
+    const going = ++this.#going;
     try {
       const past = this.#isHeld(seq) ? undefined : await session.past(seq);
-      if (session !== this.#session) return;
+      if (session !== this.#session || going !== this.#going) return;
       this.#setPast(past);
       if (past) this.#show();
       else this.#transcript.show(session.view);
@@ -62,6 +65,7 @@ export class Places {
   /** Back to where the session goes on. */
   toNow(): void {
     const session = this.#session;
+    this.#going += 1;
     if (this.#past && session) {
       this.#setPast(undefined);
       this.#transcript.show(session.view);
