@@ -231,7 +231,7 @@ export class App {
     this.#forkedFrom.hidden = typeof source !== "string";
     if (typeof source !== "string") return;
     this.#forkedFrom.href = `#${encodeURIComponent(source)}`;
-    setText(this.#forkedFrom, `Forked from ${source}`);
+    setText(this.#forkedFrom, `Forked from ${this.#list.titleOf(source) ?? "another session"}`);
   }
 
   #drawButtons({ view }: Session): void {

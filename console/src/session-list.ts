@@ -1,7 +1,7 @@
 // The list of sessions, kept up to date: by the server's feed, or by asking now and then where there is none.
 
 import type { Everthread, Feed, Session, SessionSummary } from "../../sdk/typescript/src/index.js";
-import type { Sidebar } from "./sidebar.js";
+import { type Sidebar, titleOf } from "./sidebar.js";
 
 const RECENT = 100;
 const LIST_EVERY_MS = 10_000;
@@ -42,6 +42,12 @@ export class SessionList {
     if (acked === undefined || acked <= (this.#readTo.get(id) ?? 0)) return;
     this.#readTo.set(id, acked);
     this.#draw();
+  }
+
+  /** What a session is called, if it is in the list. */
+  titleOf(id: string): string | undefined {
+    const known = this.#feed.get(id) ?? this.#listed.find(({ session }) => session === id);
+    return known && titleOf(known);
   }
 
   async #list(): Promise<void> {

@@ -2,7 +2,9 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { Everthread, type ExportLine, type Http, type Receipt, type ViewJson } from "../src/index.js";
+import { WebSocket } from "ws";
+import { Everthread, EverthreadError, type ExportLine, type Http, type Receipt, type Session } from "../src/index.js";
+import type { ViewJson, WebSocketConstructor } from "../src/index.js";
 import { Server } from "./server.js";
 
 const bin = process.env["EVERTHREAD_BIN"];
@@ -74,4 +76,69 @@ function describeHttp(bin: string): void {
     const { run } = await bob.release(session);
     assert.equal((await reached(session, ended)).runs[0]?.run, run);
   });
+
+  test("a session is forked at a place, and both go on by themselves", options, async () => {
+    const { session } = await ann.createSession({ agent: "guide", title: "Source" });
+    const { message } = await ann.input(session, { text: "What is a cursor?" });
+    const source = await reached(session, ended);
+    const at = source.messages[0]!.seq;
+    const early = await ann.fork(session, { at, session: `${session}-early`, meta: { title: "Fork" } });
+    assert.deepEqual([early.at, early.meta["title"], early.meta["forked_from"]], [at, "Fork", { session, seq: at }]);
+    assert.deepEqual(await ann.fork(session, { at, session: early.session }), early, "asked again, it is the same");
+    assert.deepEqual((await ann.state(early.session)).messages.map((m) => m.message), [message]);
+    const whole = await ann.fork(session);
+    assert.deepEqual((await ann.state(whole.session)).messages, source.messages);
+    await ann.input(whole.session, { text: "Thank you.", agent: "guide" });
+    await reached(whole.session, (view) => ended(view) && view.runs.length === 2);
+    assert.deepEqual(await ann.state(session), source);
+  });
+
+  test("a session that is deleted is gone for everybody", options, async () => {
+    const { session } = await ann.createSession({ title: "Short" });
+    await ann.input(session, { text: "Remember me." });
+    const follower = new Everthread({
+      url: server.url,
+      token: await server.token(),
+      WebSocket: WebSocket as unknown as WebSocketConstructor,
+    });
+    const followed = follower.session(session);
+    await followed.open();
+    const gone = new Promise((resolve) => followed.on("gone", resolve));
+    assert.equal(await follower.delete(session), true);
+    assert.equal(await gone, "deleted");
+    assert.equal(await follower.delete(session), false);
+    await assert.rejects(ann.state(session), (error) => error instanceof EverthreadError && error.code === "no_session");
+    await ann.createSession({ session });
+    await followed.open();
+    assert.deepEqual(followed.view.messages, []);
+    follower.close();
+  });
+
+  test("who gets what is written folded has the same in the end", options, async () => {
+    const { session } = await ann.createSession({ agent: "guide" });
+    const token = await server.token();
+    const [plain, folded] = [undefined, 300].map((foldMs) => {
+      const socket = { WebSocket: WebSocket as unknown as WebSocketConstructor };
+      const client = new Everthread({ url: server.url, token, ...socket });
+      return { client, session: client.session(session, foldMs === undefined ? {} : { foldMs }), frames: 0 };
+    }) as [Follower, Follower];
+    for (const one of [plain, folded]) {
+      one.session.on("change", () => (one.frames += 1));
+      await one.session.open();
+    }
+    await ann.input(session, { text: "Explain sessions to me." });
+    const view = await reached(session, ended);
+    for (const one of [plain, folded]) {
+      while (one.session.view.seq < view.seq) await new Promise((resolve) => one.session.on("change", resolve));
+      assert.deepEqual(JSON.parse(JSON.stringify(one.session.view)), view);
+      one.client.close();
+    }
+    assert.ok(folded.frames < plain.frames, `${folded.frames} frames, not ${plain.frames}`);
+  });
+}
+
+interface Follower {
+  client: Everthread;
+  session: Session;
+  frames: number;
 }
