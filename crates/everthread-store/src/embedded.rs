@@ -22,13 +22,15 @@ mod pools;
 mod presence;
 mod registry;
 mod session;
+mod trim;
 mod views;
+mod whole;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, Plant, Planted,
-    PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken, WorkItem, Write,
-    Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
@@ -228,6 +230,16 @@ impl Store for Embedded {
         self.ask(|reply| Request::Fold(key, fold, reply)).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        let (key, trim) = (key.clone(), Box::new(trim::OwnedTrim::of(trim)?));
+        self.ask(|reply| Request::Trim(key, trim, reply)).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        let key = key.clone();
+        self.on_disk(move |shared| shared.disk.base(&key)).await
+    }
+
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
         self.stage_records(key, name, records).await
     }
@@ -255,6 +267,15 @@ impl Store for Embedded {
             }
         }
         Ok(heads)
+    }
+
+    async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.listed(keys).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Delete(key, reply)).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -307,6 +328,11 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Unindex(key, at, reply)).await
     }
 
     async fn sessions(

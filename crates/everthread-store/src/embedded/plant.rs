@@ -43,8 +43,8 @@ pub(super) struct PlantRows {
     staged: Vec<(u64, bool)>,
     /// Numbers of which everything goes.
     cleared: Vec<u64>,
-    /// Session numbers with the base they have from here on.
-    bases: Vec<(u64, String)>,
+    /// Session numbers with the floor and the base that they have from here on.
+    bases: Vec<(u64, Seq, String)>,
 }
 
 /// Records that can travel to the writer.
@@ -251,6 +251,10 @@ impl Writer {
                 self.numbers.sessions
             }
         };
+        if plant.over.is_none() {
+            // Above every fence of one of this name that was deleted.
+            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
+        }
         meta.head = plant.head;
         meta.folded_to = plant.head;
         meta.floor = plant.floor;
@@ -258,7 +262,7 @@ impl Writer {
         meta.next_due = plant.next_due;
         let first = plant.first.as_ref().map(|first| self.first(&mut meta, first)).transpose()?;
         group.planting.cleared.extend(old_number);
-        group.planting.bases.extend(plant.base.map(|base| (meta.number, base)));
+        group.planting.bases.extend(plant.base.map(|base| (meta.number, meta.floor, base)));
         let done = Planted::Done { epoch: meta.epoch().0, to: meta.head, version: meta.version() };
         let mut session = Session::stored(meta, String::new(), producers);
         session.state = plant.state;
@@ -341,7 +345,7 @@ impl Writer {
 impl PlantRows {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.staged.is_empty() && self.cleared.is_empty()
+        self.records.is_empty() && self.staged.is_empty() && self.cleared.is_empty() && self.bases.is_empty()
     }
 
     /// Stores the rows. Comes after the records of the group, and before its producers.
@@ -365,6 +369,10 @@ impl PlantRows {
         for number in &self.cleared {
             clear(txn, *number)?;
         }
+        let mut bases = txn.open_table(disk::BASES).map_err(failed)?;
+        for (number, floor, base) in self.bases.iter().filter(|(number, ..)| !self.cleared.contains(number)) {
+            bases.insert(*number, (floor.0, base.as_str())).map_err(failed)?;
+        }
         Ok(())
     }
 }
@@ -375,6 +383,7 @@ pub(super) fn clear(txn: &WriteTransaction, number: u64) -> Result<(), Error> {
         let mut table = txn.open_table(table).map_err(failed)?;
         table.retain_in((number, 0)..=(number, u64::MAX), |_, _| false).map_err(failed)?;
     }
+    txn.open_table(disk::BASES).map_err(failed)?.remove(number).map_err(failed)?;
     let mut producers = txn.open_table(disk::PRODUCERS).map_err(failed)?;
     producers.retain_in((number, "")..(number + 1, ""), |_, _| false).map_err(failed)
 }

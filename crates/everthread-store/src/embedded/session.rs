@@ -105,8 +105,10 @@ impl Producer {
 /// The numbers that a write needs from outside the session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
-    /// Epoch of this start of the engine.
+    /// Epoch of this start of the engine: no session that was there before stays below it.
     pub boot: Epoch,
+    /// Greater than every epoch and fence of sessions that are gone: a new session's own.
+    pub fresh: Epoch,
     /// The store's clock.
     pub now: Millis,
     /// The same in microseconds: the least fence that may be granted.
@@ -235,9 +237,8 @@ impl Session {
 
     fn apply(&mut self, write: &OwnedWrite, moment: Moment) -> Result<Applied, Error> {
         let (from, to) = (self.meta.head.next(), Seq(self.meta.head.0 + u64::from(write.count)));
-        // One that was planted since the start may have a later epoch than the start.
-        let moved = self.meta.epoch().0 < moment.boot;
-        let epoch = if moved { moment.boot } else { self.meta.epoch().0 };
+        // One that was made since the start has an epoch of its own, later than the start.
+        let epoch = if self.exists() { self.meta.epoch().0.max(moment.boot) } else { moment.fresh };
         let record = if write.count == 0 {
             None
         } else {
@@ -248,8 +249,12 @@ impl Session {
             })?;
             Some((stored, record))
         };
+        if !self.exists() {
+            self.meta.fence_last = epoch.0;
+        }
+        let moved = self.meta.epoch().0 != epoch;
         if moved {
-            self.meta.epochs.push((moment.boot, from));
+            self.meta.epochs.push((epoch, from));
             let excess = self.meta.epochs.len().saturating_sub(EPOCHS_MAX);
             self.meta.epochs.drain(..excess);
         }
@@ -346,7 +351,7 @@ mod tests {
             change: None,
             not_after: None,
         };
-        let moment = Moment { boot: Epoch(1), now: Millis(at), now_us: at * 1000 };
+        let moment = Moment { boot: Epoch(1), fresh: Epoch(1), now: Millis(at), now_us: at * 1000 };
         session.apply(&write, moment).unwrap();
     }
 

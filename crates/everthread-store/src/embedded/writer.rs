@@ -10,7 +10,10 @@ use super::people::Devices;
 use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, WorkItem, Written};
+use super::trim::OwnedTrim;
+use crate::{
+    Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written,
+};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +30,12 @@ pub(super) enum Request {
     Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
     /// [`crate::Store::fold`].
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
+    /// [`crate::Store::delete`]: makes a group of its own.
+    Delete(SessionKey, Reply<Option<Deleted>>),
+    /// [`crate::Store::unindex`].
+    Unindex(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::trim`].
+    Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
     /// [`crate::Store::stage`]: for which session, under which name.
     Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
     /// [`crate::Store::plant`].
@@ -101,13 +110,27 @@ impl Writer {
         let mut batch = Vec::with_capacity(GROUP_MAX);
         // Waits only when nothing is queued; what arrives during a commit becomes the next group.
         while requests.blocking_recv_many(&mut batch, GROUP_MAX) > 0 {
-            self.groups += 1;
-            let mut group = Group::default();
+            let mut group = self.next_group();
             for request in batch.drain(..) {
+                // What a deletion removes must be in the file, and a session made anew after it must not be removed.
+                let is_alone = matches!(request, Request::Delete(..));
+                if is_alone {
+                    let before = std::mem::replace(&mut group, self.next_group());
+                    self.finish(before);
+                }
                 self.apply(request, &mut group);
+                if is_alone {
+                    let alone = std::mem::replace(&mut group, self.next_group());
+                    self.finish(alone);
+                }
             }
             self.finish(group);
         }
+    }
+
+    fn next_group(&mut self) -> Group {
+        self.groups += 1;
+        Group::default()
     }
 
     fn apply(&mut self, request: Request, group: &mut Group) {
@@ -121,6 +144,18 @@ impl Writer {
             }
             Request::Fold(key, fold, reply) => {
                 let result = self.fold(&key, *fold, group);
+                answer(group, reply, result);
+            }
+            Request::Delete(key, reply) => {
+                let result = self.delete(&key, group);
+                answer(group, reply, result);
+            }
+            Request::Unindex(key, at, reply) => {
+                group.unindex.push((key, at));
+                answer(group, reply, Ok(()));
+            }
+            Request::Trim(key, trim, reply) => {
+                let result = self.trim(&key, *trim, group);
                 answer(group, reply, result);
             }
             Request::Stage(id, stage, reply) => {
@@ -199,7 +234,8 @@ impl Writer {
         session.touched = self.groups;
         let (now, now_us) = self.shared.clock.both();
         let before = session.bytes();
-        let applied = session.write(write, Moment { boot: self.boot, now, now_us });
+        let fresh = if session.exists() { self.boot } else { self.numbers.next_epoch(now_us) };
+        let applied = session.write(write, Moment { boot: self.boot, fresh, now, now_us });
         self.cached_bytes = self.cached_bytes + session.bytes() - before;
         if applied.is_err() && !session.exists() {
             // A creation that was refused leaves nothing behind.
@@ -275,6 +311,9 @@ impl Writer {
     }
 
     fn publish(&mut self, group: &mut Group) {
+        if let Some((key, _)) = group.deleted.take() {
+            self.forget_deleted(&key);
+        }
         let sessions = &mut self.sessions;
         let recent = |views: &super::views::Views| -> usize {
             group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
@@ -341,10 +380,13 @@ fn refuse(request: Request, error: &Error) {
     match request {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
+        Request::Delete(.., reply) => drop(reply.send(Err(error))),
+        Request::Trim(.., reply) => drop(reply.send(Err(error))),
         Request::Plant(.., reply) => drop(reply.send(Err(error))),
         Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
         | Request::Stage(.., reply)
+        | Request::Unindex(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)
         | Request::Arm(.., reply)

@@ -66,7 +66,8 @@ impl Redis {
             return Err(crate::Refusal::Archived.into());
         }
         let next = next.max(head.floor);
-        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
+        let mut taking =
+            Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq, epoch: head.epoch };
         let mut open = taking.take(first)?;
         while open {
             let more = if taking.next <= head.folded_to {
@@ -112,6 +113,8 @@ struct Taking {
     next: Seq,
     /// Where the page ends at the latest.
     head: Seq,
+    /// The epoch at that place.
+    epoch: Epoch,
 }
 
 impl Taking {
@@ -120,6 +123,10 @@ impl Taking {
         let has_some = !self.records.is_empty();
         for (at, entry) in entries.iter().enumerate() {
             let record = record_of(entry)?;
+            if has_some && record.epoch > self.epoch {
+                // The session was deleted and made anew since the page was begun, or has lost a tail that it has written anew.
+                return Ok(false);
+            }
             if at == 0 && has_some && record.from > self.next {
                 // What comes between was folded since the page was begun. If it is lost instead, the next page says so.
                 return Ok(false);
@@ -233,7 +240,8 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     })
 }
 
-fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
+/// A table of epochs.
+pub(super) fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
     let pair = |pair: &str| {
         let (epoch, since) = pair.split_once(':').ok_or_else(|| broken("a table of epochs"))?;
         Ok((Epoch(parse(epoch)?), Seq(parse(since)?)))
