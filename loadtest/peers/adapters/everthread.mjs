@@ -22,6 +22,10 @@ function adapter(name) {
   const { durable, args } = STORES[name];
   return {
     name,
+    server: "everthread",
+    label: name.replace("everthread-", ""),
+    tool: "everthread",
+    needs: name === "everthread-redis" ? ["everthread", "redis"] : ["everthread"],
     title: name.replace("everthread-", "Everthread, "),
     promises: {
       durable,

@@ -10,6 +10,9 @@ const STREAM_ENTRIES_MAX = 1_000_000;
 
 export default {
   name: "socketio",
+  against: "everthread-redis",
+  package: "socket.io",
+  needs: ["redis"],
   title: "Socket.IO, Redis Streams adapter, WebSocket",
   promises: {
     durable: "none: the server's receipt is sent before the event is in Redis, and the stream is a buffer between servers, trimmed by length",

@@ -53,7 +53,6 @@ export class Check {
     let kind = "changed";
     if (before) kind = "doubled";
     else if (later > this.at && piece.length > 1) kind = "lost";
-    this.kind = kind;
     return `${name}: ${kind} after token ${this.tokens}: got ${JSON.stringify(piece.slice(0, 24))} instead of ${JSON.stringify(next)}`;
   }
 
@@ -84,26 +83,21 @@ export class Check {
   }
 }
 
-/** The `verified` object of a report. */
-export function verdict(checks, what) {
-  const count = (test) => checks.filter(test).length;
-  const expected = checks.reduce((sum, check) => sum + check.script.tokens.length, 0);
-  const delivered = checks.reduce((sum, check) => sum + check.tokens, 0);
-  const unfinished = count((check) => check.problems.length === 0 && !check.isWhole);
-  const problems = checks.flatMap((check) => check.problems);
+/** The `verified` object of a report. `failures` are what went wrong besides. */
+export function verdict(checks, what, failures = []) {
+  const sum = (of) => checks.reduce((total, check) => total + of(check), 0);
+  const unfinished = checks.filter((check) => check.problems.length === 0 && !check.isWhole).length;
+  const problems = [...new Set(failures)].concat(checks.flatMap((check) => check.problems));
   if (unfinished > 0) problems.push(`${unfinished} of ${checks.length} followers did not get everything in time`);
   return {
-    ok: checks.every((check) => check.isWhole),
+    ok: failures.length === 0 && checks.every((check) => check.isWhole),
     what,
     followers: checks.length,
-    tokens_expected: expected,
-    tokens_delivered: delivered,
-    lost: count((check) => check.kind === "lost"),
-    doubled: count((check) => check.kind === "doubled"),
-    reordered: 0,
-    changed: count((check) => check.kind === "changed" || (check.problems.length > 0 && check.kind === undefined)),
+    tokens_expected: sum((check) => check.script.tokens.length),
+    tokens_delivered: sum((check) => check.tokens),
+    failed_followers: checks.filter((check) => check.problems.length > 0).length,
     unfinished,
-    hash: checks.reduce((sum, check) => hash(String(check.hash), sum), 0x811c9dc5).toString(16),
+    hash: checks.reduce((all, check) => hash(String(check.hash), all), undefined)?.toString(16),
     problems: problems.slice(0, PROBLEMS_MAX),
   };
 }

@@ -39,7 +39,7 @@ export function send(peer, scripts, start, onSent) {
 
 /** The sessions, their followers live, nothing written yet. */
 export async function assemble(peer, params, onToken) {
-  const sessions = makeScripts(params.sessions, { perSecond: params.tokens_per_s_per_session, seconds: params.seconds_s, round: params.round });
+  const sessions = makeScripts(params.sessions, { perSecond: params.tokens_per_s_per_session, seconds: params.seconds_s, tokens: params.tokens, round: params.round });
   await peer.prepare(sessions, { writing: true });
   const follow = sessions.flatMap((script) => Array.from({ length: params.followers_per_session - 1 }, () => script));
   const followers = [];
@@ -63,7 +63,7 @@ export async function settled(checks, patience_ms) {
   clearTimeout(timer);
 }
 
-export async function stream(peer, { params, pids }) {
+export async function stream(peer, { params, pids, failures }) {
   const [delivery, fromSocket, ack, late] = [new Histogram(), new Histogram(), new Histogram(), new Histogram()];
   const counts = { tokens_sent: 0, deliveries: 0 };
   let [start, from, to] = [Infinity, Infinity, Infinity];
@@ -74,7 +74,6 @@ export async function stream(peer, { params, pids }) {
     delivery.record(now - due);
     fromSocket.record(now - script.handed[index]);
   });
-  const failures = [];
   start = performance.now() + LEAD_MS;
   from = start + params.warmup_s * 1000;
   to = start + params.seconds_s * 1000;
@@ -91,8 +90,7 @@ export async function stream(peer, { params, pids }) {
   const window_s = (looks.end.at - looks.begin.at) / 1000;
   const processes = between(looks.begin.usage, looks.end.usage, window_s);
   const cpu = cpuOf(processes);
-  const verified = verdict(followers.map(({ check }) => check), "every follower got every token once, in order, as it was sent");
-  if (failures.length > 0) Object.assign(verified, { ok: false, problems: [...new Set(failures)].slice(0, 3).concat(verified.problems) });
+  const verified = verdict(followers.map(({ check }) => check), "every follower got every token once, in order, as it was sent", failures);
   const sum = (what) => followers.reduce((total, { follower }) => total + follower[what], 0);
   const per = (count, seconds) => seconds > 0 ? Math.round(count / seconds) : undefined;
   return {
@@ -100,6 +98,7 @@ export async function stream(peer, { params, pids }) {
     verified,
     counts: { ...counts, frames: sum("frames"), bytes: sum("bytes"), connections: followers.length },
     rates: {
+      tokens_per_s: per(counts.tokens_sent, params.seconds_s),
       deliveries_per_s: per(counts.deliveries, window_s),
       deliveries_per_cpu_s: per(counts.deliveries, cpu.server),
       deliveries_per_cpu_s_with_store: per(counts.deliveries, cpu.server + cpu.store),
