@@ -17,9 +17,11 @@ export default {
   promises: {
     durable: "none: the server's receipt is sent before the event is in Redis, and the stream is a buffer between servers, trimmed by length",
     order: "yes, at most once; a client that was away may have missed events",
-    resume: "for two minutes, from the last event that it got, if the server has seen it go and the stream still holds that event",
+    resume: "for two minutes, from the last event that it got, if the server has seen it go and the stream still holds that event; what is sent in the moment of coming back can be lost",
     history: "none",
   },
+  /** Between its last look at the stream and the moment at which a recovered socket is in its rooms again, events pass it by; its own client loses them too. */
+  loses: ["storm"],
   cannot: (work) => work === "join" ? "has no history: who joins a room gets what is sent from then on. An application keeps it in a database of its own" : undefined,
 
   async start(host) {

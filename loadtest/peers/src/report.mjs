@@ -38,10 +38,13 @@ export const LINES = {
 
 /** How busy a core may be before what is measured is the wait for it. */
 const FULL_CORES = 0.9;
+/** In a shorter stretch everything is busy. */
+const STEADY_S = 1;
 
 /** What a reader must know to read a run's figures. */
-export function notes({ processes = {} }) {
+export function notes({ window_s, processes = {} }) {
   const found = [];
+  if (window_s < STEADY_S) return found;
   if (processes.loadtest?.cpu_cores > FULL_CORES) found.push("the generator's core was full: its latencies say little");
   if (processes.node?.cpu_cores > FULL_CORES) found.push("the server's core was full: more work would only have waited longer");
   return found;
