@@ -111,7 +111,7 @@ async function run(adapter, work, round) {
   try {
     const target = await adapter.start(host);
     const report = await generate({ server: name, work, params: shape, target, pids: host.pids });
-    return { ...head, ...report, cannot: [], notes: notes(report) };
+    return { ...head, ...report, cannot: [], notes: notes({ ...head, ...report }) };
   } catch (error) {
     return { ...head, error: [error.message, host.said()].filter(Boolean).join("; ") };
   } finally {

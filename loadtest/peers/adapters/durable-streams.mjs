@@ -12,6 +12,8 @@ import { events } from "../src/sse.mjs";
 const SERVER = fileURLToPath(new URL("../servers/durable-streams.mjs", import.meta.url));
 const JSON_TYPE = { "content-type": "application/json" };
 const PREPARED_AT_ONCE = 32;
+/** Files that it may keep open: more than streams that are written at once. */
+const FILES_MAX = 10_000;
 
 /** Appends go over kept connections; more than this many at once wait for one. */
 const agent = new http.Agent({ keepAlive: true, maxSockets: 256 });
@@ -41,7 +43,7 @@ function adapter(name) {
 
     async start(host) {
       const port = await host.port();
-      const server = host.node("node", SERVER, { port, dataDir: name === "durable-streams" ? `${host.dir}/streams` : undefined });
+      const server = host.node("node", SERVER, { port, maxFileHandles: FILES_MAX, dataDir: name === "durable-streams" ? `${host.dir}/streams` : undefined });
       await host.listening(server, port);
       return { port };
     },
@@ -113,9 +115,10 @@ class Writer {
     const headers = { ...JSON_TYPE, "content-length": Buffer.byteLength(body), "producer-id": "worker", "producer-epoch": "0", "producer-seq": String(this.seq++) };
     const failed = (error) => receipts.forEach((receipt) => receipt.reject(error));
     const call = http.request(this.url, { method: "POST", agent, headers }, (answer) => {
-      answer.resume();
+      let text = "";
+      answer.setEncoding("utf8").on("data", (more) => { text += more; });
       answer.on("end", () => {
-        if (answer.statusCode >= 300) failed(new Error(`append: ${answer.statusCode}`));
+        if (answer.statusCode >= 300) failed(new Error(`append: ${answer.statusCode} ${text}`));
         else receipts.forEach((receipt) => receipt.resolve());
         if (this.waiting.length > 0) this.next();
         else this.isBusy = false;

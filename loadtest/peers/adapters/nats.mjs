@@ -12,6 +12,8 @@ import { bytesOf, deferred, webSocket } from "../src/net.mjs";
 
 const STREAM = "sessions";
 const SECOND_NS = 1e9;
+/** A follower is a consumer; by default a stream has 1 000 of them at most. */
+const CONSUMERS_MAX = 1_000_000;
 
 export default {
   name: "nats",
@@ -58,7 +60,7 @@ class Peer {
   async prepare(scripts, { writing }) {
     const connection = await client(this.url);
     const manager = await jetstreamManager(connection);
-    await manager.streams.add({ name: STREAM, subjects: ["s.>"], storage: "file", retention: "limits" });
+    await manager.streams.add({ name: STREAM, subjects: ["s.>"], storage: "file", retention: "limits", max_consumers: CONSUMERS_MAX });
     await connection.close();
     for (let number = 0; writing && number < this.count; number += 1) {
       const writer = await client(this.url);
@@ -108,8 +110,9 @@ class Follower {
     this.send(`PUB ${to}${reply ? ` ${reply}` : ""} ${Buffer.byteLength(payload)}\r\n${payload}\r\n`);
   }
 
-  /** Makes a consumer that begins behind what is here; of an earlier one nothing is taken any more. */
+  /** Makes a consumer that begins behind what is here, in place of an earlier one, of which nothing is taken any more. */
   consume() {
+    if (this.serial > 0) this.publish(`$JS.API.CONSUMER.DELETE.${STREAM}.f${this.number}_${this.serial}`, undefined, "");
     this.serial += 1;
     const name = `f${this.number}_${this.serial}`;
     this.deliver = `_INBOX.${name}`;

@@ -11,6 +11,9 @@ const READY_WITHIN_MS = 20_000;
 const LOOK_EVERY_MS = 20;
 const STOP_WITHIN_MS = 3_000;
 const ERRORS_KEPT = 2_000;
+/** Below what systems give to outgoing connections, which would take a port between our look at it and the server's. */
+const PORTS_FROM = 20_000;
+const PORTS_TO = 32_000;
 
 const later = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -50,14 +53,16 @@ export class Host {
     return this.spawn(name, process.execPath, [script, JSON.stringify(settings)], { env: { NODE_ENV: "production" } });
   }
 
-  /** A port that is free now. */
+  /** A port that is free now, and that no outgoing connection is given meanwhile. */
   async port() {
-    const server = createServer().listen(0, "127.0.0.1");
-    await once(server, "listening");
-    const { port } = server.address();
-    server.close();
-    await once(server, "close");
-    return port;
+    for (;;) {
+      const port = PORTS_FROM + Math.floor(Math.random() * (PORTS_TO - PORTS_FROM));
+      const isFree = await new Promise((resolve) => {
+        const server = createServer().on("error", () => resolve(false));
+        server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
+      });
+      if (isFree) return port;
+    }
   }
 
   /** Redis as it is run for data that matters: append-only file, synced every second, nothing evicted. */

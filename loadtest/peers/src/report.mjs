@@ -40,10 +40,14 @@ export const LINES = {
 const FULL_CORES = 0.9;
 /** In a shorter stretch everything is busy. */
 const STEADY_S = 1;
+/** A server that delivers less than this part of what is written is behind, and falls back further. */
+const KEEPS_UP = 0.9;
 
 /** What a reader must know to read a run's figures. */
-export function notes({ window_s, processes = {} }) {
+export function notes({ window_s, processes = {}, rates = {}, params = {} }) {
   const found = [];
+  const asked = rates.tokens_sent_per_s * params.followers_per_session;
+  if (rates.deliveries_per_s < asked * KEEPS_UP) found.push(`did not keep up: ${rates.deliveries_per_s} of ${asked} deliveries per second`);
   if (window_s < STEADY_S) return found;
   if (processes.loadtest?.cpu_cores > FULL_CORES) found.push("the generator's core was full: its latencies say little");
   if (processes.node?.cpu_cores > FULL_CORES) found.push("the server's core was full: more work would only have waited longer");
@@ -84,7 +88,7 @@ export function markdown({ runs, ratios: all, settings }, adapters) {
   const out = [
     "# Side by side",
     "",
-    `How many times better Everthread did, median of ${settings.rounds} ${settings.rounds === 1 ? "round" : "rounds"} (least–most). Above 1 it is ahead. Each peer stands against the Everthread that promises as much or more about what is durable.`,
+    `How many times better Everthread did${settings.rounds === 1 ? "" : `, median of ${settings.rounds} rounds (least–most)`}. Above 1 it is ahead. Each peer stands against the Everthread that promises as much or more about what is durable.`,
     "",
   ];
   for (const work of works) {

@@ -66,10 +66,13 @@ export async function settled(checks, patience_ms) {
 export async function stream(peer, { params, pids, failures }) {
   const [delivery, fromSocket, ack, late] = [new Histogram(), new Histogram(), new Histogram(), new Histogram()];
   const counts = { tokens_sent: 0, deliveries: 0 };
+  const inWindow = { deliveries: 0, confirmed: 0 };
+  const isInWindow = (now) => now >= from && now < to;
   let [start, from, to] = [Infinity, Infinity, Infinity];
   const { sessions, followers } = await assemble(peer, params, (script, index, now) => {
     const due = start + script.due[index];
-    if (now >= from && now < to) counts.deliveries += 1;
+    counts.deliveries += 1;
+    if (isInWindow(now)) inWindow.deliveries += 1;
     if (due < from) return;
     delivery.record(now - due);
     fromSocket.record(now - script.handed[index]);
@@ -83,7 +86,11 @@ export async function stream(peer, { params, pids, failures }) {
   await send(peer, sessions, start, (due, now, receipt) => {
     counts.tokens_sent += 1;
     if (due >= from) late.record(now - due);
-    receipt?.then(() => { if (due >= from) ack.record(performance.now() - due); }, (error) => failures.push(error.message));
+    receipt?.then(() => {
+      const then = performance.now();
+      if (isInWindow(then)) inWindow.confirmed += 1;
+      if (due >= from) ack.record(then - due);
+    }, (error) => failures.push(error.message));
   });
   await watching;
   await settled(followers.map(({ check }) => check), params.patience_s * 1000);
@@ -98,11 +105,12 @@ export async function stream(peer, { params, pids, failures }) {
     verified,
     counts: { ...counts, frames: sum("frames"), bytes: sum("bytes"), connections: followers.length },
     rates: {
-      tokens_per_s: per(counts.tokens_sent, params.seconds_s),
-      deliveries_per_s: per(counts.deliveries, window_s),
-      deliveries_per_cpu_s: per(counts.deliveries, cpu.server),
-      deliveries_per_cpu_s_with_store: per(counts.deliveries, cpu.server + cpu.store),
-      tokens_per_cpu_s_store: per(counts.deliveries / params.followers_per_session, cpu.store),
+      tokens_sent_per_s: per(counts.tokens_sent, params.seconds_s),
+      tokens_per_s: inWindow.confirmed > 0 ? per(inWindow.confirmed, window_s) : undefined,
+      deliveries_per_s: per(inWindow.deliveries, window_s),
+      deliveries_per_cpu_s: per(inWindow.deliveries, cpu.server),
+      deliveries_per_cpu_s_with_store: per(inWindow.deliveries, cpu.server + cpu.store),
+      tokens_per_cpu_s_store: per(inWindow.deliveries / params.followers_per_session, cpu.store),
     },
     latency_ms: { delivery: delivery.summary(), delivery_from_socket: fromSocket.summary(), ack: ack.summary(), send_late: late.summary() },
     processes,

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { Check, verdict } from "../src/check.mjs";
 import { Histogram } from "../src/histogram.mjs";
 import { SIZES, WORKS, params } from "../src/plan.mjs";
-import { LINES, markdown, ratio, ratios } from "../src/report.mjs";
+import { LINES, markdown, notes, ratio, ratios } from "../src/report.mjs";
 import { Script } from "../src/script.mjs";
 import { Parser } from "../src/sse.mjs";
 import { stream } from "../src/stream.mjs";
@@ -110,6 +110,14 @@ test("what a peer cannot do, and what it lost, stands in the table", () => {
   assert.match(table, /one: has no history/);
   assert.match(table, /other: not whole: lost it/);
   assert.doesNotMatch(table, /\*\*\d/);
+});
+
+test("a server that falls behind, and a core that is full, are noted", () => {
+  const run = (deliveries_per_s, cpu_cores, window_s = 5) => notes({ window_s, params: { followers_per_session: 2 }, rates: { tokens_sent_per_s: 100, deliveries_per_s }, processes: { node: { cpu_cores }, loadtest: { cpu_cores: 0.1 } } });
+  assert.deepEqual(run(199, 0.5), []);
+  assert.match(run(20, 0.5)[0], /did not keep up: 20 of 200/);
+  assert.match(run(199, 0.99)[0], /server's core was full/);
+  assert.deepEqual(run(199, 0.99, 0.2), []);
 });
 
 test("every work has a plan, and lines to be compared by", () => {
