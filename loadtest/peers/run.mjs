@@ -42,16 +42,21 @@ if (flags.help) {
   process.exit(0);
 }
 
+function refuse(text) {
+  console.error(text);
+  process.exit(2);
+}
+
 function number(name, text) {
   const value = Number(text);
-  if (!(value > 0)) throw new Error(`--${name} must be a positive number`);
+  if (!(value > 0)) refuse(`--${name} must be a positive number`);
   return value;
 }
 
 function pick(name, all, known) {
   const chosen = all.split(",");
   const odd = chosen.find((one) => !known.includes(one));
-  if (odd !== undefined) throw new Error(`--${name}: there is no ${odd}; there are ${known.join(", ")}`);
+  if (odd !== undefined) refuse(`--${name}: there is no ${odd}; there are ${known.join(", ")}`);
   return chosen;
 }
 
@@ -76,7 +81,13 @@ const cores = isPinned ? { server: flags["server-cores"], generator: flags["gene
 
 let host;
 let generator;
-const stop = async () => { generator?.kill("SIGKILL"); await host?.end(); process.exit(130); };
+let isStopping = false;
+const stop = async () => {
+  isStopping = true;
+  generator?.kill("SIGKILL");
+  await host?.end();
+  process.exit(130);
+};
 process.on("SIGINT", stop).on("SIGTERM", stop);
 
 /** One run of a work in a process of its own; resolves with what it printed. */
@@ -115,7 +126,7 @@ async function run(adapter, work, round) {
   } catch (error) {
     return { ...head, error: [error.message, host.said()].filter(Boolean).join("; ") };
   } finally {
-    await host.end();
+    if (!isStopping) await host.end();
   }
 }
 
@@ -132,6 +143,8 @@ for (const work of works) {
     const first = round % servers.length;
     for (const adapter of [...servers.slice(first), ...servers.slice(0, first)]) {
       const report = await run(adapter, work, round);
+      // Nothing further is begun; `stop` ends the process.
+      if (isStopping) await new Promise(() => {});
       runs.push(report);
       console.error(`${work} ${round + 1}/${rounds} ${adapter.name}: ${said(report)}`);
     }

@@ -41,7 +41,7 @@ const FULL_CORES = 0.9;
 /** In a shorter stretch everything is busy. */
 const STEADY_S = 1;
 /** A server that delivers less than this part of what is written is behind, and falls back further. */
-const KEEPS_UP = 0.9;
+const KEEPS_UP = 0.8;
 
 /** What a reader must know to read a run's figures. */
 export function notes({ window_s, processes = {}, rates = {}, params = {} }) {
