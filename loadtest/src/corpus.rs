@@ -235,7 +235,7 @@ impl Script {
         use std::io::Write as _;
         let message = from / self.message_tokens;
         // Writing to a Vec cannot fail, here and below.
-        if from % self.message_tokens == 0 {
+        if from.is_multiple_of(self.message_tokens) {
             out.push(b'[');
             if message > 0 {
                 closing(out, message - 1);

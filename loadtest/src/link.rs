@@ -370,9 +370,9 @@ impl Seen<'_> {
                     continue;
                 }
                 window.record(Kind::Delivery, arrived.saturating_sub(due));
-                if let Some(handed) = session.handed(token) {
-                    window.record(Kind::DeliveryFromSocket, arrived.saturating_sub(handed));
-                }
+                // If that is forgotten the token was late, and leaving it out would flatter.
+                let handed = session.handed(token).unwrap_or(due);
+                window.record(Kind::DeliveryFromSocket, arrived.saturating_sub(handed));
             }
         }
         if one.track.is_over() {

@@ -154,10 +154,27 @@ impl Window {
 /// Where threads hand in what they saw.
 pub struct Board {
     boards: Mutex<Boards>,
-    /// Deliveries and tokens so far: to be read at an instant.
+    /// What was done so far: to be read at an instant.
     pub deliveries: AtomicU64,
+    /// Tokens handed to the node.
     pub tokens_sent: AtomicU64,
-    pub batches_sent: AtomicU64,
+    /// Tokens that the node has confirmed.
+    pub tokens_acked: AtomicU64,
+    /// Batches that it has confirmed.
+    pub batches_acked: AtomicU64,
+}
+
+/// What was done so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Tokens handed to the node.
+    pub sent: u64,
+    /// Tokens that it has confirmed.
+    pub acked: u64,
+    /// Batches that it has confirmed.
+    pub batches: u64,
+    /// Tokens that reached a follower.
+    pub deliveries: u64,
 }
 
 struct Boards {
@@ -173,7 +190,8 @@ impl Board {
             boards: Mutex::new(Boards { recent: Window::new()?, all: Window::new()? }),
             deliveries: AtomicU64::new(0),
             tokens_sent: AtomicU64::new(0),
-            batches_sent: AtomicU64::new(0),
+            tokens_acked: AtomicU64::new(0),
+            batches_acked: AtomicU64::new(0),
         })
     }
 
@@ -201,10 +219,15 @@ impl Board {
         Ok(read(&self.boards.lock().unwrap_or_else(PoisonError::into_inner).all))
     }
 
-    /// How many tokens and batches were sent and how many tokens delivered, by now.
-    pub fn progress(&self) -> (u64, u64, u64) {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
         let load = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        (load(&self.tokens_sent), load(&self.batches_sent), load(&self.deliveries))
+        Progress {
+            sent: load(&self.tokens_sent),
+            acked: load(&self.tokens_acked),
+            batches: load(&self.batches_acked),
+            deliveries: load(&self.deliveries),
+        }
     }
 }
 

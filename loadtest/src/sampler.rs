@@ -1,6 +1,6 @@
 //! Second by second while a scenario runs: what is shown in the terminal, and the timeline of the report.
 
-use crate::meter::{Board, Latency};
+use crate::meter::{Board, Latency, Progress};
 use crate::process::{Look, Used, Watched};
 use crate::redis::{Info, RedisUse, info};
 use crate::report::{Report, Second, per};
@@ -25,9 +25,7 @@ pub struct Watch {
 pub struct Instantly {
     processes: Look,
     redis: Option<Info>,
-    tokens: u64,
-    batches: u64,
-    deliveries: u64,
+    progress: Progress,
 }
 
 impl Watch {
@@ -37,8 +35,7 @@ impl Watch {
             Some(url) => Some(info(url).await?),
             None => None,
         };
-        let (tokens, batches, deliveries) = board.progress();
-        Ok(Instantly { processes: self.processes.look()?, redis, tokens, batches, deliveries })
+        Ok(Instantly { processes: self.processes.look()?, redis, progress: board.progress() })
     }
 }
 
@@ -89,8 +86,8 @@ impl<'a> Sampler<'a> {
         let of = |read: fn(&Latency) -> f64| latency.as_ref().map(read);
         let second = Second {
             at_s: now.processes.at.saturating_duration_since(self.begun).as_secs_f64(),
-            tokens_per_s: rate(now.tokens, self.last.tokens),
-            deliveries_per_s: rate(now.deliveries, self.last.deliveries),
+            tokens_per_s: rate(now.progress.sent, self.last.progress.sent),
+            deliveries_per_s: rate(now.progress.deliveries, self.last.progress.deliveries),
             p50_ms: of(|latency| latency.p50_ms),
             p99_ms: of(|latency| latency.p99_ms),
             max_ms: of(|latency| latency.max_ms),
@@ -143,12 +140,16 @@ impl<'a> Sampler<'a> {
         report.window_s = window;
         report.timeline = std::mem::take(&mut self.timeline);
         report.processes = Used::between(&before.processes, &after.processes, &self.most);
-        let (tokens, deliveries) = (after.tokens - before.tokens, after.deliveries - before.deliveries);
-        let batches = after.batches - before.batches;
+        // What was done counts, not what was asked for: a node that is behind has not earned it yet.
+        let sent = after.progress.sent - before.progress.sent;
+        let tokens = after.progress.acked - before.progress.acked;
+        let batches = after.progress.batches - before.progress.batches;
+        let deliveries = after.progress.deliveries - before.progress.deliveries;
         if let Some((before, after)) = before.redis.as_ref().zip(after.redis.as_ref()) {
             report.redis = Some(RedisUse::between(before, after, batches));
         }
         if tokens > 0 {
+            report.rates.insert("tokens_sent_per_s", per(sent) / window);
             report.rates.insert("tokens_per_s", per(tokens) / window);
             report.rates.insert("batches_per_s", per(batches) / window);
             report.rates.insert("deliveries_per_s", per(deliveries) / window);

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 pub type Start = OnceLock<Instant>;
 
 /// Of the last tokens of a session it is known when they were handed to the socket.
-const HANDED: u64 = 64;
+const HANDED: usize = 256;
 /// Faults that a report tells in words.
 const PROBLEMS_MAX: usize = 20;
 
@@ -44,22 +44,22 @@ pub struct Session {
     sent: AtomicU64,
     hash: AtomicU64,
     /// When the last ones were, in µs after the start.
-    handed: [AtomicU32; HANDED as usize],
+    handed: [AtomicU32; HANDED],
 }
 
 impl Session {
     /// Nothing said yet.
     pub fn new(name: SessionId, script: Script) -> Session {
         let (sent, hash) = (AtomicU64::new(0), AtomicU64::new(crate::corpus::HASH_OF_NOTHING));
-        Session { name, script: Arc::new(script), sent, hash, handed: [const { AtomicU32::new(0) }; 64] }
+        Session { name, script: Arc::new(script), sent, hash, handed: [const { AtomicU32::new(0) }; HANDED] }
     }
 
     /// Tokens up to `to` are handed to the socket, at `micros` after the start. Only its worker says so.
     pub fn hand(&self, to: u64, micros: u64) {
         let from = self.sent.load(Ordering::Relaxed);
         let at = u32::try_from(micros).unwrap_or(u32::MAX);
-        for token in from.max(to.saturating_sub(HANDED))..to {
-            self.handed[crate::corpus::index(token % HANDED)].store(at, Ordering::Relaxed);
+        for token in from.max(to.saturating_sub(HANDED as u64))..to {
+            self.handed[crate::corpus::index(token % HANDED as u64)].store(at, Ordering::Relaxed);
         }
         self.hash.store(self.script.hash(self.hash.load(Ordering::Relaxed), from, to), Ordering::Relaxed);
         self.sent.store(to, Ordering::Release);
@@ -68,8 +68,8 @@ impl Session {
     /// When a token was handed over, if that is still known.
     pub fn handed(&self, token: u64) -> Option<u64> {
         let sent = self.sent.load(Ordering::Acquire);
-        (token < sent && sent - token <= HANDED / 2)
-            .then(|| self.handed[crate::corpus::index(token % HANDED)].load(Ordering::Relaxed).into())
+        (token < sent && sent - token <= HANDED as u64 / 2)
+            .then(|| self.handed[crate::corpus::index(token % HANDED as u64)].load(Ordering::Relaxed).into())
     }
 
     /// A hash of all that was sent.

@@ -259,7 +259,6 @@ impl Workers {
         window.counts.tokens_sent += to - from;
         window.counts.batches_sent += 1;
         shared.board.tokens_sent.fetch_add(to - from, Ordering::Relaxed);
-        shared.board.batches_sent.fetch_add(1, Ordering::Relaxed);
         for due in (from..to).map(|token| run.script.due_us(token)).filter(|due| *due >= shared.warmup_us) {
             window.record(Kind::SendLate, now.saturating_sub(due));
         }
@@ -334,6 +333,8 @@ impl Workers {
             if run.script.due_us(first.from) >= shared.warmup_us {
                 window.record(Kind::AckFromSocket, arrived.saturating_sub(first.handed_us));
             }
+            shared.board.tokens_acked.fetch_add(first.to - first.from, Ordering::Relaxed);
+            shared.board.batches_acked.fetch_add(1, Ordering::Relaxed);
             run.under_way.pop_front();
         }
         if run.has_ended && batch == run.batch {

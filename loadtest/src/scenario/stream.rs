@@ -216,7 +216,14 @@ pub async fn stream(env: &Env, options: &Options, report: &mut Report) -> anyhow
         shared.reached(&shared.left, joiners).await
     };
     let in_time = tokio::select! {
-        arrived = tokio::time::timeout(patience, arrived) => arrived.is_ok_and(|arrived| arrived.is_ok()),
+        arrived = tokio::time::timeout(patience, arrived) => match arrived {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                shared.verify(|verified| verified.problem(format!("{error:#}")));
+                false
+            }
+            Err(_) => false,
+        },
         sampled = sampler.until(None) => { sampled?; false }
     };
     let drain = Instant::now().saturating_duration_since(due);
