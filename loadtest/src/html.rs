@@ -136,8 +136,11 @@ fn section(out: &mut String, report: &Value, percentiles: &Percentiles) {
             out.push_str("</table>");
         }
     }
-    if let Some(redis) = report["redis"]["commands_per_batch"].as_object() {
-        out.push_str("<table><tr><th colspan=2>Redis: commands per batch</tr>");
+    let redis = &report["redis"];
+    let per_batch = redis["commands_per_batch"].as_object();
+    if let Some(redis) = per_batch.or_else(|| redis["commands"].as_object()) {
+        let what = if per_batch.is_some() { "commands per batch" } else { "commands" };
+        out.push_str(&format!("<table><tr><th colspan=2>Redis: {what}</tr>"));
         for (name, value) in redis {
             out.push_str(&format!("<tr><td>{}<td class=n>{}</tr>", escape(name), text(value)));
         }

@@ -13,6 +13,7 @@ use everthread_protocol::frame::{Attach, Attached, ClientFrame, From, Hello, Ser
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant as At;
@@ -205,7 +206,7 @@ impl Link {
         local.window.borrow_mut().counts.bytes += read.unwrap_or(0) as u64;
         (0..pongs).for_each(|_| writer.queue(br#"{"t":"pong"}"#));
         if let Some(index) = again {
-            local.shared.retries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            local.shared.retries.fetch_add(1, Ordering::Relaxed);
             let pause = RETRY + Duration::from_millis(self.random.below(200));
             tokio::time::sleep(pause).await;
             self.attach(index)?;
@@ -226,7 +227,7 @@ impl Link {
                 Err(error) if begun.elapsed() > JOIN_MAX / 2 => return Err(error),
                 // Refused, or hung up on: again, as clients do.
                 Err(error) if self.attached.iter().all(|one| !one.is_broken) => {
-                    self.local.shared.retries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    self.local.shared.retries.fetch_add(1, Ordering::Relaxed);
                     drop(error);
                     tokio::time::sleep(RETRY + Duration::from_millis(self.random.below(300))).await;
                 }
@@ -355,18 +356,22 @@ impl Seen<'_> {
     fn taken(&mut self, index: usize, tokens: Range<u64>, arrived: Instant) {
         let (shared, one) = (&self.local.shared, &self.attached[index]);
         let session = &shared.sessions[one.session];
-        // What a joiner or a slow client catches up with was due before: it is no delivery whose time counts.
-        if one.is_live && !self.is_slow && !tokens.is_empty() {
+        // What a joiner catches up with was due before: it is no delivery whose time counts.
+        if one.is_live && !tokens.is_empty() {
             let Some(arrived) = shared.micros(arrived) else { return };
             let mut window = self.local.window.borrow_mut();
-            window.counts.deliveries += tokens.end - tokens.start;
-            shared
-                .board
-                .deliveries
-                .fetch_add(tokens.end - tokens.start, std::sync::atomic::Ordering::Relaxed);
+            let count = tokens.end - tokens.start;
+            if !self.is_slow {
+                window.counts.deliveries += count;
+                shared.board.deliveries.fetch_add(count, Ordering::Relaxed);
+            }
             for token in tokens {
                 let due = session.script.due_us(token);
                 if due < shared.warmup_us {
+                    continue;
+                }
+                if self.is_slow {
+                    window.record(Kind::DeliverySlow, arrived.saturating_sub(due));
                     continue;
                 }
                 window.record(Kind::Delivery, arrived.saturating_sub(due));

@@ -21,6 +21,8 @@ pub enum Kind {
     Delivery,
     /// A token, from the worker's socket to a follower.
     DeliveryFromSocket,
+    /// A token, from due to a follower that is slow on purpose.
+    DeliverySlow,
     /// A token, from due to the node's receipt.
     Ack,
     /// A batch, from the worker's socket to the node's receipt.
@@ -37,9 +39,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Delivery,
         Kind::DeliveryFromSocket,
+        Kind::DeliverySlow,
         Kind::Ack,
         Kind::AckFromSocket,
         Kind::SendLate,
@@ -53,6 +56,7 @@ impl Kind {
         match self {
             Kind::Delivery => "delivery",
             Kind::DeliveryFromSocket => "delivery_from_socket",
+            Kind::DeliverySlow => "delivery_slow",
             Kind::Ack => "ack",
             Kind::AckFromSocket => "ack_from_socket",
             Kind::SendLate => "send_late",

@@ -45,9 +45,13 @@ pub struct Info {
 #[derive(Debug, Clone, Serialize)]
 pub struct RedisUse {
     /// By name, scripts' own among them.
+    pub commands: Calls,
+    /// The same per batch, if any was written.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub commands_per_batch: BTreeMap<String, f64>,
     /// Requests over the wire.
-    pub requests_per_batch: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_batch: Option<f64>,
     /// Of everybody.
     pub connections: u64,
     /// When it began.
@@ -59,16 +63,23 @@ pub struct RedisUse {
 impl RedisUse {
     /// Between two looks, while so many batches were written.
     pub fn between(before: &Info, after: &Info, batches: u64) -> RedisUse {
-        let per_batch = |name: &String, now: &u64| {
-            let made = now.saturating_sub(before.calls.get(name).copied().unwrap_or(0));
-            if made == 0 { 0.0 } else { crate::report::per(made) / crate::report::per(batches) }
+        let made = |(name, now): (&String, &u64)| {
+            (name.clone(), now.saturating_sub(before.calls.get(name).copied().unwrap_or(0)))
         };
+        let commands: Calls = after.calls.iter().map(made).filter(|(_, made)| *made > 0).collect();
+        let per_batch = |made: u64| crate::report::per(made) / crate::report::per(batches);
         let all: BTreeMap<String, f64> =
-            after.calls.iter().map(|(name, now)| (name.clone(), per_batch(name, now))).collect();
+            commands.iter().map(|(name, made)| (name.clone(), per_batch(*made))).collect();
+        let is_written = batches > 0;
+        let requests = || REQUESTS.iter().filter_map(|name| all.get(*name)).sum();
         let mib = |bytes: u64| crate::report::per(bytes) / 1_048_576.0;
         RedisUse {
-            requests_per_batch: REQUESTS.iter().filter_map(|name| all.get(*name)).sum(),
-            commands_per_batch: all.into_iter().filter(|(_, made)| *made >= NAMED_PER_BATCH).collect(),
+            requests_per_batch: is_written.then(requests),
+            commands_per_batch: all
+                .into_iter()
+                .filter(|(_, made)| is_written && *made >= NAMED_PER_BATCH)
+                .collect(),
+            commands,
             connections: after.connections,
             memory_begin_mib: mib(before.memory),
             memory_end_mib: mib(after.memory),
@@ -131,7 +142,9 @@ mod tests {
         };
         let used = RedisUse::between(&at(10, 10, 1), &at(110, 110, 21), 100);
         assert_eq!((used.commands_per_batch["evalsha"], used.commands_per_batch["xadd"]), (1.0, 1.0));
-        assert!((used.requests_per_batch - 1.2).abs() < 1e-9);
+        assert!((used.requests_per_batch.unwrap() - 1.2).abs() < 1e-9);
+        let idle = RedisUse::between(&at(10, 10, 1), &at(10, 10, 2), 0);
+        assert_eq!((idle.requests_per_batch, idle.commands["ping"]), (None, 1));
         assert_eq!((used.connections, used.memory_end_mib), (3, 1.0));
     }
 }

@@ -201,14 +201,22 @@ impl Report {
             );
         }
         if let Some(redis) = &self.redis {
-            let commands = redis.commands_per_batch.iter();
-            let commands: Vec<String> = commands.map(|(name, calls)| format!("{name} {calls:.2}")).collect();
-            line("redis per batch", commands.join("  "));
+            let per_batch = redis.commands_per_batch.iter();
+            let per_batch = per_batch.map(|(name, calls)| format!("{name} {calls:.2}"));
+            let counts = redis.commands.iter().filter(|_| redis.requests_per_batch.is_none());
+            let all: Vec<String> =
+                per_batch.chain(counts.map(|(name, calls)| format!("{name} {calls}"))).collect();
+            line("redis commands", all.join("  "));
+            let requests =
+                redis.requests_per_batch.map(|requests| format!("{requests:.3} requests per batch  "));
             line(
                 "redis",
                 format!(
-                    "{:.3} requests per batch  {} connections  {:.1} → {:.1} MiB",
-                    redis.requests_per_batch, redis.connections, redis.memory_begin_mib, redis.memory_end_mib
+                    "{}{} connections  {:.1} → {:.1} MiB",
+                    requests.unwrap_or_default(),
+                    redis.connections,
+                    redis.memory_begin_mib,
+                    redis.memory_end_mib
                 ),
             );
         }

@@ -84,7 +84,9 @@ async fn served(shared: Arc<Shared>, plan: ShardPlan, manner: Manner, nth: usize
         let connection = workers.join(target, &worker.name, &worker.agent, worker.capacity).await?;
         tasks.spawn_local(connection.read());
     }
-    tasks.spawn_local(workers.send());
+    if !plan.workers.is_empty() {
+        tasks.spawn_local(workers.send());
+    }
     let gate = Arc::new(Semaphore::new(JOINS_MAX));
     for (number, link) in plan.links.into_iter().enumerate() {
         let (gate, is_late) = (gate.clone(), link.join_at.is_some());

@@ -53,6 +53,8 @@ impl Held {
         let threads = shard::spawn(&shared, ShardPlan::spread(links, Vec::new(), env.threads), manner)?;
         let joined = tokio::time::timeout(JOIN_MAX, shared.reached(&shared.joined, expected)).await;
         joined.context("not everybody could join in time")??;
+        shared.start.set(Instant::now()).map_err(|_| anyhow::anyhow!("started twice"))?;
+        shared.phase.send_replace(Phase::Begun);
         Ok(Held { shared, threads })
     }
 
