@@ -23,6 +23,7 @@ const LIST: &str = "\
 idle    idle --connections 15000 --sources 4
 tokens  tokens --sessions 2000 --rate 10
 gather  tokens --sessions 2000 --rate 20 --gather-ms 40
+fold    tokens --sessions 2000 --rate 20 --gather-ms 40 --fold-ms 40
 fanout  fanout --followers 1000
 join    join
 storm   storm

@@ -146,6 +146,9 @@ pub struct Load {
     /// Workers gather tokens for so long and write them together, in milliseconds; 0: each as it comes.
     #[arg(long)]
     pub gather_ms: Option<u64>,
+    /// Followers ask for what is written within so long as one frame, in milliseconds, at most 500; 0: they do not ask.
+    #[arg(long)]
+    pub fold_ms: Option<u64>,
     /// A run has at most so many batches under way and gathers meanwhile; 1 is what the worker libraries do; 0: no bound.
     #[arg(long)]
     pub under_way: Option<usize>,
@@ -187,6 +190,7 @@ impl Load {
             even: self.even.unwrap_or(preset.even),
             message_tokens: self.message_tokens.unwrap_or(preset.message_tokens),
             gather_ms: self.gather_ms.unwrap_or(preset.gather_ms),
+            fold_ms: self.fold_ms.unwrap_or(preset.fold_ms),
             under_way_max: self.under_way.unwrap_or(preset.under_way_max),
             tick_us: self.tick_us.unwrap_or(preset.tick_us),
             slow_per_mille: self.slow.unwrap_or(preset.slow_per_mille),
@@ -212,6 +216,7 @@ fn preset(of: &Scenario) -> Options {
         even: false,
         message_tokens: 400,
         gather_ms: 0,
+        fold_ms: 0,
         under_way_max: 0,
         tick_us: 500,
         slow_per_mille: 0,

@@ -47,6 +47,8 @@ pub struct LinkPlan {
     pub begin: Begin,
     /// Bytes per second that it reads, if it is slow.
     pub slow: Option<u32>,
+    /// What is written within so long is to come as one frame.
+    pub fold_ms: Option<u64>,
     /// When it joins, after the start; none: before it.
     pub join_at: Option<Duration>,
     /// Leaves once it is live.
@@ -58,8 +60,9 @@ pub struct LinkPlan {
 impl LinkPlan {
     /// Follows some sessions from before the start to the end.
     pub fn follow(target: usize, sessions: Vec<usize>) -> LinkPlan {
-        let (begin, slow, join_at, leaves) = (Begin::Start, None, None, false);
-        LinkPlan { target, sessions, begin, slow, join_at, leaves, drops: Vec::new() }
+        let (begin, slow, fold_ms, join_at) = (Begin::Start, None, None, None);
+        let (leaves, drops) = (false, Vec::new());
+        LinkPlan { target, sessions, begin, slow, fold_ms, join_at, leaves, drops }
     }
 }
 
@@ -284,7 +287,8 @@ impl Link {
         };
         let session: SessionId = self.local.shared.sessions[one.session].name.clone();
         let id = format!("a{index}").parse()?;
-        self.queue(&ClientFrame::Attach(Attach { id, session, from, presence: false }))
+        let fold_ms = self.plan.fold_ms;
+        self.queue(&ClientFrame::Attach(Attach { id, session, from, presence: false, fold_ms }))
     }
 
     /// It is live and goes: notes what it needed. If everything has been said, it must have everything.

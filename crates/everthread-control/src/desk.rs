@@ -4,7 +4,7 @@
 //! write is refused after `not_after`. So nothing that was accepted is ever forgotten; what was announced but never
 //! written is dropped by whoever finds it.
 
-use crate::{Leases, millis};
+use crate::{Leases, NoUpkeep, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
@@ -26,11 +26,12 @@ const DECISIONS_MAX: u32 = 16;
 pub struct Desk<S> {
     store: Arc<S>,
     leases: Leases,
+    upkeep: Arc<dyn Upkeep>,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), leases: self.leases.clone() }
+        Self { store: self.store.clone(), leases: self.leases.clone(), upkeep: self.upkeep.clone() }
     }
 }
 
@@ -138,7 +139,17 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases }
+        Self { store, leases, upkeep: Arc::new(NoUpkeep) }
+    }
+
+    /// The same with what is to be looked after in sessions besides.
+    pub fn with_upkeep(self, upkeep: Arc<dyn Upkeep>) -> Self {
+        Self { upkeep, ..self }
+    }
+
+    /// What is looked after in sessions besides.
+    pub fn upkeep(&self) -> &Arc<dyn Upkeep> {
+        &self.upkeep
     }
 
     /// The store.
@@ -268,11 +279,24 @@ impl<S: Store> Desk<S> {
         };
         match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
             Ok(written) => {
+                if matches!(request, Request::Open { .. } | Request::Update { .. }) {
+                    self.arm_upkeep(key, &decision.state, written.at).await;
+                }
                 let decision = written.duplicate.is_none().then_some(decision);
                 Ok(Some(Decided { written, decision }))
             }
             Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sees to it that upkeep looks at a session that is new or told something else. It comes after the write, since the
+    /// store's clock is not known before: if it is lost, the session's next run brings the keeper here.
+    async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis) {
+        if let Some(look) = self.upkeep.first_look(key, state, at)
+            && let Err(error) = self.store.arm(key, look).await
+        {
+            tracing::warn!(%key, %error, "a session is not looked after before its next run");
         }
     }
 

@@ -2,10 +2,11 @@
 //! node that dies with one in hand loses nothing; handlers read the session anew and let the core decide, so early or double
 //! firing is harmless.
 
+use crate::AtHead;
 use crate::desk::{Desk, Failure, Numbered, lease_of, system_author};
 use everthread_protocol::{Millis, RunId, SessionKey, WorkerId};
 use everthread_session::{Refusal, Request, State};
-use everthread_store::{Due, Error, Loaded, Refusal as WriteRefusal, Store};
+use everthread_store::{Due, Error, Head, Loaded, Refusal as WriteRefusal, Store};
 use futures_util::{StreamExt as _, stream};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Sessions claimed at once, and handled side by side.
 const CLAIM_MAX: usize = 64;
 const SIDE_BY_SIDE: usize = 16;
+/// Pause before upkeep that failed is tried again.
+const UPKEEP_PAUSE: Duration = Duration::from_secs(30);
 
 /// A run whose lease is over.
 struct Dead {
@@ -53,8 +56,7 @@ impl<S: Store> Keeper<S> {
             match self.desk.store().claim_due(CLAIM_MAX).await {
                 Ok(due) => {
                     is_more = due.len() == CLAIM_MAX;
-                    let this = &self;
-                    stream::iter(due).for_each_concurrent(SIDE_BY_SIDE, |due| this.keep(due)).await;
+                    self.keep_all(due).await;
                 }
                 Err(error) => {
                     self.ready_since = None;
@@ -64,8 +66,26 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    async fn keep(&self, due: Due) {
-        match self.handle(&due.key).await {
+    async fn keep_all(&self, due: Vec<Due>) {
+        if due.is_empty() {
+            return;
+        }
+        let keys: Vec<SessionKey> = due.iter().map(|due| due.key.clone()).collect();
+        match self.desk.store().heads(&keys).await {
+            Ok(heads) => {
+                let all = stream::iter(due.into_iter().zip(heads));
+                all.for_each_concurrent(SIDE_BY_SIDE, |(due, head)| self.keep(due, head)).await;
+            }
+            Err(error) => tracing::warn!(%error, "deadlines fire again"),
+        }
+    }
+
+    async fn keep(&self, due: Due, head: Option<Head>) {
+        let handled = match head {
+            Some(head) => self.handle(&due.key, &head).await,
+            None => Ok(None),
+        };
+        match handled {
             Ok(next) => {
                 if let Err(error) = self.desk.store().finish_due(&due, next).await {
                     tracing::debug!(key = %due.key, %error, "a deadline fires again");
@@ -79,12 +99,31 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Does what is due in a session and says when to look again.
-    async fn handle(&self, key: &SessionKey) -> Result<Option<Millis>, Failure> {
+    async fn handle(&self, key: &SessionKey, head: &Head) -> Result<Option<Millis>, Failure> {
+        match self.desk.upkeep().at_head(key, head).await? {
+            AtHead::Leave(next) => return Ok(next),
+            AtHead::Load => {}
+        }
+        let (loaded, state) = self.settle(key).await?;
+        // What the core promised must not wait for upkeep that does not succeed.
+        let look = match self.desk.upkeep().keep(key, head, &loaded, &state).await {
+            Ok(look) => look,
+            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(None),
+            Err(failure) => {
+                tracing::warn!(%key, %failure, "upkeep of a session is tried again");
+                Some(loaded.now.plus(crate::millis(UPKEEP_PAUSE)))
+            }
+        };
+        Ok(self.later(&state, &loaded, look))
+    }
+
+    /// Does what the core has due in a session, and tells how it then stands.
+    async fn settle(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let (loaded, state) = self.desk.load(key).await?;
         let dead = self.dead(&loaded, &state);
         let is_due = state.next_due().is_some_and(|due| due <= loaded.now);
         if dead.is_empty() && !is_due {
-            return Ok(self.later(&state, &loaded));
+            return Ok((loaded, state));
         }
         for Dead { run, worker, attempt, lease } in dead {
             // The lease may have been renewed since this node looked.
@@ -97,15 +136,14 @@ impl<S: Store> Keeper<S> {
             Ok(_) | Err(Failure::Refused(Refusal::NotDue)) => {}
             Err(failure) => return Err(failure),
         }
-        let (loaded, state) = self.desk.load(key).await?;
-        Ok(self.later(&state, &loaded))
+        self.desk.load(key).await
     }
 
     /// When to look again. What is due and was left, because the store has not been there for long enough, is looked at
     /// again soon.
-    fn later(&self, state: &State, loaded: &Loaded) -> Option<Millis> {
+    fn later(&self, state: &State, loaded: &Loaded, look: Option<Millis>) -> Option<Millis> {
         let soon = loaded.now.plus(crate::millis(LOOK));
-        self.desk.next_due(state, loaded).map(|due| due.max(soon))
+        self.desk.next_due(state, loaded).into_iter().chain(look).min().map(|due| due.max(soon))
     }
 
     /// Runs whose lease is over: nobody has renewed it, for a full term of a store that was there.

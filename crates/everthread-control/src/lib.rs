@@ -3,6 +3,7 @@
 //! - [`Desk`] takes a request, lets the core decide on the session's current state, and makes the decision durable.
 //! - [`Dispatcher`] brings waiting runs to the workers that are connected to this node.
 //! - [`Keeper`] sees to it that every promise has its outcome by its deadline, whichever node made it.
+//! - [`Upkeep`] is what the keeper sees to in a due session besides.
 //! - [`TaskGroup`] is the one way to spawn.
 //!
 //! Life of a control: a client's `cancel` is decided and logged by the desk of the node it reached; the store wakes the node
@@ -15,11 +16,13 @@ mod desk;
 mod dispatch;
 mod keeper;
 mod task_group;
+mod upkeep;
 
 pub use desk::{Decided, Desk, Failure, Numbered, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use keeper::Keeper;
 pub use task_group::TaskGroup;
+pub use upkeep::{AtHead, NoUpkeep, Upkeep, Upkeeps};
 
 use std::time::Duration;
 

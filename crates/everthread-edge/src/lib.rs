@@ -10,6 +10,7 @@
 pub mod auth;
 mod branch;
 mod client;
+mod conflate;
 mod control;
 pub mod devices;
 pub mod folder;

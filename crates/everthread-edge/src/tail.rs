@@ -6,13 +6,14 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
+use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
 use everthread_store::{Follower, Following, Interest, Page, Store};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -61,13 +62,25 @@ impl Wake {
 pub struct Waiter {
     list: Arc<Waiters>,
     id: u64,
-    marked: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
 }
+
+/// The next change marks it.
+const ARMED: u8 = 0;
+/// It is marked, and has not looked yet.
+const MARKED: u8 = 1;
+/// Only a change that cannot wait marks it: it looks by itself in time.
+const HELD: u8 = 2;
 
 impl Waiter {
     /// From here on the next change marks the attachment again. Call before reading the ring.
     pub fn rearm(&self) {
-        self.marked.store(false, Ordering::Release);
+        self.state.store(ARMED, Ordering::SeqCst);
+    }
+
+    /// From here on only what cannot wait marks it. Call before looking at the ring.
+    pub fn hold(&self) {
+        self.state.store(HELD, Ordering::SeqCst);
     }
 }
 
@@ -87,26 +100,38 @@ pub(crate) struct Waiters {
 struct Waiting {
     wake: Arc<Wake>,
     attachment: u32,
-    marked: Arc<AtomicBool>,
+    state: Arc<AtomicU8>,
 }
 
 impl Waiters {
     /// Marks `attachment` at `wake` whenever all are woken from here on.
     pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let marked = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting { wake, attachment, marked: marked.clone() };
+        let state = Arc::new(AtomicU8::new(ARMED));
+        let waiting = Waiting { wake, attachment, state: state.clone() };
         lock(&self.by_id).insert(id, waiting);
-        Waiter { list: self.clone(), id, marked }
+        Waiter { list: self.clone(), id, state }
     }
 
     /// Marks everybody who is not marked yet.
     pub(crate) fn wake_all(&self) {
+        self.wake(true);
+    }
+
+    /// Marks everybody who waits for this and is not marked yet: those on hold only if it is urgent.
+    fn wake(&self, is_urgent: bool) {
         for waiting in lock(&self.by_id).values() {
-            if !waiting.marked.swap(true, Ordering::AcqRel) {
+            let turn = |from| {
+                waiting.state.compare_exchange(from, MARKED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            };
+            if turn(ARMED) || is_urgent && turn(HELD) {
                 waiting.wake.mark(waiting.attachment);
             }
         }
+    }
+
+    fn is_shared(&self) -> bool {
+        lock(&self.by_id).len() > 1
     }
 }
 
@@ -115,6 +140,8 @@ pub struct Tail {
     key: SessionKey,
     ring: Mutex<Ring>,
     waiters: Arc<Waiters>,
+    /// The last stretch of the ring that was folded: who follows at the same pace wants the same.
+    folded: Mutex<Option<Folded>>,
     repair: Repair,
     following: OnceLock<Following>,
 }
@@ -149,6 +176,19 @@ struct Item {
     /// `pushed` before this item.
     at: usize,
     suffix: Bytes,
+    epoch: Epoch,
+    /// Where in the suffix its blocks begin.
+    blocks_at: usize,
+    /// Whether those on hold are to be told.
+    is_urgent: bool,
+}
+
+impl Item {
+    fn record(&self) -> Record {
+        // All but the brace that closes the frame.
+        let blocks = self.suffix.slice(self.blocks_at..self.suffix.len() - 1);
+        Record { epoch: self.epoch, from: self.from, to: self.to, blocks }
+    }
 }
 
 /// What a cursor finds in a ring.
@@ -202,13 +242,19 @@ impl Ring {
         }
         let suffix = record.frame_suffix(self.since());
         self.bytes += suffix.len();
+        let (at, len) = (self.pushed, suffix.len());
+        // Nobody on hold may come to be far behind.
+        let is_much = at / LAG_BYTES_MAX != (at + len) / LAG_BYTES_MAX;
         self.items.push_back(Item {
             from: record.from,
             to: record.to,
-            at: self.pushed,
-            suffix: suffix.clone(),
+            at,
+            blocks_at: len - 1 - record.blocks.len(),
+            suffix,
+            epoch: record.epoch,
+            is_urgent: is_much || conflate::is_urgent(&record.blocks),
         });
-        self.pushed += suffix.len();
+        self.pushed += len;
         self.head = Cursor { epoch: record.epoch, seq: record.to };
         self.heard = Instant::now();
         while self.bytes > RING_BYTES_MAX && self.items.len() > 1 {
@@ -252,35 +298,74 @@ impl Ring {
         self.known = true;
     }
 
-    fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+    /// Where in the ring what follows `cursor` begins, unless that is more than `far` bytes.
+    fn index_after(&self, cursor: Cursor, far: usize) -> Result<usize, Found> {
         if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
-            return Found::Ahead;
+            return Err(Found::Ahead);
         }
         if !is_valid(&self.epochs, self.head.seq, cursor) {
-            return Found::Invalid;
+            return Err(Found::Invalid);
         }
         if cursor.seq == self.head.seq {
-            return Found::Nothing(self.head);
+            return Err(Found::Nothing(self.head));
         }
-        let behind = Found::Behind(self.head.seq.0 - cursor.seq.0);
         let index = self.items.partition_point(|item| item.to <= cursor.seq);
-        let Some(first) = self.items.get(index).filter(|item| item.from <= cursor.seq.next()) else {
-            return behind;
-        };
+        let first = self.items.get(index).filter(|item| item.from <= cursor.seq.next());
         // One block may be larger than that: whoever has all but the last is not behind.
-        if self.pushed - first.at - first.suffix.len() > LAG_BYTES_MAX {
-            return behind;
+        let is_near = |item: &Item| self.pushed - item.at - item.suffix.len() <= far;
+        match first {
+            Some(first) if is_near(first) => Ok(index),
+            _ => Err(Found::Behind(self.head.seq.0 - cursor.seq.0)),
         }
-        let (mut frames, mut bytes, mut to) = (Vec::new(), 0, cursor.seq);
-        for item in self.items.range(index..) {
-            if bytes > 0 && bytes + item.suffix.len() > bytes_max {
-                break;
-            }
+    }
+
+    /// About `bytes_max` of what stands there and behind it.
+    fn stretch(&self, index: usize, bytes_max: usize) -> impl Iterator<Item = &Item> {
+        let mut bytes = 0;
+        self.items.range(index..).take_while(move |item| {
+            let is_first = bytes == 0;
             bytes += item.suffix.len();
+            is_first || bytes <= bytes_max
+        })
+    }
+
+    fn cursor(&self, seq: Seq) -> Cursor {
+        Cursor { epoch: epoch_at(&self.epochs, seq), seq }
+    }
+
+    fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        let index = match self.index_after(cursor, LAG_BYTES_MAX) {
+            Ok(index) => index,
+            Err(found) => return found,
+        };
+        let (mut frames, mut to) = (Vec::new(), cursor.seq);
+        for item in self.stretch(index, bytes_max) {
             to = item.to;
             frames.push(item.suffix.clone());
         }
-        Found::Frames(frames, Cursor { epoch: epoch_at(&self.epochs, to), seq: to })
+        Found::Frames(frames, self.cursor(to))
+    }
+
+    /// [`Ring::after`], as records, unless there is only one.
+    fn records_after(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<(Record, Seq)>, Found> {
+        let index = self.index_after(cursor, RING_BYTES_MAX)?;
+        if let Some(only) = self.items.get(index).filter(|_| index + 1 == self.items.len()) {
+            return Err(Found::Frames(vec![only.suffix.clone()], self.cursor(only.to)));
+        }
+        let records = self.stretch(index, bytes_max).map(Item::record);
+        let with_since = |record| {
+            let since = since_of(&self.epochs, &record);
+            (record, since)
+        };
+        Ok(records.map(with_since).collect())
+    }
+
+    /// Whether what follows `cursor` is there, and nothing of it urgent.
+    fn may_wait(&self, cursor: Cursor) -> bool {
+        match self.index_after(cursor, LAG_BYTES_MAX) {
+            Ok(index) => !self.items.range(index..).any(|item| item.is_urgent),
+            Err(found) => matches!(found, Found::Nothing(_)),
+        }
     }
 }
 
@@ -322,6 +407,33 @@ impl Tail {
         lock(&self.ring).after(cursor, bytes_max)
     }
 
+    /// [`Tail::after`], folded into as few frames as may be.
+    pub fn folded_after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        let is_shared = self.waiters.is_shared();
+        if is_shared && let Some(folded) = lock(&self.folded).as_ref().filter(|f| f.is_for(cursor)) {
+            // What came since is not urgent, or it would have been made anew: it goes with the next frame.
+            if self.may_wait(folded.to) {
+                return Found::Frames(folded.frames.clone(), folded.to);
+            }
+        }
+        let records = match lock(&self.ring).records_after(cursor, bytes_max) {
+            Ok(records) => records,
+            Err(found) => return found,
+        };
+        let Some((last, _)) = records.last() else { return Found::Nothing(cursor) };
+        let to = Cursor { epoch: last.epoch, seq: last.to };
+        let frames = conflate::fold(&records);
+        if is_shared {
+            *lock(&self.folded) = Some(Folded::new(cursor, to, frames.clone()));
+        }
+        Found::Frames(frames, to)
+    }
+
+    /// Whether all that follows `cursor` is here, and may wait to be folded.
+    pub fn may_wait(&self, cursor: Cursor) -> bool {
+        lock(&self.ring).may_wait(cursor)
+    }
+
     /// The cursor at `seq`, as somebody means it who was sent everything up to `sent`.
     pub fn cursor_at(&self, seq: Seq, sent: Cursor) -> Cursor {
         let ring = lock(&self.ring);
@@ -353,13 +465,13 @@ impl Tail {
 
 impl Follower for Tail {
     fn record(&self, record: Record) {
-        let follows = {
+        let (follows, is_urgent) = {
             let mut ring = lock(&self.ring);
             ring.active = true;
-            ring.push(&record)
+            (ring.push(&record), ring.items.back().is_none_or(|item| item.is_urgent))
         };
         if follows {
-            self.waiters.wake_all();
+            self.waiters.wake(is_urgent);
         } else {
             self.want_repair();
         }
@@ -443,6 +555,7 @@ impl<S: Store> Tails<S> {
             key: key.clone(),
             ring: Mutex::new(Ring::new()),
             waiters: Arc::default(),
+            folded: Mutex::default(),
             repair: Repair {
                 wanted: AtomicBool::new(false),
                 is_running: AtomicBool::new(false),

@@ -13,7 +13,17 @@ fn page(records: Vec<Record>, epochs: &[(u64, u64)], head: u64) -> Page {
     let version = everthread_protocol::Version { epoch, n: 0 };
     Page {
         records,
-        head: Head { epoch, since, seq: Seq(head), version, active: 0, folded_to: Seq(0) },
+        head: Head {
+            epoch,
+            since,
+            seq: Seq(head),
+            version,
+            active: 0,
+            folded_to: Seq(0),
+            floor: Seq(1),
+            folded_bytes: 0,
+            archived: false,
+        },
         epochs,
     }
 }

@@ -449,7 +449,7 @@ fn open(meta: &Object) -> Result<Decision, Refusal> {
     Ok(decision)
 }
 
-fn check_meta(meta: &Object) -> Result<(), Refusal> {
+pub(crate) fn check_meta(meta: &Object) -> Result<(), Refusal> {
     if serde_json::to_string(meta).map_or(true, |text| text.len() > META_BYTES_MAX) {
         return Err(Refusal::Limit("META_BYTES_MAX: meta has at most 8 KiB"));
     }

@@ -2,12 +2,14 @@
 //!
 //! - [`state`] is the core state; [`mod@decide`] turns a request into entries and a new state, or refuses it.
 //! - [`view`] is the session as people see it, built by applying blocks.
+//! - [`forked`] begins a session with a part of another one.
 //! - [`fold`] merges the token appends of each part; a view is the same for every cut and every fold.
 //!
 //! No I/O, no clock, nothing that blocks.
 
 pub mod decide;
 pub mod fold;
+pub mod forked;
 pub mod state;
 pub mod view;
 

@@ -17,19 +17,24 @@ mod leases;
 mod lenient;
 mod liveness;
 mod people;
+mod plant;
 mod pools;
 mod presence;
 mod registry;
 mod session;
+mod trim;
 mod views;
+mod whole;
 mod writer;
 
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Refusal, Renewal, Store, Taken, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -123,8 +128,9 @@ impl Embedded {
         let writer = writer::Writer {
             shared: shared.clone(),
             boot,
-            numbers: group::Numbers { sessions, clock: clock.0 },
+            numbers: group::Numbers { sessions, clock: clock.0, epoch: boot.0 },
             sessions: HashMap::new(),
+            staging: plant::Staging::default(),
             pools: pools::Pools::stored(pools),
             deadlines: pools::Deadlines::stored(deadlines),
             devices: people::Devices::default(),
@@ -224,6 +230,32 @@ impl Store for Embedded {
         self.ask(|reply| Request::Fold(key, fold, reply)).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        let (key, trim) = (key.clone(), Box::new(trim::OwnedTrim::of(trim)?));
+        self.ask(|reply| Request::Trim(key, trim, reply)).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        let key = key.clone();
+        self.on_disk(move |shared| shared.disk.base(&key)).await
+    }
+
+    async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
+        self.stage_records(key, name, records).await
+    }
+
+    async fn plant(&self, key: &SessionKey, name: &str, plant: Plant<'_>) -> Result<Planted, Error> {
+        self.plant_session(key, name, plant).await
+    }
+
+    async fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> Result<Stubbed, Error> {
+        self.stub_session(key, stub).await
+    }
+
+    async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
+        self.stubs_of(keys).await
+    }
+
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
         let mut heads: Vec<Option<Head>> = keys.iter().map(|key| self.0.shared.views.head(key)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|&at| heads[at].is_none()).collect();
@@ -235,6 +267,15 @@ impl Store for Embedded {
             }
         }
         Ok(heads)
+    }
+
+    async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.listed(keys).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Delete(key, reply)).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -287,6 +328,11 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        let key = key.clone();
+        self.ask(|reply| Request::Unindex(key, at, reply)).await
     }
 
     async fn sessions(

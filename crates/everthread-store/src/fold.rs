@@ -49,6 +49,11 @@ impl Fold<'_> {
         }
         Ok((first.from, last.to))
     }
+
+    /// Bytes of all blocks.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.records.iter().map(|record| record.blocks.len() as u64).sum()
+    }
 }
 
 #[cfg(test)]

@@ -11,16 +11,22 @@
 pub mod embedded;
 mod fold;
 mod people;
+mod plant;
 pub mod redis;
+mod trim;
 mod types;
+mod whole;
 
 pub use fold::{Fold, Folded};
 pub use people::*;
+pub use plant::*;
+pub use trim::{Base, Trim, Trimmed};
 pub use types::*;
+pub use whole::*;
 
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, RunId, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
+    TenantId, WorkerId,
 };
 use std::sync::Arc;
 
@@ -45,7 +51,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
     /// one). The first may begin at or before `after`. They are contiguous whatever is folded meanwhile: older ones come
-    /// folded, the most recent ones raw. A page may be shorter than it need be; only one without records is the end.
+    /// folded, the most recent ones raw. What lies below the floor is gone: then the page begins at the floor, which its head
+    /// tells. A page may be shorter than it need be; only one without records is the end.
     fn read(
         &self,
         key: &SessionKey,
@@ -60,8 +67,64 @@ pub trait Store: Send + Sync + 'static {
     /// Anybody may fold at any time; whoever comes second is told so. Repeating a fold whose answer was lost is harmless.
     fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> impl Future<Output = Result<Folded, Error>> + Send;
 
+    /// Drops the folded records before a floor, keeps a text in their place, and moves floor and version: atomically, and only
+    /// if the session is still at the version and the floor that were read, and a folded record ends before the new floor.
+    /// Nobody is woken; cursors stay, and [`Store::read`] from one below the floor begins at the floor.
+    ///
+    /// Anybody may trim at any time; whoever comes second is told so. Repeating a trim whose answer was lost is harmless.
+    fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> impl Future<Output = Result<Trimmed, Error>> + Send;
+
+    /// What stands for what was dropped of a session; `None` if nothing was, or there is no such session.
+    fn base(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Base>, Error>> + Send;
+
+    /// Puts records aside for [`Store::plant`], in order, under a name of the caller's choice: those of one call follow
+    /// those of the one before. Nobody sees them. They are forgotten [`STAGED_KEPT`] after the last call without a plant;
+    /// a call that goes on from there is [`Refusal::NotStaged`]. Repeating a call is harmless.
+    fn stage(
+        &self,
+        key: &SessionKey,
+        name: &str,
+        records: &[Record],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes the session out of what was staged under `name`: in one step, or not at all. What was staged is gone either
+    /// way; if it is not all there, [`Refusal::NotStaged`]. Followers are woken.
+    ///
+    /// A session that was deleted may be planted anew: the epoch of [`Plant::first`] is then greater than any of its.
+    fn plant(
+        &self,
+        key: &SessionKey,
+        name: &str,
+        plant: Plant<'_>,
+    ) -> impl Future<Output = Result<Planted, Error>> + Send;
+
+    /// Takes log and state of a session out of the store and leaves a stub, if nothing has changed since it was read.
+    ///
+    /// Whatever needs the log or the state is [`Refusal::Archived`] from then on, until it is planted again. Head,
+    /// version, epochs and devices stay; requests are still known to be repeats for as long as they would have been.
+    fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> impl Future<Output = Result<Stubbed, Error>> + Send;
+
+    /// Which of the sessions are stubs, in the order asked; `None` for those that are whole or do not exist.
+    fn stubbed(
+        &self,
+        keys: &[SessionKey],
+    ) -> impl Future<Output = Result<Vec<Option<StubInfo>>, Error>> + Send;
+
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
+
+    /// Heads and core states of many sessions at once, in the order asked; `None` for those that do not exist.
+    fn states(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Listed>>, Error>> + Send;
+
+    /// Removes the session: its log, its state, its devices, everything. `None` if there was none.
+    ///
+    /// It goes in one step: whoever comes after it finds no session, and a write is either before it or refused. Followers
+    /// of every [`Interest`] are told to look. Then it goes from its tenant's list; a deadline of it fires once more, at
+    /// once, to be removed by whoever claims it. Repeating it is harmless, and finishes what a failure has left.
+    ///
+    /// One that is made anew with the same id is another session: its epochs, and so its cursors, versions and fences, are
+    /// all greater than those of before.
+    fn delete(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Deleted>, Error>> + Send;
 
     /// Renews the leases of runs, session by session, and reads the sessions' heads in the order asked (`None`: no such
     /// session).
@@ -94,6 +157,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Notes in the tenant's index that the session exists and was active at `at`. Never moves it back.
     fn index(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes a session that is gone off its tenant's list, where it was last active `at`. Without effect if the index says
+    /// otherwise by now.
+    fn unindex(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Sessions of a tenant, most recently active first, beginning after `after`.
     fn sessions(
@@ -226,7 +293,7 @@ pub const DELIVERED_MAX: usize = 1024;
 /// Wakes a follower of one session. Called from the store's own tasks: must not block.
 pub trait Follower: Send + Sync {
     /// A record was written. Only with [`Interest::Log`]; may come twice, may be lost.
-    fn record(&self, record: everthread_protocol::Record);
+    fn record(&self, record: Record);
     /// The state changed, or a worker has got a control, with [`Interest::Control`]; or what is held of the presence
     /// changed, with [`Interest::Presence`]. May come twice, may be lost.
     fn changed(&self);

@@ -6,8 +6,8 @@
 //! clean failure.
 //!
 //! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`fold`], [`leases`], [`people`], [`presence`] and [`index`] translate between them and
-//! the trait.
+//! scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! translate between them and the trait.
 
 mod feed;
 mod fold;
@@ -16,9 +16,12 @@ mod keys;
 mod leases;
 mod link;
 mod people;
+mod plant;
 mod presence;
 mod read;
 mod script;
+mod trim;
+mod whole;
 mod write;
 
 use self::feed::{Feed, Sink, Supplies};
@@ -26,12 +29,14 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Loaded, Page, PresenceChange,
-    Present, Renewal, Store, Taken, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim,
+    Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Seq, SessionId, SessionKey, TenantId, WorkerId,
+    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
+    WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -165,8 +170,40 @@ impl Store for Redis {
         self.fold_records(key, fold).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        self.trim_log(key, trim).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        self.base_of(key).await
+    }
+
+    async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
+        self.stage_records(key, name, records).await
+    }
+
+    async fn plant(&self, key: &SessionKey, name: &str, plant: Plant<'_>) -> Result<Planted, Error> {
+        self.plant_session(key, name, plant).await
+    }
+
+    async fn stub(&self, key: &SessionKey, stub: Stub<'_>) -> Result<Stubbed, Error> {
+        self.stub_session(key, stub).await
+    }
+
+    async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
+        self.stubs_of(keys).await
+    }
+
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
         self.heads_of(keys).await
+    }
+
+    async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.states_of(keys).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+        self.delete_session(key).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -201,6 +238,10 @@ impl Store for Redis {
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         self.index_session(key, at).await
+    }
+
+    async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
+        self.unindex_session(key, at).await
     }
 
     async fn sessions(

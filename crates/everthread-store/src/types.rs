@@ -136,6 +136,12 @@ pub struct Head {
     pub active: u32,
     /// Up to here the log is folded: what is raw lies after it.
     pub folded_to: Seq,
+    /// First seq that is kept: what was before it is known by the base alone. 1 if nothing was dropped.
+    pub floor: Seq,
+    /// Bytes of the blocks of all folded records that are kept.
+    pub folded_bytes: u64,
+    /// It is a stub: log and state are not in the store.
+    pub archived: bool,
 }
 
 /// Some records of a log.
@@ -234,6 +240,12 @@ pub enum Refusal {
     /// It is later than `not_after`.
     #[error("too late")]
     Late,
+    /// Log and state of the session are not in the store.
+    #[error("the session is archived")]
+    Archived,
+    /// What was staged for the session is gone, or is not all there.
+    #[error("what was staged is not all there")]
+    NotStaged,
 }
 
 /// Why an operation of the store failed.
@@ -268,6 +280,13 @@ impl Error {
                 (Code::Conflict, "the session changed meanwhile: try again")
             }
             Error::Refused(Refusal::Late) => (Code::ExpiredWrite, "the write came too late: try again"),
+            Error::Refused(Refusal::Archived) => (
+                Code::Unavailable,
+                "the session is archived and this node has no archive configured: start it with --archive",
+            ),
+            Error::Refused(Refusal::NotStaged) => {
+                (Code::Unavailable, "it took too long to put the session together: try again")
+            }
             Error::Unavailable(_) => (Code::Unavailable, "the store does not answer; nothing was written"),
             Error::Indeterminate(_) => {
                 (Code::Indeterminate, "the write may or may not have happened: repeat it with the same id")

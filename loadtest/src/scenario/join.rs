@@ -84,6 +84,7 @@ fn fill_options(load: &JoinLoad) -> Options {
         even: true,
         message_tokens: load.message_tokens,
         gather_ms: 0,
+        fold_ms: 0,
         under_way_max: UNDER_WAY,
         tick_us: 1_000,
         slow_per_mille: 0,

@@ -49,6 +49,8 @@ pub struct Options {
     pub message_tokens: u64,
     /// Workers gather for so long.
     pub gather_ms: u64,
+    /// Followers ask for what is written within so long as one frame; 0: they do not ask.
+    pub fold_ms: u64,
     /// Batches of a run under way, beyond which they gather; 0: no bound.
     pub under_way_max: usize,
     /// The sender looks at what is due so often.
@@ -118,6 +120,7 @@ impl Options {
             .map(|(nth, part)| LinkPlan::follow(nth % targets, part.to_vec()))
             .collect();
         for link in &mut links {
+            link.fold_ms = (self.fold_ms > 0).then_some(self.fold_ms);
             if random.below(1000) < u64::from(self.slow_per_mille) {
                 link.slow = Some(self.slow_bytes_per_s);
                 continue;

@@ -1,6 +1,7 @@
 //! Attachments: a cursor on a tail. Joining, resuming, following live and being slow are one operation: read from the cursor.
 
 use super::{Connection, TURN_BYTES};
+use crate::conflate::Pace;
 use crate::presence::Joined;
 use crate::reader::Reader;
 use crate::tail::{Found, Tail, Waiter, is_valid, since_of};
@@ -33,6 +34,8 @@ pub(super) struct Attachment {
     pub joined: Option<Joined>,
     /// Its device has acknowledged something.
     pub has_acked: bool,
+    /// How often it is sent entries, if not as they come.
+    pub pace: Option<Pace>,
 }
 
 /// What the client was told last.
@@ -131,22 +134,29 @@ impl<S: Store> Connection<S> {
     /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
     pub(super) fn serve_attachment(&mut self, id: u32) {
         self.serve_presence(id);
-        let Some(attachment) = self.attachments.get_mut(&id) else { return };
         // What the log brings goes on from the cursor: nothing else may move it meanwhile.
         if self.fetching == Some(id) || self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
+        if self.holds(id) {
+            return;
+        }
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
         attachment.wants_fetch = false;
         // Before the ring is read: what comes after the read must mark the attachment again.
         attachment.waiter.rearm();
-        match attachment.tail.after(attachment.cursor, TURN_BYTES) {
+        let found = match attachment.pace {
+            None => attachment.tail.after(attachment.cursor, TURN_BYTES),
+            Some(_) => attachment.tail.folded_after(attachment.cursor, TURN_BYTES),
+        };
+        match found {
             Found::Frames(frames, cursor) => {
                 self.edge.metrics.frames_sent.inc_by(frames.len() as u64);
                 for suffix in frames {
                     self.outbox.entries(&attachment.prefix, suffix);
                 }
                 attachment.cursor = cursor;
-                self.ready.push_back(id);
+                self.sent(id);
             }
             Found::Nothing(head) => {
                 attachment.cursor = head;

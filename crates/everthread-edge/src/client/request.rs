@@ -3,6 +3,7 @@
 use super::Connection;
 use super::attachment::{self, Attachment, Mode};
 use crate::auth::Identity;
+use crate::conflate::Pace;
 use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::reader::fault_of;
@@ -38,10 +39,16 @@ pub(super) enum Reply {
     Welcome(RequestId, u64),
     /// A control is in the log, or was.
     Asked(SessionKey, Receipt),
-    /// A new attachment, what its client is sent first, and whether it is present.
-    Attached(u32, Arc<Tail>, Cursor, Vec<String>, bool),
+    /// A new attachment, what its client is sent first, and what else it asked for.
+    Attached(u32, Arc<Tail>, Cursor, Vec<String>, Wishes),
     /// It failed.
     Failed(String, Fault),
+}
+
+/// What an attach may ask for besides the log.
+pub(super) struct Wishes {
+    is_present: bool,
+    pace: Option<Pace>,
 }
 
 pub(super) fn welcome(id: RequestId) -> BoxFuture<'static, Reply> {
@@ -253,9 +260,7 @@ impl<S: Store> Connection<S> {
             Some(data) => joined.tell(data.get()),
             None => {
                 joined.ask_for_all();
-                if !self.ready.contains(&set.attachment) {
-                    self.ready.push_back(set.attachment);
-                }
+                self.make_ready(set.attachment);
             }
         }
         Ok(())
@@ -298,7 +303,7 @@ impl<S: Store> Connection<S> {
                 let welcome: Welcome = self.welcome_frame(id, now);
                 self.outbox.text(ServerFrame::Welcome(welcome).encode());
             }
-            Reply::Attached(number, tail, cursor, frames, is_present) => {
+            Reply::Attached(number, tail, cursor, frames, Wishes { is_present, pace }) => {
                 frames.into_iter().for_each(|frame| self.outbox.text(frame));
                 let waiter = tail.wait(self.wake.clone(), number);
                 let author = self.identity.as_ref().map(|identity| &identity.author).filter(|_| is_present);
@@ -316,6 +321,7 @@ impl<S: Store> Connection<S> {
                     wants_fetch: false,
                     joined,
                     has_acked: false,
+                    pace,
                 };
                 self.attachments.insert(number, attachment);
                 self.edge.metrics.attachments.inc();
@@ -334,7 +340,8 @@ async fn open<S: Store>(
     author: &Author,
 ) -> Result<Reply, Fault> {
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let (head, is_present) = (page.head, attach.presence);
+    let wishes = Wishes { is_present: attach.presence, pace: Pace::new(attach.fold_ms) };
+    let head = page.head;
     let mut frames = Vec::new();
     let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| fault_of(&key, &e))?;
     let (cursor, resumed) = match attach.from {
@@ -377,7 +384,7 @@ async fn open<S: Store>(
             cursor
         }
     };
-    Ok(Reply::Attached(number, tail, cursor, frames, is_present))
+    Ok(Reply::Attached(number, tail, cursor, frames, wishes))
 }
 
 fn done(id: RequestId) -> Done {

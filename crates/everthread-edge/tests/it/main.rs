@@ -24,6 +24,8 @@ mod lease;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod pace;
+#[cfg(test)]
 mod pause;
 #[cfg(test)]
 mod presence;

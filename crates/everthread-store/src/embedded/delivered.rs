@@ -45,6 +45,11 @@ impl Delivered {
         }
     }
 
+    /// Forgets who has got the controls of a session that is gone.
+    pub fn forget(&self, key: &SessionKey) {
+        self.lock().sessions.remove(key);
+    }
+
     /// Who has got each control, in the order asked.
     pub fn to(&self, key: &SessionKey, controls: &[ControlId], now: Instant) -> Vec<Option<WorkerId>> {
         let known = self.lock();

@@ -3,7 +3,7 @@
 //! Owns the layout. Invariant: nothing here decides; rows are written only by the writer, in one transaction per group.
 
 use super::{Durability, Options, lenient::LenientFile, pools::PoolRow, session::Producer};
-use crate::{Error, Head, Page};
+use crate::{Error, Head, Page, Refusal};
 use everthread_protocol::{
     Epoch, Fence, Millis, Record, RunId, Seq, SessionId, SessionKey, TenantId, Version,
 };
@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Name of the file in the data directory.
 const FILE: &str = "everthread.redb";
-/// Layout of the tables; a file with a later one is refused. 1 had no folded records.
-const LAYOUT: u64 = 2;
+/// Layout of the tables; a file with a later one is refused. 1 had no folded records, 2 neither stubs nor bases.
+const LAYOUT: u64 = 3;
 /// Memory that redb may use for pages. Its default of 1 GiB is too much for a laptop.
 const PAGE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
@@ -26,6 +26,10 @@ pub(super) const STATE: TableDefinition<'_, &str, &str> = TableDefinition::new("
 pub(super) const RECORDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("records");
 /// The same for older records, folded: up to [`Meta::folded_to`].
 pub(super) const FOLDED: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("folded");
+/// Session number → first seq that is kept, and what stands for what was before it.
+pub(super) const BASES: TableDefinition<'_, u64, (u64, &str)> = TableDefinition::new("bases");
+/// Session numbers whose folded records are staged: no session has them yet.
+pub(super) const STAGED: TableDefinition<'_, u64, ()> = TableDefinition::new("staged");
 /// (session number, producer) → [`Producer`] as JSON.
 pub(super) const PRODUCERS: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("producers");
 /// (pool, ticket) → [`PoolRow`] as JSON.
@@ -39,7 +43,7 @@ pub(super) const DEADLINES: TableDefinition<'_, &str, u64> = TableDefinition::ne
 pub(super) const INDEX: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("index");
 /// (tenant, last active, session): the index in the order in which it is listed, backwards.
 pub(super) const RECENT: TableDefinition<'_, (&str, u64, &str), ()> = TableDefinition::new("recent");
-/// Numbers of the engine: `layout`, `boot`, `sessions`, `tickets`, `clock`.
+/// Numbers of the engine: `layout`, `boot` (the greatest epoch handed out), `sessions`, `tickets`, `clock`.
 pub(super) const ENGINE: TableDefinition<'_, &str, u64> = TableDefinition::new("engine");
 
 /// What is kept of a session besides its state, records and producers.
@@ -62,6 +66,15 @@ pub(super) struct Meta {
     /// Up to here the log is folded.
     #[serde(default)]
     pub folded_to: Seq,
+    /// First seq that is kept; 0 if nothing was dropped.
+    #[serde(default)]
+    pub floor: Seq,
+    /// Bytes of the blocks of all folded records.
+    #[serde(default)]
+    pub folded_bytes: u64,
+    /// It is a stub: where log and state are, and since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archived: Option<(String, Millis)>,
 }
 
 impl Meta {
@@ -75,12 +88,19 @@ impl Meta {
         Version { epoch: self.epoch().0, n: self.changes }
     }
 
+    /// Refuses what needs log or state if it is a stub.
+    pub fn must_be_whole(&self) -> Result<(), Refusal> {
+        if self.archived.is_some() { Err(Refusal::Archived) } else { Ok(()) }
+    }
+
     /// Where the log ends.
     pub fn to_head(&self) -> Head {
         let (epoch, since) = self.epoch();
         let active = u32::try_from(self.fences.len()).unwrap_or(u32::MAX);
         let (seq, version, folded_to) = (self.head, self.version(), self.folded_to);
-        Head { epoch, since, seq, version, active, folded_to }
+        let (floor, folded_bytes) = (self.floor.max(Seq(1)), self.folded_bytes);
+        let archived = self.archived.is_some();
+        Head { epoch, since, seq, version, active, folded_to, floor, folded_bytes, archived }
     }
 }
 
@@ -115,12 +135,14 @@ impl Disk {
             txn.open_table(STATE).map_err(failed)?;
             txn.open_table(RECORDS).map_err(failed)?;
             txn.open_table(FOLDED).map_err(failed)?;
+            txn.open_table(BASES).map_err(failed)?;
             txn.open_table(PRODUCERS).map_err(failed)?;
             txn.open_table(POOLS).map_err(failed)?;
             txn.open_table(DEADLINES).map_err(failed)?;
             txn.open_table(DEVICES).map_err(failed)?;
             txn.open_table(INDEX).map_err(failed)?;
             txn.open_table(RECENT).map_err(failed)?;
+            super::plant::clear_staged(&txn)?;
             let mut engine = txn.open_table(ENGINE).map_err(failed)?;
             let layout = engine.get("layout").map_err(failed)?.map_or(LAYOUT, |v| v.value());
             if !(1..=LAYOUT).contains(&layout) {
@@ -161,6 +183,7 @@ impl Disk {
     pub fn loaded(&self, key: &SessionKey) -> Result<Option<(Meta, String, Held)>, Error> {
         let snapshot = Snapshot::of(self)?;
         let Some((meta, state)) = snapshot.session(key)? else { return Ok(None) };
+        meta.must_be_whole()?;
         let table = snapshot.0.open_table(PRODUCERS).map_err(failed)?;
         let mut held = Vec::new();
         for run in meta.fences.keys() {
@@ -195,12 +218,13 @@ impl Disk {
     pub fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Option<Page>, Error> {
         let snapshot = Snapshot::of(self)?;
         let Some(meta) = snapshot.meta(key)? else { return Ok(None) };
+        meta.must_be_whole()?;
         let mut page = Page { records: Vec::new(), head: meta.to_head(), epochs: meta.epochs };
         if after >= page.head.seq {
             return Ok(Some(page));
         }
         let mut bytes = 0;
-        let mut next = after.next();
+        let mut next = Seq(after.0.saturating_add(1)).max(page.head.floor);
         for table in [FOLDED, RECORDS] {
             let table = snapshot.0.open_table(table).map_err(failed)?;
             for row in table.range((meta.number, next.0)..=(meta.number, u64::MAX)).map_err(failed)? {
@@ -274,10 +298,10 @@ impl Disk {
 pub(super) type Held = Vec<(RunId, u64, u64)>;
 
 /// Everything as of one commit.
-struct Snapshot(redb::ReadTransaction);
+pub(super) struct Snapshot(redb::ReadTransaction);
 
 impl Snapshot {
-    fn of(disk: &Disk) -> Result<Self, Error> {
+    pub fn of(disk: &Disk) -> Result<Self, Error> {
         disk.0.begin_read().map(Self).map_err(failed)
     }
 
@@ -286,7 +310,7 @@ impl Snapshot {
         row.map(|row| from_json(row.value())).transpose()
     }
 
-    fn session(&self, key: &SessionKey) -> Result<Option<(Meta, String)>, Error> {
+    pub fn session(&self, key: &SessionKey) -> Result<Option<(Meta, String)>, Error> {
         let Some(meta) = self.meta(key)? else { return Ok(None) };
         let state =
             self.0.open_table(STATE).map_err(failed)?.get(key.to_string().as_str()).map_err(failed)?;
@@ -343,7 +367,8 @@ pub(super) fn to_json(row: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(row).map_err(|e| Error::Corrupt(e.to_string()))
 }
 
-fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
+/// A row of JSON, read.
+pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|e| Error::Corrupt(format!("the local database: {e}")))
 }
 

@@ -4,11 +4,13 @@ use super::Shared;
 use super::disk::{self, failed, to_json};
 use super::leases::Lease;
 use super::people::{self, DeviceChange};
+use super::plant::PlantRows;
 use super::pools::PoolChange;
 use super::session::Session;
+use super::trim::{self, TrimRows};
 use crate::Error;
 use bytes::Bytes;
-use everthread_protocol::{Millis, PoolKey, Record, RunId, SessionKey};
+use everthread_protocol::{Epoch, Millis, PoolKey, Record, RunId, SessionKey};
 use redb::{ReadableTable as _, WriteTransaction};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -24,6 +26,10 @@ pub(super) struct Group {
     pub records: Vec<(u64, u64, Bytes)>,
     /// Ranges of raw records that folded ones take the place of.
     pub folds: Vec<FoldRows>,
+    /// Folded records that leave their logs.
+    pub trims: Vec<TrimRows>,
+    /// Rows of sessions that are planted or become stubs.
+    pub planting: PlantRows,
     /// New records as followers get them, in order.
     pub feed: Vec<(SessionKey, Record)>,
     /// Leases that were granted, in order.
@@ -38,6 +44,10 @@ pub(super) struct Group {
     pub devices: Vec<DeviceChange>,
     /// Sessions that were active.
     pub index: Vec<(SessionKey, Millis)>,
+    /// Sessions that go from the index, if it says this time.
+    pub unindex: Vec<(SessionKey, Millis)>,
+    /// The session that is deleted, and its number. It is alone in its group.
+    pub deleted: Option<(SessionKey, Option<u64>)>,
     /// One per request.
     pub answers: Vec<Answer>,
 }
@@ -77,16 +87,29 @@ pub(super) struct Numbers {
     pub sessions: u64,
     /// The clock, rounded to seconds.
     pub clock: u64,
+    /// The greatest epoch that was handed out, or more: the next start, and the next new session, begin above it.
+    pub epoch: u64,
+}
+
+impl Numbers {
+    /// An epoch that no session has had.
+    pub fn next_epoch(&mut self, now_us: u64) -> Epoch {
+        self.epoch = now_us.max(self.epoch + 1);
+        Epoch(self.epoch)
+    }
 }
 
 impl Group {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+            && self.planting.is_empty()
             && self.pools.is_empty()
             && self.deadlines.is_empty()
             && self.devices.is_empty()
             && self.index.is_empty()
+            && self.unindex.is_empty()
+            && self.deleted.is_none()
     }
 
     /// Stores everything, all or nothing.
@@ -97,25 +120,26 @@ impl Group {
         numbers: Numbers,
     ) -> Result<(), Error> {
         let txn = shared.disk.begin()?;
+        self.store_records(&txn)?;
+        self.planting.store(&txn)?;
         self.store_sessions(&txn, sessions)?;
         self.store_pools(&txn)?;
         self.store_deadlines(&txn)?;
         self.store_index(&txn)?;
         people::store(&txn, &self.devices)?;
+        self.store_deletion(&txn)?;
         {
             let mut engine = txn.open_table(disk::ENGINE).map_err(failed)?;
             engine.insert("sessions", numbers.sessions).map_err(failed)?;
             engine.insert("clock", numbers.clock).map_err(failed)?;
+            // The next start begins a greater one.
+            engine.insert("boot", numbers.epoch).map_err(failed)?;
         }
         // From here on a failure leaves open whether the group is stored.
         txn.commit().map_err(|e| Error::Indeterminate(format!("the local database did not commit: {e}")))
     }
 
-    fn store_sessions(
-        &self,
-        txn: &WriteTransaction,
-        sessions: &HashMap<SessionKey, Session>,
-    ) -> Result<(), Error> {
+    fn store_records(&self, txn: &WriteTransaction) -> Result<(), Error> {
         if self.sessions.is_empty() {
             return Ok(());
         }
@@ -131,6 +155,18 @@ impl Group {
                 }
                 records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
             }
+        }
+        trim::store(txn, &self.trims)?;
+        Ok(())
+    }
+
+    fn store_sessions(
+        &self,
+        txn: &WriteTransaction,
+        sessions: &HashMap<SessionKey, Session>,
+    ) -> Result<(), Error> {
+        if self.sessions.is_empty() {
+            return Ok(());
         }
         let mut metas = txn.open_table(disk::META).map_err(failed)?;
         let mut states = txn.open_table(disk::STATE).map_err(failed)?;
@@ -188,11 +224,19 @@ impl Group {
     }
 
     fn store_index(&self, txn: &WriteTransaction) -> Result<(), Error> {
-        if self.index.is_empty() {
+        if self.index.is_empty() && self.unindex.is_empty() {
             return Ok(());
         }
         let mut index = txn.open_table(disk::INDEX).map_err(failed)?;
         let mut recent = txn.open_table(disk::RECENT).map_err(failed)?;
+        for (key, at) in &self.unindex {
+            let (tenant, session) = (key.tenant.as_str(), key.session.as_str());
+            let stored = index.get((tenant, session)).map_err(failed)?.map(|at| at.value());
+            if stored == Some(at.0) {
+                index.remove((tenant, session)).map_err(failed)?;
+                recent.remove((tenant, at.0, session)).map_err(failed)?;
+            }
+        }
         for (key, at) in &self.index {
             let (tenant, session) = (key.tenant.as_str(), key.session.as_str());
             let stored = index.get((tenant, session)).map_err(failed)?.map(|at| at.value());

@@ -58,6 +58,11 @@ impl Devices {
         (changes, Some(cursor))
     }
 
+    /// Forgets the devices of a session that is gone.
+    pub fn forget(&mut self, key: &SessionKey) {
+        self.0.remove(key);
+    }
+
     /// Keeps the memory bounded. Everything it holds must be committed.
     pub fn trim(&mut self) {
         if self.0.len() > SESSIONS_MAX {

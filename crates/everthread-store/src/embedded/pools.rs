@@ -154,6 +154,11 @@ impl Deadlines {
         true
     }
 
+    /// The session is due at once if it is ever due. Returns whether that is news.
+    pub fn hurry(&mut self, key: &SessionKey) -> bool {
+        self.by_session.contains_key(key) && self.arm(key, Millis(0))
+    }
+
     /// Takes sessions that are due. Claims are not stored: after a restart nobody holds them.
     pub fn claim(&mut self, limit: usize, now: Millis) -> Vec<Due> {
         let due: Vec<SessionKey> = self

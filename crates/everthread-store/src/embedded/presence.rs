@@ -52,6 +52,11 @@ impl Presence {
         }
     }
 
+    /// Nobody is present any more.
+    pub fn forget(&self, key: &SessionKey) {
+        self.lock().sessions.remove(key);
+    }
+
     /// Everybody whom a living node holds.
     pub fn present(&self, key: &SessionKey, told_max: usize, now: Instant) -> Vec<Present> {
         let mut known = self.lock();

@@ -105,8 +105,10 @@ impl Producer {
 /// The numbers that a write needs from outside the session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
-    /// Epoch of this start of the engine.
+    /// Epoch of this start of the engine: no session that was there before stays below it.
     pub boot: Epoch,
+    /// Greater than every epoch and fence of sessions that are gone: a new session's own.
+    pub fresh: Epoch,
     /// The store's clock.
     pub now: Millis,
     /// The same in microseconds: the least fence that may be granted.
@@ -173,7 +175,7 @@ impl Session {
         match (self.exists(), write.creates()) {
             (false, false) => return Err(Refusal::NoSession.into()),
             (true, true) => return Err(Refusal::Exists.into()),
-            _ => {}
+            _ => self.meta.must_be_whole()?,
         }
         if let Some(written) = self.duplicate(write) {
             return Ok(Applied { written, record: None, changed: false, lease: None });
@@ -235,19 +237,24 @@ impl Session {
 
     fn apply(&mut self, write: &OwnedWrite, moment: Moment) -> Result<Applied, Error> {
         let (from, to) = (self.meta.head.next(), Seq(self.meta.head.0 + u64::from(write.count)));
+        // One that was made since the start has an epoch of its own, later than the start.
+        let epoch = if self.exists() { self.meta.epoch().0.max(moment.boot) } else { moment.fresh };
         let record = if write.count == 0 {
             None
         } else {
-            let stored = stored_record(moment.boot, from, moment.now, &write.tail);
+            let stored = stored_record(epoch, from, moment.now, &write.tail);
             // Read back before anything changes: what cannot be read must not get in.
             let record = Record::from_stored(&stored, to).map_err(|e| {
                 Error::Corrupt(format!("the write was refused, its block cannot be read back: {e}"))
             })?;
             Some((stored, record))
         };
-        let moved = self.meta.epoch().0 != moment.boot;
+        if !self.exists() {
+            self.meta.fence_last = epoch.0;
+        }
+        let moved = self.meta.epoch().0 != epoch;
         if moved {
-            self.meta.epochs.push((moment.boot, from));
+            self.meta.epochs.push((epoch, from));
             let excess = self.meta.epochs.len().saturating_sub(EPOCHS_MAX);
             self.meta.epochs.drain(..excess);
         }
@@ -266,7 +273,7 @@ impl Session {
             self.producers_dirty.insert(asked.key.clone());
         }
         let written = Written {
-            epoch: moment.boot,
+            epoch,
             to,
             at: moment.now,
             version: self.meta.version(),
@@ -344,7 +351,7 @@ mod tests {
             change: None,
             not_after: None,
         };
-        let moment = Moment { boot: Epoch(1), now: Millis(at), now_us: at * 1000 };
+        let moment = Moment { boot: Epoch(1), fresh: Epoch(1), now: Millis(at), now_us: at * 1000 };
         session.apply(&write, moment).unwrap();
     }
 

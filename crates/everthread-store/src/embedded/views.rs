@@ -7,9 +7,9 @@
 use super::disk::{Held, Meta};
 use super::leases::{Lease, Leases};
 use super::session::{Producer, Session};
-use crate::{Head, LEASE_MS_MAX, Loaded, Page, Renewal};
+use crate::{Head, LEASE_MS_MAX, Listed, Loaded, Page, Renewal};
 use everthread_protocol::{Millis, Record, RunId, Seq, SessionKey};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes of recent records kept per session: about a page of catch-up.
@@ -53,6 +53,11 @@ impl Views {
         }
         for (key, session) in sessions {
             leases.keep(key, &session.meta.fences);
+            if session.meta.archived.is_some() {
+                // Who asks for it learns from the file that it is a stub.
+                views.remove(key);
+                continue;
+            }
             let view = views.entry(key.clone()).or_default();
             view.meta = session.meta.clone();
             // What is folded is read folded.
@@ -83,6 +88,20 @@ impl Views {
         for key in keys {
             shown.views.remove(key);
         }
+    }
+
+    /// Forgets a session that is gone, with its leases.
+    pub fn delete(&self, key: &SessionKey) {
+        let mut shown = self.write();
+        shown.views.remove(key);
+        shown.leases.keep(key, &BTreeMap::new());
+    }
+
+    /// The session for a list, if it is here.
+    pub fn listed(&self, key: &SessionKey) -> Option<Listed> {
+        let shown = self.read();
+        let view = shown.views.get(key)?;
+        Some(view.meta.to_listed(view.state.to_string()))
     }
 
     /// Bytes of recent records kept of a session.

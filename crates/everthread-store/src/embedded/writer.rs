@@ -7,9 +7,13 @@
 use super::Shared;
 use super::group::{DeadlineRow, FoldRows, Group, Numbers};
 use super::people::Devices;
+use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Due, Error, Folded, Interest, Refusal, Taken, WorkItem, Written};
+use super::trim::OwnedTrim;
+use crate::{
+    Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written,
+};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +30,18 @@ pub(super) enum Request {
     Write(SessionKey, Box<OwnedWrite>, Reply<Written>),
     /// [`crate::Store::fold`].
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
+    /// [`crate::Store::delete`]: makes a group of its own.
+    Delete(SessionKey, Reply<Option<Deleted>>),
+    /// [`crate::Store::unindex`].
+    Unindex(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::trim`].
+    Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
+    /// [`crate::Store::stage`]: for which session, under which name.
+    Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
+    /// [`crate::Store::plant`].
+    Plant((SessionKey, String), Box<OwnedPlant>, Reply<Planted>),
+    /// [`crate::Store::stub`].
+    Stub(SessionKey, Box<OwnedStub>, Reply<Stubbed>),
     /// [`crate::Store::index`].
     Index(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::enqueue`].
@@ -50,6 +66,7 @@ pub(super) enum Request {
 pub(super) struct OwnedFold {
     epoch: Epoch,
     range: (Seq, Seq),
+    bytes: u64,
     records: Vec<(u64, Vec<u8>)>,
 }
 
@@ -57,7 +74,7 @@ impl OwnedFold {
     /// Encodes what the caller lent.
     pub fn of(fold: crate::Fold<'_>) -> Result<Self, Error> {
         let records = fold.records.iter().map(|record| (record.to.0, record.to_stored_folded())).collect();
-        Ok(Self { epoch: fold.epoch, range: fold.range()?, records })
+        Ok(Self { epoch: fold.epoch, range: fold.range()?, bytes: fold.bytes(), records })
     }
 }
 
@@ -71,6 +88,8 @@ pub(super) struct Writer {
     pub numbers: Numbers,
     /// Cached sessions: each as it is after everything applied so far.
     pub sessions: HashMap<SessionKey, Session>,
+    /// What is staged.
+    pub staging: Staging,
     /// What waits for workers.
     pub pools: Pools,
     /// When sessions are due.
@@ -91,13 +110,27 @@ impl Writer {
         let mut batch = Vec::with_capacity(GROUP_MAX);
         // Waits only when nothing is queued; what arrives during a commit becomes the next group.
         while requests.blocking_recv_many(&mut batch, GROUP_MAX) > 0 {
-            self.groups += 1;
-            let mut group = Group::default();
+            let mut group = self.next_group();
             for request in batch.drain(..) {
+                // What a deletion removes must be in the file, and a session made anew after it must not be removed.
+                let is_alone = matches!(request, Request::Delete(..));
+                if is_alone {
+                    let before = std::mem::replace(&mut group, self.next_group());
+                    self.finish(before);
+                }
                 self.apply(request, &mut group);
+                if is_alone {
+                    let alone = std::mem::replace(&mut group, self.next_group());
+                    self.finish(alone);
+                }
             }
             self.finish(group);
         }
+    }
+
+    fn next_group(&mut self) -> Group {
+        self.groups += 1;
+        Group::default()
     }
 
     fn apply(&mut self, request: Request, group: &mut Group) {
@@ -111,6 +144,30 @@ impl Writer {
             }
             Request::Fold(key, fold, reply) => {
                 let result = self.fold(&key, *fold, group);
+                answer(group, reply, result);
+            }
+            Request::Delete(key, reply) => {
+                let result = self.delete(&key, group);
+                answer(group, reply, result);
+            }
+            Request::Unindex(key, at, reply) => {
+                group.unindex.push((key, at));
+                answer(group, reply, Ok(()));
+            }
+            Request::Trim(key, trim, reply) => {
+                let result = self.trim(&key, *trim, group);
+                answer(group, reply, result);
+            }
+            Request::Stage(id, stage, reply) => {
+                let result = self.stage(id, *stage, group);
+                answer(group, reply, result);
+            }
+            Request::Plant(id, plant, reply) => {
+                let result = self.plant(id, *plant, group);
+                answer(group, reply, result);
+            }
+            Request::Stub(key, stub, reply) => {
+                let result = self.stub(&key, *stub, group);
                 answer(group, reply, result);
             }
             Request::Index(key, at, reply) => {
@@ -177,7 +234,8 @@ impl Writer {
         session.touched = self.groups;
         let (now, now_us) = self.shared.clock.both();
         let before = session.bytes();
-        let applied = session.write(write, Moment { boot: self.boot, now, now_us });
+        let fresh = if session.exists() { self.boot } else { self.numbers.next_epoch(now_us) };
+        let applied = session.write(write, Moment { boot: self.boot, fresh, now, now_us });
         self.cached_bytes = self.cached_bytes + session.bytes() - before;
         if applied.is_err() && !session.exists() {
             // A creation that was refused leaves nothing behind.
@@ -198,7 +256,7 @@ impl Writer {
     }
 
     /// Sees to it that the session is in memory, if it exists.
-    fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
+    pub(super) fn bring(&mut self, key: &SessionKey) -> Result<bool, Error> {
         if self.sessions.contains_key(key) {
             return Ok(true);
         }
@@ -213,6 +271,7 @@ impl Writer {
     fn fold(&mut self, key: &SessionKey, fold: OwnedFold, group: &mut Group) -> Result<Folded, Error> {
         self.bring(key)?;
         let Some(session) = self.sessions.get_mut(key) else { return Err(Refusal::NoSession.into()) };
+        session.meta.must_be_whole()?;
         session.touched = self.groups;
         let (epoch, folded_to) = (session.meta.epoch().0, session.meta.folded_to);
         let (number, (from, to)) = (session.meta.number, fold.range);
@@ -228,6 +287,7 @@ impl Writer {
             return Ok(Folded::NoSuchRecord);
         }
         session.meta.folded_to = to;
+        session.meta.folded_bytes += fold.bytes;
         group.folds.push(FoldRows { number, range: (from.0, to.0), records: fold.records });
         group.sessions.entry(key.clone()).or_default();
         Ok(Folded::Done)
@@ -251,6 +311,9 @@ impl Writer {
     }
 
     fn publish(&mut self, group: &mut Group) {
+        if let Some((key, _)) = group.deleted.take() {
+            self.forget_deleted(&key);
+        }
         let sessions = &mut self.sessions;
         let recent = |views: &super::views::Views| -> usize {
             group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
@@ -317,7 +380,13 @@ fn refuse(request: Request, error: &Error) {
     match request {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
+        Request::Delete(.., reply) => drop(reply.send(Err(error))),
+        Request::Trim(.., reply) => drop(reply.send(Err(error))),
+        Request::Plant(.., reply) => drop(reply.send(Err(error))),
+        Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)
+        | Request::Stage(.., reply)
+        | Request::Unindex(.., reply)
         | Request::Enqueue(.., reply)
         | Request::FinishItem(.., reply)
         | Request::Arm(.., reply)

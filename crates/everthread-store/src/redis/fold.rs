@@ -11,7 +11,8 @@ impl Redis {
     /// See [`crate::Store::fold`].
     pub(super) async fn fold_records(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         let (from, to) = fold.range()?;
-        let numbers = [fold.epoch.0, from.0, to.0, to.next().0].map(|number| number.to_string().into_bytes());
+        let numbers = [fold.epoch.0, from.0, to.0, to.next().0, fold.bytes()];
+        let numbers = numbers.map(|number| number.to_string().into_bytes());
         let records = fold
             .records
             .iter()
@@ -32,6 +33,7 @@ fn folded_of(answer: Vec<Value>) -> Result<Folded, Error> {
     match (text(word)?, &answer[1..]) {
         ("ok", []) => Ok(Folded::Done),
         ("none", []) => Err(Refusal::NoSession.into()),
+        ("archived", []) => Err(Refusal::Archived.into()),
         ("epoch", [epoch]) => Ok(Folded::NewEpoch { epoch: Epoch(number(epoch)?) }),
         ("elsewhere", [to]) => Ok(Folded::Elsewhere { folded_to: Seq(number(to)?) }),
         ("gone", []) => Ok(Folded::NoSuchRecord),

@@ -158,7 +158,7 @@ impl Redis {
     }
 
     /// One link for all deadlines, so that an arming and a claim of one node keep their order.
-    fn deadlines(&self) -> &Link {
+    pub(super) fn deadlines(&self) -> &Link {
         self.link("deadlines")
     }
 }

@@ -42,6 +42,21 @@ impl Keys {
         format!("{}:{{{session}}}:folded", self.prefix)
     }
 
+    /// Stream that expires: records that are put aside until the session is planted.
+    pub(super) fn staged(&self, session: &SessionKey, name: &str) -> String {
+        format!("{}:{{{session}}}:staged:{name}", self.prefix)
+    }
+
+    /// String: first seq of a session that is kept, and what stands for what was before it.
+    pub(super) fn base(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:base", self.prefix)
+    }
+
+    /// String that expires: the last epoch and fence of a session that was deleted.
+    pub(super) fn gone(&self, session: &SessionKey) -> String {
+        format!("{}:{{{session}}}:gone", self.prefix)
+    }
+
     /// Hash: the last batch of each producer of a session.
     pub(super) fn producers(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:producers", self.prefix)
@@ -116,6 +131,9 @@ mod tests {
         assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
         assert_eq!(keys.folded(&session), "et:{acme/s1}:folded");
+        assert_eq!(keys.staged(&session, "x"), "et:{acme/s1}:staged:x");
+        assert_eq!(keys.base(&session), "et:{acme/s1}:base");
+        assert_eq!(keys.gone(&session), "et:{acme/s1}:gone");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
         assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");

@@ -23,7 +23,8 @@ const FOLDED_COUNT_MAX: usize = 64;
 /// Heads that one request asks for.
 const HEADS_BATCH: usize = 512;
 /// Fields of a head, in the order in which [`head_of`] takes them.
-const HEAD_FIELDS: [&str; 6] = ["epoch", "since", "head", "n", "active", "folded_to"];
+pub(super) const HEAD_FIELDS: [&str; 9] =
+    ["epoch", "since", "head", "n", "active", "folded_to", "floor", "folded_bytes", "archived"];
 
 impl Redis {
     /// See [`crate::Store::load`].
@@ -61,7 +62,12 @@ impl Redis {
         };
         let epochs = epochs_of(text(&meta[HEAD_FIELDS.len()])?)?;
         let head = head_of(&meta[..HEAD_FIELDS.len()])?.ok_or(crate::Refusal::NoSession)?;
-        let mut taking = Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq };
+        if head.archived {
+            return Err(crate::Refusal::Archived.into());
+        }
+        let next = next.max(head.floor);
+        let mut taking =
+            Taking { records: Vec::new(), bytes: 0, bytes_max, next, head: head.seq, epoch: head.epoch };
         let mut open = taking.take(first)?;
         while open {
             let more = if taking.next <= head.folded_to {
@@ -107,6 +113,8 @@ struct Taking {
     next: Seq,
     /// Where the page ends at the latest.
     head: Seq,
+    /// The epoch at that place.
+    epoch: Epoch,
 }
 
 impl Taking {
@@ -115,6 +123,10 @@ impl Taking {
         let has_some = !self.records.is_empty();
         for (at, entry) in entries.iter().enumerate() {
             let record = record_of(entry)?;
+            if has_some && record.epoch > self.epoch {
+                // The session was deleted and made anew since the page was begun, or has lost a tail that it has written anew.
+                return Ok(false);
+            }
             if at == 0 && has_some && record.from > self.next {
                 // What comes between was folded since the page was begun. If it is lost instead, the next page says so.
                 return Ok(false);
@@ -167,21 +179,25 @@ fn record_of(entry: &Value) -> Result<Record, Error> {
 
 /// The head in an answer of [`HEAD_FIELDS`].
 pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
-    let [epoch, since, seq, n, active, folded_to] = fields else {
+    let [epoch, since, seq, n, active, folded_to, floor, folded_bytes, archived] = fields else {
         return Err(broken("a head of other fields"));
     };
     if *epoch == Value::Nil {
         return Ok(None);
     }
     let epoch = Epoch(number(epoch)?);
+    let or = |field: &Value, absent| if *field == Value::Nil { Ok(absent) } else { number(field) };
     Ok(Some(Head {
         epoch,
         since: Seq(number(since)?),
         seq: Seq(number(seq)?),
         version: Version { epoch, n: number(n)? },
         active: u32::try_from(number(active)?).map_err(|_| broken("a count of fences"))?,
-        // Absent until the first fold.
-        folded_to: if *folded_to == Value::Nil { Seq::ZERO } else { Seq(number(folded_to)?) },
+        // Absent until the first fold, and the floor until something is dropped.
+        folded_to: Seq(or(folded_to, 0)?),
+        floor: Seq(or(floor, 1)?),
+        folded_bytes: or(folded_bytes, 0)?,
+        archived: *archived != Value::Nil,
     }))
 }
 
@@ -189,6 +205,9 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     let mut fields = HashMap::with_capacity(meta.len() / 2);
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
+    }
+    if fields.contains_key("archived") {
+        return Err(crate::Refusal::Archived.into());
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
@@ -221,7 +240,8 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     })
 }
 
-fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
+/// A table of epochs.
+pub(super) fn epochs_of(list: &str) -> Result<Vec<(Epoch, Seq)>, Error> {
     let pair = |pair: &str| {
         let (epoch, since) = pair.split_once(':').ok_or_else(|| broken("a table of epochs"))?;
         Ok((Epoch(parse(epoch)?), Seq(parse(since)?)))

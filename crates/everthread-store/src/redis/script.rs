@@ -45,6 +45,16 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     /// Puts folded records in the place of raw ones.
     pub(super) fold: Script,
+    /// Removes a session.
+    pub(super) delete: Script,
+    /// Drops folded records.
+    pub(super) trim: Script,
+    /// Puts records aside for a plant.
+    pub(super) stage: Script,
+    /// Makes a session out of what was staged.
+    pub(super) plant: Script,
+    /// Leaves a stub in the place of a session.
+    pub(super) stub: Script,
     /// Renews the leases of a session's runs.
     pub(super) renew: Script,
     /// Notes who has got a control.
@@ -67,6 +77,8 @@ pub(super) struct Scripts {
     pub(super) finish_due: Script,
     /// Declares a worker gone.
     pub(super) bury: Script,
+    /// Takes a session off the list of its tenant.
+    pub(super) unindex: Script,
     /// One page of a tenant's sessions.
     pub(super) sessions: Script,
     /// Sends a node's probe through the live feed.
@@ -81,6 +93,11 @@ impl Scripts {
             load: Script::new(include_str!("lua/load.lua")),
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
+            delete: Script::new(include_str!("lua/delete.lua")),
+            trim: Script::new(include_str!("lua/trim.lua")),
+            stage: Script::new(include_str!("lua/stage.lua")),
+            plant: Script::new(include_str!("lua/plant.lua")),
+            stub: Script::new(include_str!("lua/stub.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),
             ack: Script::new(include_str!("lua/ack.lua")),
@@ -92,6 +109,7 @@ impl Scripts {
             claim_due: Script::new(include_str!("lua/claim_due.lua")),
             finish_due: Script::new(include_str!("lua/finish_due.lua")),
             bury: Script::new(include_str!("lua/bury.lua")),
+            unindex: Script::new(include_str!("lua/unindex.lua")),
             sessions: Script::new(include_str!("lua/sessions.lua")),
             probe: Script::new(include_str!("lua/probe.lua")),
         }
@@ -104,6 +122,11 @@ impl Scripts {
             &self.load,
             &self.read,
             &self.fold,
+            &self.delete,
+            &self.trim,
+            &self.stage,
+            &self.plant,
+            &self.stub,
             &self.renew,
             &self.deliver,
             &self.ack,
@@ -115,6 +138,7 @@ impl Scripts {
             &self.claim_due,
             &self.finish_due,
             &self.bury,
+            &self.unindex,
             &self.sessions,
             &self.probe,
         ];

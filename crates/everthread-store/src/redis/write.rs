@@ -13,10 +13,11 @@ impl Redis {
     pub(super) async fn write_once(&self, key: &SessionKey, write: &Write<'_>) -> Result<Written, Error> {
         let keys = &self.inner.keys;
         let (meta, log, producers) = (keys.meta(key), keys.log(key), keys.producers(key));
+        let gone = keys.gone(key);
         let args = arguments(write, keys.control(key));
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let script = &self.inner.scripts.write;
-        let answer = self.link(key).script(script, &[&meta, &log, &producers], &args).await;
+        let answer = self.link(key).script(script, &[&meta, &log, &producers, &gone], &args).await;
         answer_of(answer.map_err(super::link::Failure::of_write)?)
     }
 }
@@ -79,6 +80,7 @@ fn answer_of(answer: Vec<Value>) -> Result<Written, Error> {
             duplicate: Some(Duplicate { batch: number(batch)?, answer: text(answer)?.to_owned() }),
         }),
         ("none", []) => Err(Refusal::NoSession.into()),
+        ("archived", []) => Err(Refusal::Archived.into()),
         ("exists", []) => Err(Refusal::Exists.into()),
         ("late", []) => Err(Refusal::Late.into()),
         ("fenced", []) => Err(Refusal::Fenced.into()),
@@ -90,6 +92,7 @@ fn answer_of(answer: Vec<Value>) -> Result<Written, Error> {
     }
 }
 
-fn version_of(value: &Value) -> Result<Version, Error> {
+/// A version in an answer.
+pub(super) fn version_of(value: &Value) -> Result<Version, Error> {
     text(value)?.parse().map_err(|_| broken("a version that is none"))
 }

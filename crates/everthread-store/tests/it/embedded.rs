@@ -195,3 +195,34 @@ async fn a_file_that_is_no_database_is_named() {
     let Err(Error::Corrupt(why)) = opened else { panic!("{opened:?}") };
     assert!(why.contains("everthread.redb is not a usable database"), "{why}");
 }
+
+#[tokio::test]
+async fn a_restart_finds_nothing_of_a_deleted_session_and_knows_its_numbers() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let (key, before, _) = suite::deleting::furnished(&store).await;
+    let (other, ..) = suite::deleting::furnished(&store).await;
+    store.delete(&key).await.unwrap().unwrap();
+    drop(store);
+
+    let store = open(dir.path());
+    assert_eq!(store.load(&key).await.unwrap(), None);
+    assert_eq!(store.devices(&key).await.unwrap(), []);
+    let listed = store.sessions(&key.tenant, None, 10).await.unwrap();
+    assert_eq!(
+        listed.into_iter().map(|(session, _)| session).collect::<Vec<_>>(),
+        std::slice::from_ref(&other.session)
+    );
+    let kept = read_all(&store, &other, Seq(0), suite::ALL).await;
+    assert_eq!(kept.last().unwrap().to, before.to);
+    let made = store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
+    assert!(made.epoch > before.epoch && made.to == Seq(1));
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await.len(), 1);
+
+    // A session of now stays in its epoch until the next start, and is in a later one after it.
+    let next = store.write(&key, one()).await.unwrap();
+    assert_eq!(next.epoch, made.epoch);
+    drop(store);
+    let store = open(dir.path());
+    assert!(store.write(&key, one()).await.unwrap().epoch > made.epoch);
+}

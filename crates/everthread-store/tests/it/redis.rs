@@ -555,3 +555,34 @@ async fn a_device_that_stood_in_a_lost_tail_gives_way_to_one_that_reads_the_new_
     let before = Cursor { epoch: first.epoch, seq: Seq(2) };
     assert_eq!(store.ack(&key, &phone, before).await.unwrap(), Some(before));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_deleted_session_its_tombstone_alone_is_left_for_a_while() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (key, first, _) = suite::deleting::furnished(&store).await;
+    store.delete(&key).await.unwrap();
+    let gone = format!("et:{{{key}}}:gone");
+    // The tombstone, and the node that lives.
+    let tell = async |line: &str| server.command(line).await.unwrap().trim().to_owned();
+    assert_eq!(tell("DBSIZE").await, ":2");
+    assert_eq!(tell(&format!("EXISTS {gone}")).await, ":1");
+    let ttl: u64 = tell(&format!("PTTL {gone}")).await.trim_start_matches(':').parse().unwrap();
+    assert!((80_000_000..=86_400_000).contains(&ttl), "{ttl}");
+
+    // The clock of the server may have gone back, or be another one.
+    let ahead = first.epoch.0 + 3_600_000_000;
+    let fence = ahead + 7;
+    tell(&format!("SET {gone} \"{ahead} {fence}\"")).await;
+    let made = store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
+    assert_eq!(made.epoch.0, ahead + 1);
+    let grant = Change { grant: Some(&suite::run("r1")), ..change(Some(made.version), "s") };
+    let granted = store.write(&key, Write { change: Some(grant), ..one() }).await.unwrap();
+    assert_eq!(granted.fence.unwrap().0, fence + 1);
+    assert_eq!(tell(&format!("EXISTS {gone}")).await, ":0", "the session itself knows its numbers now");
+    // And hands them on when it is deleted in its turn.
+    store.delete(&key).await.unwrap();
+    let text = format!("{} {}", made.epoch, fence + 1);
+    assert_eq!(tell(&format!("STRLEN {gone}")).await, format!(":{}", text.len()));
+    let made = store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
+    assert_eq!(made.epoch.0, ahead + 2);
+}

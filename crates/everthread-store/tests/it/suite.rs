@@ -3,12 +3,15 @@
 //! `conformance!(open)` makes one test of every case; `open` is an async function that gives a fresh store and whatever
 //! must live as long as the test. A case may wait for a state, with a deadline, never for a time.
 
+pub mod deleting;
 pub mod feed;
 pub mod folding;
 pub mod indexes;
 pub mod leases;
 pub mod people;
+pub mod planting;
 pub mod reading;
+pub mod trimming;
 pub mod writing;
 
 use everthread_protocol::{Epoch, Record, RunId, Seq, SessionKey, Version};
@@ -68,6 +71,26 @@ macro_rules! conformance {
             a_follower_that_heard_nothing_finds_what_was_folded_meanwhile,
             readers_appenders_and_folders_do_not_get_in_each_others_way,
         );
+        $crate::suite::conformance!(@ $open, planting,
+            what_was_staged_becomes_a_session_that_goes_on,
+            a_planted_session_can_be_folded_and_acknowledged,
+            a_plant_without_all_that_it_needs_makes_nothing,
+            of_many_plants_at_once_exactly_one_wins,
+            a_stub_refuses_what_needs_log_or_state,
+            a_session_that_has_changed_is_not_made_a_stub,
+            a_session_that_comes_back_is_as_it_was,
+            readers_of_a_session_that_goes_and_comes_find_it_whole,
+            followers_hear_of_a_plant,
+            a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
+        );
+        $crate::suite::conformance!(@ $open, trimming,
+            a_trim_drops_what_is_before_the_floor_and_keeps_the_base,
+            heads_tell_how_many_bytes_are_folded,
+            a_trim_that_does_not_fit_is_refused_and_changes_nothing,
+            a_decision_and_a_trim_do_not_miss_each_other,
+            of_many_trimmers_at_once_exactly_one_wins,
+            readers_and_trimmers_do_not_get_in_each_others_way,
+        );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,
             a_lease_without_a_grant_is_ignored,
@@ -95,6 +118,17 @@ macro_rules! conformance {
             of_too_many_members_nothing_is_told_but_who_they_are,
             a_node_that_missed_its_beat_learns_it,
             a_presence_follower_hears_of_members_and_of_nothing_else,
+        );
+        $crate::suite::conformance!(@ $open, deleting,
+            nothing_is_left_of_a_deleted_session,
+            deleting_nothing_or_twice_is_harmless,
+            a_session_made_anew_has_greater_numbers_and_nothing_of_before,
+            followers_of_every_interest_are_told_to_look,
+            a_deadline_of_a_deleted_session_fires_at_once,
+            a_stub_is_listed_and_deleted_like_any_session,
+            states_come_in_the_order_asked,
+            a_session_leaves_the_list_unless_it_was_active_since,
+            deleting_while_others_write_fold_and_read,
         );
         $crate::suite::conformance!(@ $open, indexes,
             an_item_is_taken_once_and_finished_once,

@@ -11,9 +11,11 @@
 
 local function text(number) return string.format('%.0f', number) end
 
-local meta = redis.call('HMGET', KEYS[1], 'epochs', 'head')
+local meta = redis.call('HMGET', KEYS[1], 'epochs', 'head', 'archived')
 if not meta[1] then return {'none'} end
 local head = tonumber(meta[2])
+-- A stub has no log, and must not get one.
+local has_log = redis.call('EXISTS', KEYS[3]) == 1
 
 -- Each epoch with its place in the table, and the first seq of the next one.
 local index, ends, places = {}, {}, 0
@@ -50,7 +52,7 @@ else
     local at = tonumber(string.match(all[i + 1], ' (%d+) '))
     if now - at > tonumber(ARGV[4]) then
       redis.call('HDEL', KEYS[2], all[i])
-      redis.call('XGROUP', 'DESTROY', KEYS[3], all[i])
+      if has_log then redis.call('XGROUP', 'DESTROY', KEYS[3], all[i]) end
       left = left - 1
     elseif not oldest or at < oldest_at or (at == oldest_at and all[i] < oldest) then
       oldest, oldest_at = all[i], at
@@ -58,14 +60,14 @@ else
   end
   if left >= tonumber(ARGV[5]) then
     redis.call('HDEL', KEYS[2], oldest)
-    redis.call('XGROUP', 'DESTROY', KEYS[3], oldest)
+    if has_log then redis.call('XGROUP', 'DESTROY', KEYS[3], oldest) end
   end
 end
 
 -- The end of the log is mirrored at once: nothing may come after it that would.
-if seq == head or now - mirrored >= tonumber(ARGV[6]) then
+if not meta[3] and (seq == head or now - mirrored >= tonumber(ARGV[6])) then
   local id, read = text(seq) .. '-0', {}
-  if seq == head and redis.call('EXISTS', KEYS[3]) == 1 then
+  if seq == head and has_log then
     -- Only here the number of records before the cursor is known, without which Redis cannot tell the group's lag.
     local info = redis.call('XINFO', 'STREAM', KEYS[3])
     for i = 1, #info, 2 do

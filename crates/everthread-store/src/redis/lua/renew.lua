@@ -3,7 +3,7 @@
 --
 -- KEYS  1 meta
 -- ARGV  1 what the leases have left at least, in ms   2… run, fence, run, fence, …
--- Returns {epoch, since, head, n, active, folded_to}, all nil if there is no session
+-- Returns {epoch, since, head, n, active, folded_to, floor, folded_bytes, archived}, all nil if there is no session
 --
 -- Atomic because a run may change hands between the comparison of its fence and the renewal: the next holder's lease is
 -- not ours to move. Full memory does not stop it: else the leases of workers that live would run out meanwhile.
@@ -16,4 +16,5 @@ for i = 2, #ARGV, 2 do
     redis.call('HSET', KEYS[1], 'l:' .. ARGV[i], string.format('%.0f', ends))
   end
 end
-return redis.call('HMGET', KEYS[1], 'epoch', 'since', 'head', 'n', 'active', 'folded_to')
+return redis.call('HMGET', KEYS[1], 'epoch', 'since', 'head', 'n', 'active', 'folded_to', 'floor',
+                  'folded_bytes', 'archived')

@@ -1,6 +1,6 @@
 -- The one write: appends a record and changes the state of one session, or refuses and changes nothing.
 --
--- KEYS  1 meta  2 log  3 producers
+-- KEYS  1 meta  2 log  3 producers  4 tombstone
 -- ARGV  1 end of the record   2 count of entries    3 not_after in ms, or ''
 --       4 producer or ''      5 incarnation         6 batch                7 answer to keep
 --       8 run of the fence or ''                    9 fence
@@ -12,7 +12,7 @@
 --      21… runs that lose their fences and leases
 -- Returns {'ok', epoch, to, at, version, fence or '', folded_to}
 --         {'duplicate', epoch, to, version, batch, answer, folded_to}
---         {'none'} {'exists'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
+--         {'none'} {'exists'} {'archived'} {'late'} {'fenced'} {'gap', expected} {'conflict', version} {'written'}
 --         {'corrupt', why}
 --
 -- Atomic because every number is picked, every check made and every follower woken in one step: nobody can write
@@ -35,8 +35,9 @@ local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
 
 local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'replid', 'fence_last', 'active', 'pruned',
-                     'f:' .. fence_run, 'f:' .. grant, 'folded_to')
+                     'f:' .. fence_run, 'f:' .. grant, 'folded_to', 'archived')
 local epoch, n, head, replid = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0), m[4]
+local fence_last = m[5]
 local version = epoch and (epoch .. '.' .. text(n))
 local folded_to = m[10] or '0'
 
@@ -47,6 +48,8 @@ if change == 'new' then
   if redis.call('EXISTS', log, producers) > 0 then return {'corrupt', 'meta is gone, the log is there'} end
 elseif not epoch then
   return {'none'}
+elseif m[11] then
+  return {'archived'}
 end
 
 -- 2. A duplicate. 3. The time. 4. The fence. 5. A gap.
@@ -83,11 +86,22 @@ end
 local set = {}
 local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
 
+local last_epoch = epoch
+if change == 'new' then
+  -- One of this name may have been deleted: what was numbered for it must not fit this one.
+  local gone = redis.call('GET', KEYS[4])
+  if gone then
+    last_epoch, fence_last = string.match(gone, '^(%d+) (%d+)$')
+    put('fence_last', fence_last)
+    redis.call('DEL', KEYS[4])
+  end
+end
+
 -- Another primary, or this one started anew: a tail that was acknowledged may be gone.
 local primary = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
 local moved = replid ~= primary
 if moved then
-  epoch = text(math.max(tonumber(epoch or 0) + 1, micros))
+  epoch = text(math.max(tonumber(last_epoch or 0) + 1, micros))
   local table_ = {}
   for pair in string.gmatch(redis.call('HGET', meta, 'epochs') or '', '%S+') do table_[#table_ + 1] = pair end
   table_[#table_ + 1] = epoch .. ':' .. text(head + 1)
@@ -119,7 +133,7 @@ if change ~= '' then
     redis.call('HDEL', meta, 'l:' .. ARGV[i])
   end
   if grant ~= '' then
-    fence = text(math.max(tonumber(m[5] or 0) + 1, micros))
+    fence = text(math.max(tonumber(fence_last or 0) + 1, micros))
     active = active + 1 - redis.call('HEXISTS', meta, 'f:' .. grant)
     put('f:' .. grant, fence)
     put('l:' .. grant, text(now + ARGV[20]))
