@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use bytes::Bytes;
 use everthread_protocol::{Cursor, Fault};
-use everthread_store::{Error, Follower as _, Store};
+use everthread_store::{Error, Follower as _, Refusal, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -41,7 +41,7 @@ pub(crate) async fn follow<S: Store>(
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
     let cursor = after.unwrap_or_else(|| start_of(&page));
-    let events = Events { cursor, edge, tail, told_live: false, queue: VecDeque::new() };
+    let events = Events { cursor, edge, tail, told_live: false, is_over: false, queue: VecDeque::new() };
     Ok(stream_response(Body::from_stream(events.into_stream())))
 }
 
@@ -51,6 +51,7 @@ struct Events<S> {
     tail: Arc<Tail>,
     cursor: Cursor,
     told_live: bool,
+    is_over: bool,
     queue: VecDeque<Bytes>,
 }
 
@@ -61,7 +62,7 @@ enum Step {
 }
 
 impl<S: Store> Events<S> {
-    /// Ends when the node drains; the client comes back by itself, with `Last-Event-ID`.
+    /// Ends with the session, and when the node drains: then the client comes back by itself, with `Last-Event-ID`.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
         let wake = Arc::new(Wake::default());
         let waiter = self.tail.wait(wake.clone(), 0);
@@ -71,8 +72,19 @@ impl<S: Store> Events<S> {
                 if let Some(event) = this.queue.pop_front() {
                     return Some((Ok(event), (this, wake, waiter, gauge)));
                 }
+                if this.is_over {
+                    return None;
+                }
                 waiter.rearm();
-                match this.step().await {
+                let step = match this.step().await {
+                    Err(Error::Refused(Refusal::NoSession)) => {
+                        // The tail finds the same, and wakes everybody.
+                        this.tail.doubt();
+                        Ok(Step::Wait)
+                    }
+                    step => step,
+                };
+                match step {
                     Ok(Step::Events) => {}
                     Ok(Step::Wait) => tokio::select! {
                         () = wake.woken() => wake.take(&mut Vec::new()),
@@ -112,6 +124,12 @@ impl<S: Store> Events<S> {
             }
             Found::Behind(_) | Found::Ahead => self.read_log().await,
             Found::Invalid => self.reset().await,
+            Found::Gone => {
+                self.is_over = true;
+                self.edge.metrics.gone.inc();
+                self.queue.push_back(event("gone", None, r#"{"reason":"deleted"}"#));
+                Ok(Step::Events)
+            }
         }
     }
 

@@ -5,10 +5,10 @@ use crate::presence::Joined;
 use crate::reader::Reader;
 use crate::tail::{Found, Tail, Waiter, is_valid, since_of};
 use bytes::Bytes;
-use everthread_protocol::frame::{ResetReason, ServerFrame, Snapshot};
+use everthread_protocol::frame::{GoneReason, ResetReason, ServerFrame, Snapshot};
 use everthread_protocol::{Cursor, Seq, SessionKey};
 use everthread_session::view;
-use everthread_store::{Error, Follower as _, Page, Store};
+use everthread_store::{Error, Follower as _, Page, Refusal, Store};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,7 +165,18 @@ impl<S: Store> Connection<S> {
             }
             Found::Ahead => self.start_fetch(id, Fetch::Page),
             Found::Invalid => self.start_fetch(id, Fetch::Reset),
+            Found::Gone => self.end_attachment(id),
         }
+    }
+
+    /// The session was deleted: nothing comes any more.
+    fn end_attachment(&mut self, id: u32) {
+        if self.attachments.remove(&id).is_none() {
+            return;
+        }
+        self.edge.metrics.attachments.dec();
+        self.edge.metrics.gone.inc();
+        self.outbox.text(ServerFrame::Gone { attachment: id, reason: GoneReason::Deleted }.encode());
     }
 
     /// Sends what is new of who is present.
@@ -207,6 +218,11 @@ impl<S: Store> Connection<S> {
                 self.outbox.text(reset.encode());
                 self.outbox.text(frame);
                 self.ready.push_back(id);
+            }
+            Err((_, Error::Refused(Refusal::NoSession))) => {
+                // The tail finds the same, and wakes everybody.
+                attachment.waiter.rearm();
+                attachment.tail.doubt();
             }
             Err((key, error)) => {
                 // The attachment keeps its cursor and tries again; the store's trouble is reported once, by the store.
