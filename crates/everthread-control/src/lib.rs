@@ -18,7 +18,7 @@ mod keeper;
 mod task_group;
 mod upkeep;
 
-pub use desk::{Decided, Desk, Failure, Numbered, run_producer, system_author};
+pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use keeper::Keeper;
 pub use task_group::TaskGroup;

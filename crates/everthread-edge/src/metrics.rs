@@ -22,6 +22,10 @@ pub struct Metrics {
     pub lags: IntCounter,
     /// Times that what a client held was not of the log.
     pub resets: IntCounter,
+    /// Attachments and SSE followers that were told that their session is gone.
+    pub gone: IntCounter,
+    /// Sessions that were deleted through this node.
+    pub deletions: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
     /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
@@ -81,6 +85,8 @@ impl Metrics {
             ),
             lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
             resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
+            gone: counter("everthread_gone_total", "Followers whose session was deleted."),
+            deletions: counter("everthread_deletions_total", "Sessions deleted through this node."),
             controls_delivered: counter(
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
