@@ -43,7 +43,7 @@ pub(super) struct PlantRows {
     staged: Vec<(u64, bool)>,
     /// Numbers of which everything goes.
     cleared: Vec<u64>,
-    /// Session numbers with the floor and base they have from here on.
+    /// Session numbers with the floor and the base that they have from here on.
     bases: Vec<(u64, Seq, String)>,
 }
 
@@ -266,7 +266,7 @@ impl Writer {
         }
         let first = plant.first.as_ref().map(|first| self.first(&mut meta, first)).transpose()?;
         group.planting.cleared.extend(old_number);
-        group.planting.bases.extend(plant.base.map(|base| (meta.number, plant.floor, base)));
+        group.planting.bases.extend(plant.base.map(|base| (meta.number, meta.floor, base)));
         let done = Planted::Done { epoch: meta.epoch().0, to: meta.head, version: meta.version() };
         let mut session = Session::stored(meta, String::new(), producers);
         session.state = plant.state;

@@ -11,6 +11,7 @@ pub mod leases;
 pub mod people;
 pub mod planting;
 pub mod reading;
+pub mod trimming;
 pub mod writing;
 
 use everthread_protocol::{Epoch, Record, RunId, Seq, SessionKey, Version};
@@ -83,6 +84,14 @@ macro_rules! conformance {
             a_session_that_was_deleted_can_be_planted_anew,
             a_stub_is_listed_and_deleted_like_a_session,
             a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
+        );
+        $crate::suite::conformance!(@ $open, trimming,
+            a_trim_drops_what_is_before_the_floor_and_keeps_the_base,
+            heads_tell_how_many_bytes_are_folded,
+            a_trim_that_does_not_fit_is_refused_and_changes_nothing,
+            a_decision_and_a_trim_do_not_miss_each_other,
+            of_many_trimmers_at_once_exactly_one_wins,
+            readers_and_trimmers_do_not_get_in_each_others_way,
         );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,

@@ -83,7 +83,7 @@ if ARGV[13] ~= '' then
   record = '["' .. epoch .. '",' .. ARGV[12] .. ',' .. now .. ARGV[13]
   redis.call('XADD', log, to .. '-0', 'r', record)
 end
-if ARGV[7] ~= '' then redis.call('SET', base, ARGV[7]) else redis.call('UNLINK', base) end
+if ARGV[7] ~= '' then redis.call('SET', base, ARGV[6] .. ' ' .. ARGV[7]) else redis.call('UNLINK', base) end
 redis.call('PERSIST', KEYS[6])
 redis.call('HDEL', meta, 'archived', 'archived_at')
 put('head', to)
