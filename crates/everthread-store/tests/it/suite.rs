@@ -11,6 +11,7 @@ pub mod leases;
 pub mod people;
 pub mod planting;
 pub mod reading;
+pub mod tenant;
 pub mod trimming;
 pub mod writing;
 
@@ -59,6 +60,10 @@ macro_rules! conformance {
             a_control_follower_hears_of_changes_and_not_of_appends,
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
+        );
+        $crate::suite::conformance!(@ $open, tenant,
+            a_tenants_followers_hear_of_its_sessions_and_of_no_others,
+            a_deletion_wakes_followers_of_the_tenant,
         );
         $crate::suite::conformance!(@ $open, folding,
             from_every_cursor_a_folded_log_reads_the_same,
