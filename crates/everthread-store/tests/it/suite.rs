@@ -84,6 +84,7 @@ macro_rules! conformance {
             a_stub_refuses_what_needs_log_or_state,
             a_session_that_has_changed_is_not_made_a_stub,
             a_session_that_comes_back_is_as_it_was,
+            a_floor_and_its_base_go_and_come_with_the_session,
             readers_of_a_session_that_goes_and_comes_find_it_whole,
             followers_hear_of_a_plant,
             a_session_that_was_deleted_can_be_planted_anew,
