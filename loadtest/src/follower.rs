@@ -71,8 +71,13 @@ impl Follower {
         let mut this = Follower { socket, epoch, seq, delivered: 0, part_begin: 0, blocks: 0, counts };
         let hello =
             Hello { id: "1".parse()?, token: None, client: None, device: None, subject: None, kind: None };
-        let attach =
-            Attach { id: "2".parse()?, session: session.clone(), from: From::Start, presence: false, fold_ms: None };
+        let attach = Attach {
+            id: "2".parse()?,
+            session: session.clone(),
+            from: From::Start,
+            presence: false,
+            fold_ms: None,
+        };
         this.socket.queue(&ClientFrame::Hello(hello).encode());
         this.socket.send(&ClientFrame::Attach(attach).encode()).await?;
         let nothing = Script::new(0, 0, Duration::ZERO, Duration::ZERO);

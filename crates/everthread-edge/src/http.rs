@@ -7,8 +7,9 @@ mod presence;
 mod read;
 
 use crate::auth::Identity;
+use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
-use crate::{Edge, client, socket, sse, worker};
+use crate::{Edge, client, feed, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
@@ -18,6 +19,7 @@ use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
+use everthread_protocol::frame::Summary;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
     AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
@@ -58,6 +60,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
     Router::new()
         .route("/v1/connect", get(connect_client::<S>))
         .route("/v1/worker", get(connect_worker::<S>))
+        .route("/v1/feed", get(feed::sse::follow::<S>))
         .route("/v1/sessions", get(list::<S>).post(create::<S>))
         .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>))
         .route("/v1/sessions/{session}/input", post(input::<S>))
@@ -191,9 +194,6 @@ async fn create<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answ
     match edge.desk.decide(&key, &identity.author, &open, Numbered::No).await {
         Ok(decided) => {
             let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
-            if let Err(error) = edge.desk.store().index(&key, decided.written.at).await {
-                tracing::warn!(%key, %error, "a new session is not in the list");
-            }
             let body = json!({ "session": key.session, "cursor": cursor, "meta": meta });
             Ok(json_response(StatusCode::CREATED, &body))
         }
@@ -232,21 +232,15 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
         .map(|(session, _)| SessionKey { tenant: identity.tenant.clone(), session: session.clone() })
         .collect();
     let read = devices::read_by(&edge, &keys, asked.device.as_ref()).await?;
-    let mut sessions = Vec::with_capacity(found.len());
-    for ((key, (_, at)), read) in keys.into_iter().zip(found).zip(read) {
-        match edge.desk.load(&key).await {
-            Ok((loaded, state)) => {
-                let mut session = json!({ "session": key.session, "active_at": at, "meta": state.meta });
-                if asked.device.is_some() {
-                    devices::add_unread(&mut session, &loaded, read.as_ref());
-                }
-                sessions.push(session);
-            }
-            // The index is only an index.
-            Err(failure) if failure.fault().code == Code::NoSession => {}
-            Err(failure) => return Err(failure.fault().into()),
-        }
-    }
+    let states = store.states(&keys).await.map_err(|e| e.fault())?;
+    let rows = found.into_iter().zip(states).zip(read);
+    // The index is only an index: what is not there is left out.
+    let sessions: Vec<Summary> = rows
+        .filter_map(|(((session, at), listed), read)| {
+            let row = Row::of(session, at, listed?);
+            Some(if asked.device.is_some() { row.for_device(read.as_ref()) } else { row.summary })
+        })
+        .collect();
     let mut answer = json!({ "sessions": sessions });
     if let Some(next) = next {
         answer["next"] = Value::String(next);

@@ -12,6 +12,8 @@ mod control;
 #[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod feed;
+#[cfg(test)]
 mod folding;
 #[cfg(test)]
 mod hostile;

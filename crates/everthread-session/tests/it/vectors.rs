@@ -176,6 +176,7 @@ fn client_kind(frame: &ServerFrame<'_>) -> &'static str {
         ServerFrame::Receipt(_) => "receipt",
         ServerFrame::History(_) => "history",
         ServerFrame::Presence(_) => "presence",
+        ServerFrame::Sessions(_) => "sessions",
         ServerFrame::Ping {} => "ping",
         ServerFrame::Bye(_) => "bye",
     }

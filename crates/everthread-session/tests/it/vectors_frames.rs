@@ -316,6 +316,15 @@ fn client_requests() -> Vec<Value> {
 fn client_people() -> Vec<Value> {
     vec![
         accepted("attach: from the device's cursor", attach(json!("device"))),
+        accepted("watch", json!({"t": "watch", "id": "1"})),
+        accepted("watch: as many as there may be", json!({"t": "watch", "id": "1", "recent": 200})),
+        refused(
+            "watch: more than there may be",
+            "bad_request",
+            json!({"t": "watch", "id": "1", "recent": 201}),
+        ),
+        refused("watch: one session", "bad_request", json!({"t": "watch", "id": "1", "session": "s"})),
+        accepted("unwatch", json!({"t": "unwatch", "id": "1"})),
         accepted("attach: folded", attach_folded(json!(40))),
         accepted("attach: folded as much as may be", attach_folded(json!(500))),
         accepted("attach: not folded", attach_folded(json!(0))),
@@ -544,6 +553,12 @@ pub fn server_frames() -> Value {
     let epoch = "1763700000000000";
     let member = json!({"member": "user/ann/phone", "kind": "user", "subject": "ann", "device": "phone", "data": {"typing": true},
         "since": 1_763_700_000_000_u64});
+    let brief = json!({"session": "s2", "active_at": 1_763_700_000_000_u64, "meta": {}, "seq": 1, "runs": [], "approvals": []});
+    let summary = json!({"session": "s1", "active_at": 1_763_700_000_001_u64, "meta": {"title": "Trip"}, "seq": 42,
+        "runs": [{"run": "r2", "agent": "guide", "status": "suspended"}],
+        "approvals": [{"run": "r2", "approval": "pay", "expires": 1_763_700_900_000_u64}],
+        "ended": {"run": "r1", "outcome": "completed", "at": 1_763_700_000_000_u64}, "held": true, "closed": true,
+        "acked": 40, "unread_entries": 2});
     let error = |code: &str, retryable: bool, quiet: bool| json!({"t": "error", "id": "1", "code": code, "message": "what to do", "retryable": retryable, "no_side_effects": quiet});
     let mut late = error("unavailable", true, true);
     late["after_ms"] = json!(500);
@@ -581,6 +596,8 @@ pub fn server_frames() -> Value {
             {"t": "presence", "attachment": 2, "n": 2, "joined": [member], "changed": [member], "left": ["user/bob/tv"]},
             {"t": "presence", "attachment": 2, "n": 3, "count": 201},
             {"t": "history", "id": "4", "messages": [message], "more": false},
+            {"t": "sessions", "n": 1, "sessions": [summary]},
+            {"t": "sessions", "n": 2, "changed": [brief], "gone": ["s3"]},
             {"t": "ping"},
             {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},
         ],
