@@ -12,6 +12,8 @@ mod control;
 #[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod fairness;
+#[cfg(test)]
 mod feed;
 #[cfg(test)]
 mod folding;
