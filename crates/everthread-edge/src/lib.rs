@@ -13,6 +13,7 @@ mod client;
 mod conflate;
 mod control;
 pub mod devices;
+pub mod feed;
 pub mod folder;
 mod fork;
 pub mod http;
@@ -31,6 +32,7 @@ use devices::Acks;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
+use feed::Feeds;
 use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
@@ -92,6 +94,8 @@ pub struct Shared<S> {
     pub acks: Acks<S>,
     /// Who is present in the sessions followed here.
     pub presences: Presences<S>,
+    /// What the sessions of tenants are doing.
+    pub feeds: Feeds<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
     /// Every task of the node.
@@ -112,6 +116,7 @@ impl<S: Store> Edge<S> {
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let times = config.presence.clone();
         let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
+        let feeds = Feeds::new(store.clone(), &metrics, &tasks);
         let reader = Reader::new(store);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
@@ -124,6 +129,7 @@ impl<S: Store> Edge<S> {
                 dispatcher,
                 reader,
                 tails,
+                feeds,
                 folder,
                 acks,
                 presences,

@@ -6,6 +6,8 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
+mod waiters;
+
 use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
@@ -14,10 +16,12 @@ use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
 use everthread_store::{Error, Follower, Following, Interest, Page, Refusal, Store};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+
+pub(crate) use waiters::Waiters;
+pub use waiters::{Waiter, Wake};
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;
@@ -33,108 +37,6 @@ const CHECK_BATCH: usize = 256;
 const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
-
-/// Wakes one connection, and tells it which of its attachments have something new.
-#[derive(Debug, Default)]
-pub struct Wake {
-    notify: Notify,
-    dirty: Mutex<Vec<u32>>,
-}
-
-impl Wake {
-    /// Marks an attachment and wakes the connection.
-    pub fn mark(&self, attachment: u32) {
-        lock(&self.dirty).push(attachment);
-        self.notify.notify_one();
-    }
-
-    /// Ready when something was marked since the last call of `take`. Cancel safe.
-    pub async fn woken(&self) {
-        self.notify.notified().await;
-    }
-
-    /// What was marked.
-    pub fn take(&self, into: &mut Vec<u32>) {
-        into.append(&mut lock(&self.dirty));
-    }
-}
-
-/// One attachment's registration with a tail; dropping it ends the wake-ups.
-pub struct Waiter {
-    list: Arc<Waiters>,
-    id: u64,
-    state: Arc<AtomicU8>,
-}
-
-/// The next change marks it.
-const ARMED: u8 = 0;
-/// It is marked, and has not looked yet.
-const MARKED: u8 = 1;
-/// Only a change that cannot wait marks it: it looks by itself in time.
-const HELD: u8 = 2;
-
-impl Waiter {
-    /// From here on the next change marks the attachment again. Call before reading the ring.
-    pub fn rearm(&self) {
-        self.state.store(ARMED, Ordering::SeqCst);
-    }
-
-    /// From here on only what cannot wait marks it. Call before looking at the ring.
-    pub fn hold(&self) {
-        self.state.store(HELD, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        lock(&self.list.by_id).remove(&self.id);
-    }
-}
-
-/// Attachments that wait for the same thing.
-#[derive(Default)]
-pub(crate) struct Waiters {
-    by_id: Mutex<HashMap<u64, Waiting>>,
-    next: std::sync::atomic::AtomicU64,
-}
-
-struct Waiting {
-    wake: Arc<Wake>,
-    attachment: u32,
-    state: Arc<AtomicU8>,
-}
-
-impl Waiters {
-    /// Marks `attachment` at `wake` whenever all are woken from here on.
-    pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(AtomicU8::new(ARMED));
-        let waiting = Waiting { wake, attachment, state: state.clone() };
-        lock(&self.by_id).insert(id, waiting);
-        Waiter { list: self.clone(), id, state }
-    }
-
-    /// Marks everybody who is not marked yet.
-    pub(crate) fn wake_all(&self) {
-        self.wake(true);
-    }
-
-    /// Marks everybody who waits for this and is not marked yet: those on hold only if it is urgent.
-    fn wake(&self, is_urgent: bool) {
-        for waiting in lock(&self.by_id).values() {
-            let turn = |from| {
-                waiting.state.compare_exchange(from, MARKED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            };
-            if turn(ARMED) || is_urgent && turn(HELD) {
-                waiting.wake.mark(waiting.attachment);
-            }
-        }
-    }
-
-    fn is_shared(&self) -> bool {
-        lock(&self.by_id).len() > 1
-    }
-}
 
 /// The live end of one session on this node.
 pub struct Tail {

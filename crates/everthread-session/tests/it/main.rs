@@ -18,5 +18,6 @@ mod vectors;
 mod vectors_branch;
 mod vectors_control;
 mod vectors_data;
+mod vectors_feed;
 mod vectors_frames;
 mod world;
