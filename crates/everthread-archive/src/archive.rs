@@ -19,8 +19,8 @@ use crate::{Counts, Error};
 use everthread_protocol::{Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_store::{
-    Archived, Archiver, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub, StubInfo,
-    Stubbed,
+    Archived, Archiver, Base, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub,
+    StubInfo, Stubbed,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use std::pin::Pin;
@@ -96,6 +96,16 @@ impl<S: Store> Archive<S> {
             }
             result => result,
         }
+    }
+
+    /// What stands for what was dropped, also of a session that is archived: the store has none of those.
+    pub(crate) async fn base_of(&self, key: &SessionKey) -> Result<Option<Base>, StoreError> {
+        let base = self.store.base(key).await?;
+        if base.is_some() || self.stub_of(key).await?.is_none() {
+            return Ok(base);
+        }
+        self.bring_back(key).await?;
+        self.store.base(key).await
     }
 
     async fn bring_back(&self, key: &SessionKey) -> Result<(), StoreError> {
@@ -251,7 +261,7 @@ impl<S: Store> Archive<S> {
     ) -> Result<bool, Error> {
         let mut page = self.store.read(key, Seq::ZERO, PAGE_BYTES).await?;
         let floor = page.head.floor;
-        let base = self.base(key, floor).await?;
+        let base = self.base_at(key, floor).await?;
         if base.is_none() && floor > Seq(1) {
             return Ok(false);
         }
@@ -293,8 +303,9 @@ impl<S: Store> Archive<S> {
     }
 
     /// What stands for what was before the floor.
-    async fn base(&self, _key: &SessionKey, _floor: Seq) -> Result<Option<String>, StoreError> {
-        Ok(None)
+    async fn base_at(&self, key: &SessionKey, floor: Seq) -> Result<Option<String>, StoreError> {
+        let base = self.store.base(key).await?;
+        Ok(base.filter(|base| base.floor == floor).map(|base| base.text))
     }
 
     /// After a stub that names `name`: other objects of the session are of no use any more.
