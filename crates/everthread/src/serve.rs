@@ -91,7 +91,7 @@ async fn node_until_stopped<S: Store>(
     sockets: Sockets,
 ) -> anyhow::Result<()> {
     let archived_after = archive.as_ref().map(|options| options.after);
-    let store = Arc::new(Archive::new(store, archive));
+    let store = Arc::new(Archive::new(Arc::new(store), archive));
     let archiving = archived_after.map(|after| archiving::Options { archiver: store.clone(), after });
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
