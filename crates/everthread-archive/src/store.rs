@@ -30,7 +30,7 @@ impl<S: Store> Store for Archive<S> {
     }
 
     async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
-        self.base_of(key).await
+        self.whole(key, || self.store.base(key)).await
     }
 
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {

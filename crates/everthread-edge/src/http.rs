@@ -1,5 +1,6 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod archive;
 mod branch;
 mod control;
 mod devices;
@@ -76,6 +77,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/archive", post(archive::archive::<S>))
         .route("/v1/sessions/{session}/select", post(branch::select::<S>))
         .route("/v1/sessions/{session}/fork", post(fork::make::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))

@@ -108,6 +108,15 @@ impl Metrics {
         }
     }
 
+    /// Shows what somebody else counts, too.
+    pub fn also(&self, collectors: Vec<Box<dyn prometheus::core::Collector>>) {
+        for collector in collectors {
+            if let Err(error) = self.registry.register(collector) {
+                tracing::error!(%error, "something that is counted is not shown");
+            }
+        }
+    }
+
     /// All of it in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut out = Vec::new();
