@@ -96,6 +96,7 @@ macro_rules! conformance {
             heads_tell_how_many_bytes_are_folded,
             a_trim_that_does_not_fit_is_refused_and_changes_nothing,
             a_decision_and_a_trim_do_not_miss_each_other,
+            nothing_is_left_of_a_base_when_its_session_is_deleted,
             of_many_trimmers_at_once_exactly_one_wins,
             readers_and_trimmers_do_not_get_in_each_others_way,
         );
@@ -130,6 +131,7 @@ macro_rules! conformance {
         $crate::suite::conformance!(@ $open, deleting,
             nothing_is_left_of_a_deleted_session,
             deleting_nothing_or_twice_is_harmless,
+            a_session_that_went_on_is_not_deleted_for_what_it_was,
             a_session_made_anew_has_greater_numbers_and_nothing_of_before,
             followers_of_every_interest_are_told_to_look,
             a_deadline_of_a_deleted_session_fires_at_once,
