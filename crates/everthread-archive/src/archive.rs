@@ -19,11 +19,12 @@ use crate::{Counts, Error};
 use everthread_protocol::{Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_store::{
-    Archived, Archiver, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub, StubInfo,
-    Stubbed,
+    Archived, Archiver, Base, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub,
+    StubInfo, Stubbed,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -49,7 +50,7 @@ pub struct Options {
 
 /// A store, and an archive behind it if one is configured.
 pub struct Archive<S> {
-    pub(crate) store: S,
+    pub(crate) store: Arc<S>,
     options: Option<Options>,
     turns: Turns,
     restores: Semaphore,
@@ -59,7 +60,7 @@ pub struct Archive<S> {
 
 impl<S: Store> Archive<S> {
     /// Puts an archive behind a store. Without options nothing is archived, and what others have archived stays so.
-    pub fn new(store: S, options: Option<Options>) -> Self {
+    pub fn new(store: Arc<S>, options: Option<Options>) -> Self {
         Self {
             store,
             options,
@@ -96,6 +97,16 @@ impl<S: Store> Archive<S> {
             }
             result => result,
         }
+    }
+
+    /// What stands for what was dropped, also of a session that is archived: the store has none of those.
+    pub(crate) async fn base_of(&self, key: &SessionKey) -> Result<Option<Base>, StoreError> {
+        let base = self.store.base(key).await?;
+        if base.is_some() || self.stub_of(key).await?.is_none() {
+            return Ok(base);
+        }
+        self.bring_back(key).await?;
+        self.store.base(key).await
     }
 
     async fn bring_back(&self, key: &SessionKey) -> Result<(), StoreError> {
@@ -168,14 +179,14 @@ impl<S: Store> Archive<S> {
                     }
                     Item::Head(read) => head = Some(read),
                     Item::Base(text) => base = Some(text),
-                    Item::Record(record) => staging.push(&self.store, record).await?,
+                    Item::Record(record) => staging.push(&*self.store, record).await?,
                 }
             }
             if !is_more {
                 break;
             }
         }
-        staging.flush(&self.store).await?;
+        staging.flush(&*self.store).await?;
         let Some(head) = head else { return Err(Broken::Shape("it has no beginning").into()) };
         let plant = Plant {
             over: Over::Stub { object: &stub.object },
@@ -251,7 +262,7 @@ impl<S: Store> Archive<S> {
     ) -> Result<bool, Error> {
         let mut page = self.store.read(key, Seq::ZERO, PAGE_BYTES).await?;
         let floor = page.head.floor;
-        let base = self.base(key, floor).await?;
+        let base = self.base_at(key, floor).await?;
         if base.is_none() && floor > Seq(1) {
             return Ok(false);
         }
@@ -293,8 +304,9 @@ impl<S: Store> Archive<S> {
     }
 
     /// What stands for what was before the floor.
-    async fn base(&self, _key: &SessionKey, _floor: Seq) -> Result<Option<String>, StoreError> {
-        Ok(None)
+    async fn base_at(&self, key: &SessionKey, floor: Seq) -> Result<Option<String>, StoreError> {
+        let base = self.store.base(key).await?;
+        Ok(base.filter(|base| base.floor == floor).map(|base| base.text))
     }
 
     /// After a stub that names `name`: other objects of the session are of no use any more.

@@ -25,6 +25,14 @@ impl<S: Store> Store for Archive<S> {
         self.store.fold(key, fold).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        self.store.trim(key, trim).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        self.base_of(key).await
+    }
+
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
         self.store.stage(key, name, records).await
     }
@@ -77,6 +85,10 @@ impl<S: Store> Store for Archive<S> {
 
     fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following {
         self.store.follow(key, interest, follower)
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        self.store.follow_tenant(tenant, follower)
     }
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
