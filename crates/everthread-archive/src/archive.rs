@@ -99,16 +99,6 @@ impl<S: Store> Archive<S> {
         }
     }
 
-    /// What stands for what was dropped, also of a session that is archived: the store has none of those.
-    pub(crate) async fn base_of(&self, key: &SessionKey) -> Result<Option<Base>, StoreError> {
-        let base = self.store.base(key).await?;
-        if base.is_some() || self.stub_of(key).await?.is_none() {
-            return Ok(base);
-        }
-        self.bring_back(key).await?;
-        self.store.base(key).await
-    }
-
     async fn bring_back(&self, key: &SessionKey) -> Result<(), StoreError> {
         let Some(options) = &self.options else { return Err(Refusal::Archived.into()) };
         let began = Instant::now();
