@@ -19,8 +19,8 @@ use crate::{Counts, Error};
 use everthread_protocol::{Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_store::{
-    Archived, Archiver, Base, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub,
-    StubInfo, Stubbed,
+    Archived, Archiver, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub, StubInfo,
+    Stubbed,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use std::pin::Pin;
