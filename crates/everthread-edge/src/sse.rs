@@ -4,12 +4,14 @@
 use crate::Edge;
 use crate::http::{Answer, Named, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
-use crate::tail::{Found, Tail, Wake, is_valid, since_of, start_of};
+use crate::tail::{Found, Tail, Wake, lost, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use bytes::Bytes;
-use everthread_protocol::{Cursor, Fault};
-use everthread_store::{Error, Follower as _, Store};
+use everthread_protocol::frame::ResetReason;
+use everthread_protocol::{Cursor, Fault, Seq};
+use everthread_session::view::View;
+use everthread_store::{Error, Follower as _, Head, Page, Refusal, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -19,7 +21,7 @@ use std::time::Duration;
 /// Bytes taken from the ring in one step.
 const STEP_BYTES: usize = 64 * 1024;
 /// A comment is sent after this much silence, so that proxies keep the connection.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Pause before a read that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -40,8 +42,24 @@ pub(crate) async fn follow<S: Store>(
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let cursor = after.unwrap_or_else(|| start_of(&page));
-    let events = Events { cursor, edge, tail, told_live: false, queue: VecDeque::new() };
+    let mut events = Events {
+        cursor: start_of(&page),
+        edge,
+        tail,
+        told_live: false,
+        is_over: false,
+        queue: VecDeque::new(),
+    };
+    match after {
+        // What the ring still has is told, too, but whoever comes new or late begins where the log does.
+        Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
+        Some(cursor) => {
+            events.cursor = cursor;
+            Ok(Step::Events)
+        }
+        None => events.begin(&page).await,
+    }
+    .map_err(|e| fault_of(&key, &e))?;
     Ok(stream_response(Body::from_stream(events.into_stream())))
 }
 
@@ -51,6 +69,7 @@ struct Events<S> {
     tail: Arc<Tail>,
     cursor: Cursor,
     told_live: bool,
+    is_over: bool,
     queue: VecDeque<Bytes>,
 }
 
@@ -61,7 +80,7 @@ enum Step {
 }
 
 impl<S: Store> Events<S> {
-    /// Ends when the node drains; the client comes back by itself, with `Last-Event-ID`.
+    /// Ends with the session, and when the node drains: then the client comes back by itself, with `Last-Event-ID`.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
         let wake = Arc::new(Wake::default());
         let waiter = self.tail.wait(wake.clone(), 0);
@@ -71,8 +90,19 @@ impl<S: Store> Events<S> {
                 if let Some(event) = this.queue.pop_front() {
                     return Some((Ok(event), (this, wake, waiter, gauge)));
                 }
+                if this.is_over {
+                    return None;
+                }
                 waiter.rearm();
-                match this.step().await {
+                let step = match this.step().await {
+                    Err(Error::Refused(Refusal::NoSession)) => {
+                        // The tail finds the same, and wakes everybody.
+                        this.tail.doubt();
+                        Ok(Step::Wait)
+                    }
+                    step => step,
+                };
+                match step {
                     Ok(Step::Events) => {}
                     Ok(Step::Wait) => tokio::select! {
                         () = wake.woken() => wake.take(&mut Vec::new()),
@@ -112,6 +142,12 @@ impl<S: Store> Events<S> {
             }
             Found::Behind(_) | Found::Ahead => self.read_log().await,
             Found::Invalid => self.reset().await,
+            Found::Gone => {
+                self.is_over = true;
+                self.edge.metrics.gone.inc();
+                self.queue.push_back(event("gone", None, r#"{"reason":"deleted"}"#));
+                Ok(Step::Events)
+            }
         }
     }
 
@@ -120,7 +156,7 @@ impl<S: Store> Events<S> {
         let key = self.tail.key().clone();
         self.edge.metrics.replays.inc();
         let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
-        if !is_valid(&page.epochs, page.head.seq, self.cursor) {
+        if lost(&page, self.cursor).is_some() {
             return self.reset().await;
         }
         if page.records.is_empty() {
@@ -136,15 +172,31 @@ impl<S: Store> Events<S> {
         Ok(Step::Events)
     }
 
+    /// From the start: with what stands for what was dropped, if anything was.
+    async fn begin(&mut self, page: &Page) -> Result<Step, Error> {
+        if page.head.floor > Seq(1) {
+            let Some(base) = self.edge.reader.base(self.tail.key()).await? else { return self.reset().await };
+            self.edge.metrics.resets.inc();
+            let head = Head { floor: base.seq().next(), ..page.head };
+            self.cursor = start_of(&Page { head, ..page.clone() });
+            self.queue.push_back(reset_event(self.cursor, &base)?);
+        }
+        Ok(Step::Events)
+    }
+
     async fn reset(&mut self) -> Result<Step, Error> {
         self.edge.metrics.resets.inc();
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
-        let view = serde_json::to_string(&view).map_err(|e| Error::Corrupt(e.to_string()))?;
-        self.queue.push_back(event("reset", Some(self.cursor), &view));
+        self.queue.push_back(reset_event(self.cursor, &view)?);
         Ok(Step::Events)
     }
+}
+
+fn reset_event(cursor: Cursor, view: &View) -> Result<Bytes, Error> {
+    let view = serde_json::to_string(view).map_err(|e| Error::Corrupt(e.to_string()))?;
+    Ok(event("reset", Some(cursor), &view))
 }
 
 /// An `entries` event from the suffix of a frame, which begins with a comma.
@@ -154,7 +206,7 @@ fn entries_event(cursor: Option<Cursor>, suffix: &[u8]) -> Bytes {
 }
 
 /// JSON has no raw line breaks, so one `data` line always holds it.
-fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
+pub(crate) fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
     let data = data.replace(['\n', '\r'], " ");
     match cursor {
         Some(cursor) => Bytes::from(format!("id: {cursor}\nevent: {name}\ndata: {data}\n\n")),
@@ -163,10 +215,10 @@ fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
 }
 
 /// Counts a connection for as long as it lives.
-struct Counted(prometheus::IntGauge);
+pub(crate) struct Counted(prometheus::IntGauge);
 
 impl Counted {
-    fn new(gauge: prometheus::IntGauge) -> Self {
+    pub(crate) fn new(gauge: prometheus::IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

@@ -30,11 +30,11 @@ mod writer;
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
     Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    Trim, Trimmed, WorkItem, Write, Written,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    Version, WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -95,6 +95,7 @@ struct Shared {
     views: views::Views,
     followers: Arc<registry::Registry<SessionKey, Interested>>,
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
+    tenants: Arc<registry::Registry<TenantId, Arc<dyn TenantFollower>>>,
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
     presence: presence::Presence,
@@ -119,6 +120,7 @@ impl Embedded {
             views: views::Views::default(),
             followers: Arc::default(),
             watchers: Arc::default(),
+            tenants: Arc::default(),
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
             presence: presence::Presence::default(),
@@ -275,7 +277,12 @@ impl Store for Embedded {
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
         let key = key.clone();
-        self.ask(|reply| Request::Delete(key, reply)).await
+        self.ask(|reply| Request::Delete(key, None, reply)).await
+    }
+
+    async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
+        let (key, expect) = (key.clone(), Some((expect, head)));
+        Ok(self.ask(|reply| Request::Delete(key, expect, reply)).await?.is_some())
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -328,6 +335,13 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        let following = self.0.shared.tenants.add(tenant, follower.clone());
+        // Whatever was indexed before this line may have been missed.
+        follower.doubt();
+        following
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
@@ -507,8 +521,6 @@ fn wall_us() -> u64 {
 mod tests {
     use super::*;
     use crate::Change;
-    use everthread_protocol::Version;
-
     fn write(n: u64, expect: Option<Version>, state: &str) -> Write<'_> {
         let change =
             Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None };

@@ -30,13 +30,13 @@ use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim,
-    Trimmed, WorkItem, Write, Written,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    Version, WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -203,7 +203,11 @@ impl Store for Redis {
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
-        self.delete_session(key).await
+        self.delete_session(key, None).await
+    }
+
+    async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
+        Ok(self.delete_session(key, Some((expect, head))).await?.is_some())
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -238,6 +242,10 @@ impl Store for Redis {
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         self.index_session(key, at).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        self.inner.feed.follow(self.inner.keys.changed(tenant), Sink::Tenant(follower))
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
