@@ -15,6 +15,7 @@ mod control;
 pub mod devices;
 pub mod feed;
 pub mod folder;
+mod fork;
 pub mod http;
 pub mod metrics;
 pub mod presence;

@@ -12,6 +12,7 @@ use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
+use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
 use everthread_store::{Follower, Following, Interest, Page, Store};
 use std::collections::{HashMap, VecDeque};
@@ -277,6 +278,14 @@ pub fn is_valid(epochs: &[(Epoch, Seq)], head: Seq, cursor: Cursor) -> bool {
     cursor.seq <= head && epochs.get(index + 1).is_none_or(|(_, next)| cursor.seq < *next)
 }
 
+/// Why nobody can go on from a cursor; `None` if they can.
+pub fn lost(page: &Page, cursor: Cursor) -> Option<ResetReason> {
+    if !is_valid(&page.epochs, page.head.seq, cursor) {
+        return Some(ResetReason::Epoch);
+    }
+    (cursor.seq.next() < page.head.floor).then_some(ResetReason::Retention)
+}
+
 fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
     epochs
         .iter()
@@ -286,10 +295,11 @@ fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
         .map_or(Epoch(0), |(epoch, _)| *epoch)
 }
 
-/// The cursor before the first entry of a log.
+/// The cursor before the first entry of a log that is kept.
 pub fn start_of(page: &Page) -> Cursor {
-    let epoch = page.epochs.first().map_or(page.head.epoch, |(epoch, _)| *epoch);
-    Cursor { epoch, seq: Seq::ZERO }
+    let seq = Seq(page.head.floor.0.saturating_sub(1));
+    let known = page.epochs.iter().rev().find(|(_, since)| *since <= seq).or(page.epochs.first());
+    Cursor { epoch: known.map_or(page.head.epoch, |(epoch, _)| *epoch), seq }
 }
 
 /// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one

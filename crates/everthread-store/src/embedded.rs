@@ -22,14 +22,15 @@ mod pools;
 mod presence;
 mod registry;
 mod session;
+mod trim;
 mod views;
 mod whole;
 mod writer;
 
 use crate::{
-    Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded, Page,
-    Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    TenantFollower, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
@@ -229,6 +230,16 @@ impl Store for Embedded {
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         let (key, fold) = (key.clone(), Box::new(writer::OwnedFold::of(fold)?));
         self.ask(|reply| Request::Fold(key, fold, reply)).await
+    }
+
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        let (key, trim) = (key.clone(), Box::new(trim::OwnedTrim::of(trim)?));
+        self.ask(|reply| Request::Trim(key, trim, reply)).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        let key = key.clone();
+        self.on_disk(move |shared| shared.disk.base(&key)).await
     }
 
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {

@@ -20,6 +20,7 @@ mod plant;
 mod presence;
 mod read;
 mod script;
+mod trim;
 mod whole;
 mod write;
 
@@ -28,9 +29,9 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded, Page,
-    Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, TenantFollower,
-    WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -167,6 +168,14 @@ impl Store for Redis {
 
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {
         self.fold_records(key, fold).await
+    }
+
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        self.trim_log(key, trim).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        self.base_of(key).await
     }
 
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {

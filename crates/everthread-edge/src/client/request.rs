@@ -7,15 +7,15 @@ use crate::conflate::Pace;
 use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::reader::fault_of;
-use crate::tail::{Tail, is_valid, start_of};
+use crate::tail::{Tail, lost, start_of};
 use crate::{Edge, branch, control, devices};
 use everthread_protocol::frame::{
     Ack, Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt,
     Regenerate, Release, ResetReason, Select, ServerFrame, SetPresence, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
-use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, SessionKey};
-use everthread_store::Store;
+use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, Seq, SessionKey};
+use everthread_store::{Page, Store};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -340,6 +340,26 @@ impl<S: Store> Connection<S> {
     }
 }
 
+/// How an attachment begins.
+enum Begin {
+    /// With what follows a cursor.
+    After(Cursor),
+    /// With a snapshot of so many messages.
+    Recent(usize),
+    /// With what stands for what was dropped, and everything that is kept.
+    Base,
+}
+
+impl Begin {
+    /// After a cursor; or, and why, with a snapshot.
+    fn after(page: &Page, cursor: Cursor) -> (Self, Option<ResetReason>) {
+        match lost(page, cursor) {
+            None => (Self::After(cursor), None),
+            reason => (Self::Recent(RESET_MESSAGES), reason),
+        }
+    }
+}
+
 async fn open<S: Store>(
     edge: &Edge<S>,
     key: SessionKey,
@@ -352,18 +372,18 @@ async fn open<S: Store>(
     let head = page.head;
     let mut frames = Vec::new();
     let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| fault_of(&key, &e))?;
-    let (cursor, resumed) = match attach.from {
-        From::Cursor(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
-        From::Cursor(_) => (None, false),
-        From::Start => (Some(start_of(&page)), true),
-        From::Recent(_) => (None, true),
+    let (begin, reset) = match attach.from {
+        From::Cursor(cursor) => Begin::after(&page, cursor),
+        From::Start if head.floor > Seq(1) => (Begin::Base, Some(ResetReason::Retention)),
+        From::Start => (Begin::After(start_of(&page)), None),
+        From::Recent(messages) => (Begin::Recent(messages), None),
         From::Device if author.device.is_none() => {
             return Err(Fault::bad_request("hello names no device whose cursor it could be"));
         }
         // A device that has acknowledged nothing begins with the last messages.
         From::Device => match mark.cursor {
-            Some(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
-            other => (None, other.is_none()),
+            Some(cursor) => Begin::after(&page, cursor),
+            None => (Begin::Recent(RESET_MESSAGES), None),
         },
     };
     let attached = Attached {
@@ -372,26 +392,31 @@ async fn open<S: Store>(
         session: attach.session,
         epoch: head.epoch,
         head: head.seq,
-        resumed,
+        resumed: reset.is_none(),
         acked: mark.acked,
         unread: mark.unread,
     };
     frames.push(ServerFrame::Attached(attached).encode());
-    if !resumed {
+    if let Some(reason) = reset {
         edge.metrics.resets.inc();
-        frames.push(ServerFrame::Reset { attachment: number, reason: ResetReason::Epoch }.encode());
+        frames.push(ServerFrame::Reset { attachment: number, reason }.encode());
     }
-    let cursor = match cursor {
-        Some(cursor) => cursor,
-        None => {
-            let recent = if let From::Recent(recent) = attach.from { recent } else { RESET_MESSAGES };
-            let (cursor, snapshot) = attachment::snapshot(&edge.reader, &key, number, recent)
-                .await
-                .map_err(|e| fault_of(&key, &e))?;
-            frames.push(snapshot);
-            cursor
+    let failed = |e: everthread_store::Error| fault_of(&key, &e);
+    let (cursor, snapshot) = match begin {
+        Begin::After(cursor) => (cursor, None),
+        Begin::Recent(messages) => {
+            let read = attachment::snapshot(&edge.reader, &key, number, messages).await;
+            read.map(|(cursor, frame)| (cursor, Some(frame))).map_err(failed)?
+        }
+        Begin::Base => {
+            let read = attachment::base(&edge.reader, &key, number, &page).await.map_err(failed)?;
+            // It is there: a floor does not go back, unless the store lost it, and then the next attach begins anew.
+            let (cursor, frame) =
+                read.ok_or_else(|| Fault::new(Code::Unavailable, "the session has changed: try again"))?;
+            (cursor, Some(frame))
         }
     };
+    frames.extend(snapshot);
     Ok(Reply::Attached(number, tail, cursor, frames, wishes))
 }
 

@@ -18,6 +18,8 @@ mod feed;
 #[cfg(test)]
 mod folding;
 #[cfg(test)]
+mod fork;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod hostile_control;

@@ -10,7 +10,10 @@ use super::people::Devices;
 use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, WorkItem, Written};
+use super::trim::OwnedTrim;
+use crate::{
+    Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written,
+};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +34,8 @@ pub(super) enum Request {
     Delete(SessionKey, Reply<Option<Deleted>>),
     /// [`crate::Store::unindex`].
     Unindex(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::trim`].
+    Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
     /// [`crate::Store::stage`]: for which session, under which name.
     Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
     /// [`crate::Store::plant`].
@@ -148,6 +153,10 @@ impl Writer {
             Request::Unindex(key, at, reply) => {
                 group.unindex.push((key, at));
                 answer(group, reply, Ok(()));
+            }
+            Request::Trim(key, trim, reply) => {
+                let result = self.trim(&key, *trim, group);
+                answer(group, reply, result);
             }
             Request::Stage(id, stage, reply) => {
                 let result = self.stage(id, *stage, group);
@@ -380,6 +389,7 @@ fn refuse(request: Request, error: &Error) {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
         Request::Delete(.., reply) => drop(reply.send(Err(error))),
+        Request::Trim(.., reply) => drop(reply.send(Err(error))),
         Request::Plant(.., reply) => drop(reply.send(Err(error))),
         Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)

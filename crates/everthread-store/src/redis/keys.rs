@@ -47,7 +47,7 @@ impl Keys {
         format!("{}:{{{session}}}:staged:{name}", self.prefix)
     }
 
-    /// String: the session as it stood before the first record that is kept.
+    /// String: first seq of a session that is kept, and what stands for what was before it.
     pub(super) fn base(&self, session: &SessionKey) -> String {
         format!("{}:{{{session}}}:base", self.prefix)
     }
