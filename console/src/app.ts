@@ -111,9 +111,9 @@ export class App {
       const path = location.pathname + location.search;
       history.pushState(null, "", id === undefined ? path : `#${encodeURIComponent(id)}`);
     }
+    this.#watch(undefined);
     this.#session?.close();
     this.#session = undefined;
-    this.#watch(undefined);
     this.#transcript.clear();
     this.#say("");
     this.#composer.setButtons({ run: undefined, canPause: false, stopping: false, pausing: false });

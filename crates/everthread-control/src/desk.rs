@@ -434,10 +434,15 @@ impl<S: Store> Desk<S> {
 
 /// The state of a session. What a newer release wrote may not be readable at all, so its schema is looked at first.
 fn state_of(loaded: &Loaded) -> Result<State, Failure> {
-    if schema_of(&loaded.state)? > SCHEMA {
+    read_state(&loaded.state)
+}
+
+/// A core state as the store has it.
+pub fn read_state(state: &str) -> Result<State, Failure> {
+    if schema_of(state)? > SCHEMA {
         return Err(Refusal::NewerSchema.into());
     }
-    Ok(serde_json::from_str(&loaded.state)?)
+    Ok(serde_json::from_str(state)?)
 }
 
 /// When the lease of a run ends, if the store knows.

@@ -198,14 +198,20 @@ impl<S: Store> Desk<S> {
         worker: &WorkerId,
         attempt: u32,
     ) -> Result<(), Failure> {
-        let (loaded, state) = self.load(key).await?;
+        let (loaded, state) = match self.load(key).await {
+            // It was deleted, and the run with it.
+            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
+            loaded => loaded?,
+        };
         let mut wrote = has_written(&loaded, &state, run);
         loop {
             let request = Request::WorkerDied { run: run.clone(), worker: worker.clone(), attempt, wrote };
             match self.decide(key, &system_author(), &request, Numbered::No).await {
                 Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) if !wrote => wrote = true,
-                // It ended or moved meanwhile.
-                Ok(_) | Err(Failure::Refused(Refusal::NotHeld)) => return Ok(()),
+                // It ended or moved meanwhile, or was deleted.
+                Ok(_)
+                | Err(Failure::Refused(Refusal::NotHeld))
+                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
                 Err(failure) => return Err(failure),
             }
         }

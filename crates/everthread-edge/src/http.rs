@@ -1,5 +1,6 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod archive;
 mod branch;
 mod control;
 mod devices;
@@ -10,6 +11,7 @@ mod read;
 use crate::auth::Identity;
 use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
+use crate::reader::fault_of;
 use crate::{Edge, client, feed, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
@@ -28,10 +30,15 @@ use everthread_protocol::{
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
 use everthread_store::Store;
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+/// Sessions taken off a list at once, because they are gone.
+const UNINDEXED_AT_ONCE: usize = 16;
 
 /// A fault as a response.
 pub(crate) struct Failed(pub Fault);
@@ -63,13 +70,14 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/worker", get(connect_worker::<S>))
         .route("/v1/feed", get(feed::sse::follow::<S>))
         .route("/v1/sessions", get(list::<S>).post(create::<S>))
-        .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>))
+        .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>).delete(delete::<S>))
         .route("/v1/sessions/{session}/input", post(input::<S>))
         .route("/v1/sessions/{session}/control", post(control::ask::<S>))
         .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/archive", post(archive::archive::<S>))
         .route("/v1/sessions/{session}/select", post(branch::select::<S>))
         .route("/v1/sessions/{session}/fork", post(fork::make::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
@@ -235,14 +243,22 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
         .collect();
     let read = devices::read_by(&edge, &keys, asked.device.as_ref()).await?;
     let states = store.states(&keys).await.map_err(|e| e.fault())?;
-    let rows = found.into_iter().zip(states).zip(read);
-    // The index is only an index: what is not there is left out.
-    let sessions: Vec<Summary> = rows
-        .filter_map(|(((session, at), listed), read)| {
-            let row = Row::of(session, at, listed?);
-            Some(if asked.device.is_some() { row.for_device(read.as_ref()) } else { row.summary })
-        })
-        .collect();
+    let (mut sessions, mut gone) = (Vec::<Summary>::with_capacity(found.len()), Vec::new());
+    for (((key, (session, at)), listed), read) in keys.into_iter().zip(found).zip(states).zip(read) {
+        let Some(listed) = listed else {
+            gone.push((key, at));
+            continue;
+        };
+        let row = Row::of(session, at, listed);
+        sessions.push(if asked.device.is_some() { row.for_device(read.as_ref()) } else { row.summary });
+    }
+    // The index is only an index.
+    let forget = stream::iter(gone).for_each_concurrent(UNINDEXED_AT_ONCE, |(key, at)| async move {
+        if let Err(error) = store.unindex(&key, at).await {
+            tracing::debug!(%key, %error, "a session that is gone stays in the index");
+        }
+    });
+    forget.await;
     let mut answer = json!({ "sessions": sessions });
     if let Some(next) = next {
         answer["next"] = Value::String(next);
@@ -254,6 +270,17 @@ fn read_page_mark(mark: &str) -> Result<(Millis, SessionId), Fault> {
     let bad = || Fault::bad_request("after is the \"next\" of the page before");
     let (at, session) = mark.split_once('.').ok_or_else(bad)?;
     Ok((Millis(at.parse().map_err(|_| bad())?), session.parse().map_err(|_| bad())?))
+}
+
+/// Deletes a session, whoever follows it or works in it.
+async fn delete<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
+    let (identity, key) = enter(&edge, &headers, &session)?;
+    let deleted = edge.desk.store().delete(&key).await.map_err(|e| fault_of(&key, &e))?;
+    if let Some(deleted) = &deleted {
+        edge.metrics.deletions.inc();
+        tracing::info!(%key, by = %identity.author.id, head = %deleted.head, "a session was deleted");
+    }
+    Ok(json_response(StatusCode::OK, &json!({ "deleted": deleted.is_some() })))
 }
 
 async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {

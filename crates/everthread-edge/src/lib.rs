@@ -7,6 +7,7 @@
 //!
 //! A node holds nothing that another cannot rebuild from the store.
 
+pub mod archiving;
 pub mod auth;
 mod branch;
 mod client;
@@ -27,9 +28,10 @@ mod sse;
 pub mod tail;
 mod worker;
 
+use archiving::Archiving;
 use auth::Auth;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
+use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use feed::Feeds;
@@ -58,6 +60,8 @@ pub struct Config {
     pub presence: presence::Times,
     /// When logs are folded in the store.
     pub folding: folder::Options,
+    /// When sessions are archived, if there is an archive.
+    pub archive: Option<archiving::Options>,
 }
 
 /// One edge node. Cheap to clone.
@@ -108,16 +112,20 @@ impl<S: Store> Edge<S> {
     /// A node on a store. Its keeper of deadlines starts at once.
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
-        let desk = Desk::new(store.clone(), config.leases.clone());
+        let reader = Reader::new(store.clone());
+        // Those that know of archived sessions when these are due come first.
+        let upkeeps: [Arc<dyn Upkeep>; 1] =
+            [Arc::new(Archiving::start(reader.clone(), config.archive.clone(), &tasks))];
+        let desk =
+            Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let metrics = Metrics::new();
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let times = config.presence.clone();
-        let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
         let feeds = Feeds::new(store.clone(), &metrics, &tasks);
-        let reader = Reader::new(store);
+        let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());

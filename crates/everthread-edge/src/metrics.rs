@@ -22,6 +22,10 @@ pub struct Metrics {
     pub lags: IntCounter,
     /// Times that what a client held was not of the log.
     pub resets: IntCounter,
+    /// Attachments and SSE followers that were told that their session is gone.
+    pub gone: IntCounter,
+    /// Sessions that were deleted through this node.
+    pub deletions: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
     /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
@@ -87,6 +91,8 @@ impl Metrics {
             ),
             lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
             resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
+            gone: counter("everthread_gone_total", "Followers whose session was deleted."),
+            deletions: counter("everthread_deletions_total", "Sessions deleted through this node."),
             controls_delivered: counter(
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
@@ -99,6 +105,15 @@ impl Metrics {
             ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,
+        }
+    }
+
+    /// Shows what somebody else counts, too.
+    pub fn also(&self, collectors: Vec<Box<dyn prometheus::core::Collector>>) {
+        for collector in collectors {
+            if let Err(error) = self.registry.register(collector) {
+                tracing::error!(%error, "something that is counted is not shown");
+            }
         }
     }
 

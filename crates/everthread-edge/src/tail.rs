@@ -14,7 +14,7 @@ use bytes::Bytes;
 use everthread_control::TaskGroup;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
-use everthread_store::{Follower, Following, Interest, Page, Store};
+use everthread_store::{Error, Follower, Following, Interest, Page, Refusal, Store};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -70,6 +70,8 @@ struct Ring {
     heard: Instant,
     /// Whether the head was learned from the store at all.
     known: bool,
+    /// The session was deleted. What has its name now has another tail.
+    is_gone: bool,
 }
 
 #[derive(Debug)]
@@ -107,6 +109,8 @@ pub enum Found {
     Ahead,
     /// The cursor is not of this log.
     Invalid,
+    /// The session was deleted.
+    Gone,
 }
 
 impl Ring {
@@ -120,30 +124,29 @@ impl Ring {
             active: false,
             heard: Instant::now(),
             known: false,
+            is_gone: false,
         }
-    }
-
-    fn since(&self) -> Seq {
-        self.epochs.last().map_or(Seq(1), |(_, since)| *since)
     }
 
     /// Takes a record from the feed; false if it does not follow the head and the log must be read.
     fn push(&mut self, record: &Record) -> bool {
-        if !self.known || record.epoch < self.head.epoch {
+        if self.is_gone || !self.known || record.epoch < self.head.epoch {
             return self.known;
         }
-        if record.epoch > self.head.epoch {
-            // Its first record tells where the new epoch begins, if it follows what is known.
-            if record.from != self.head.seq.next() {
-                return false;
-            }
-            self.epochs.push((record.epoch, record.from));
-        } else if record.to <= self.head.seq {
-            return true;
-        } else if record.from > self.head.seq.next() {
+        // Of another epoch: it may follow by its numbers only, on a tail that was lost and is written anew, or in a session
+        // that was deleted and made anew.
+        if record.epoch > self.head.epoch || record.from > self.head.seq.next() {
             return false;
         }
-        let suffix = record.frame_suffix(self.since());
+        if record.to > self.head.seq {
+            self.append(record);
+        }
+        true
+    }
+
+    /// Takes the record that follows the head.
+    fn append(&mut self, record: &Record) {
+        let suffix = record.frame_suffix(since_of(&self.epochs, record));
         self.bytes += suffix.len();
         let (at, len) = (self.pushed, suffix.len());
         // Nobody on hold may come to be far behind.
@@ -165,7 +168,28 @@ impl Ring {
                 self.bytes -= item.suffix.len();
             }
         }
-        true
+    }
+
+    /// The session is gone, if this is still where it stood before that was found.
+    fn end(&mut self, head: Cursor) -> bool {
+        self.is_gone |= self.known && self.head == head;
+        if self.is_gone {
+            self.items.clear();
+            self.bytes = 0;
+        }
+        self.is_gone
+    }
+
+    /// Whether a log with these epochs was begun after everything here was written: one of this name was deleted.
+    fn is_before(&self, epochs: &[(Epoch, Seq)]) -> bool {
+        self.known
+            && epochs.first().is_some_and(|(first, since)| *since == Seq(1) && *first > self.head.epoch)
+    }
+
+    /// Whether a page was read before the log here was begun.
+    fn is_after(&self, page: &Page) -> bool {
+        let began = self.epochs.first().filter(|(_, since)| self.known && *since == Seq(1));
+        began.is_some_and(|(first, _)| *first > page.head.epoch)
     }
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
@@ -173,6 +197,12 @@ impl Ring {
     /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
         let end = cursor_of(page);
+        if self.is_before(&page.epochs) {
+            self.end(self.head);
+        }
+        if self.is_gone || self.is_after(page) {
+            return;
+        }
         if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
             // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
             return;
@@ -181,9 +211,10 @@ impl Ring {
         self.active = page.head.active > 0;
         self.heard = Instant::now();
         if is_continued {
+            self.epochs.clone_from(&page.epochs);
             for record in &page.records {
-                if record.to > self.head.seq && !self.push(record) {
-                    break;
+                if record.to > self.head.seq && record.from <= self.head.seq.next() {
+                    self.append(record);
                 }
             }
         }
@@ -203,6 +234,9 @@ impl Ring {
 
     /// Where in the ring what follows `cursor` begins, unless that is more than `far` bytes.
     fn index_after(&self, cursor: Cursor, far: usize) -> Result<usize, Found> {
+        if self.is_gone {
+            return Err(Found::Gone);
+        }
         if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
             return Err(Found::Ahead);
         }
@@ -433,29 +467,36 @@ impl<S: Store> Tails<S> {
     }
 
     /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
-    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), everthread_store::Error> {
-        let tail = self.get(key);
-        let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let (is_behind, has_moved) = {
-            let mut ring = lock(&tail.ring);
-            let before = ring.head;
-            let is_behind = ring.known && page.head.seq > before.seq;
-            if !is_behind {
-                ring.learn(&page);
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), Error> {
+        loop {
+            let tail = self.get(key);
+            let page = self.inner.reader.page(key, BEYOND, 1).await?;
+            let (is_behind, has_moved, is_its) = {
+                let mut ring = lock(&tail.ring);
+                let before = ring.head;
+                let is_behind = ring.known && page.head.seq > before.seq && !ring.is_before(&page.epochs);
+                if !is_behind {
+                    ring.learn(&page);
+                }
+                (is_behind, ring.head != before, !ring.is_gone && !ring.is_after(&page))
+            };
+            if is_behind {
+                tail.want_repair();
+            } else if has_moved || !is_its {
+                tail.waiters.wake_all();
             }
-            (is_behind, ring.head != before)
-        };
-        if is_behind {
-            tail.want_repair();
-        } else if has_moved {
-            tail.waiters.wake_all();
+            // Else the session was deleted and made anew just now.
+            if is_its {
+                return Ok((tail, page));
+            }
         }
-        Ok((tail, page))
     }
 
     fn get(&self, key: &SessionKey) -> Arc<Tail> {
         let mut tails = lock(&self.inner.tails);
-        if let Some(tail) = tails.get(key).and_then(Weak::upgrade) {
+        if let Some(tail) = tails.get(key).and_then(Weak::upgrade)
+            && !lock(&tail.ring).is_gone
+        {
             return tail;
         }
         let this = self.clone();
@@ -509,10 +550,25 @@ impl<S: Store> Tails<S> {
         }
     }
 
-    async fn repair(&self, tail: &Tail) -> Result<(), everthread_store::Error> {
-        let after = lock(&tail.ring).head;
-        let page = self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await?;
-        lock(&tail.ring).learn(&page);
+    async fn repair(&self, tail: &Tail) -> Result<(), Error> {
+        let (after, is_gone) = {
+            let ring = lock(&tail.ring);
+            (ring.head, ring.is_gone)
+        };
+        if is_gone {
+            return Ok(());
+        }
+        match self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await {
+            Ok(page) => lock(&tail.ring).learn(&page),
+            // What nobody has opened yet is not there to be ended.
+            Err(Error::Refused(Refusal::NoSession)) => {
+                let mut ring = lock(&tail.ring);
+                if !ring.end(after) && ring.known {
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
+                }
+            }
+            Err(error) => return Err(error),
+        }
         tail.waiters.wake_all();
         Ok(())
     }
@@ -536,8 +592,13 @@ impl<S: Store> Tails<S> {
         let keys: Vec<SessionKey> = batch.iter().map(|tail| tail.key.clone()).collect();
         let Ok(heads) = self.inner.reader.store().heads(&keys).await else { return };
         for (tail, head) in batch.iter().zip(heads) {
-            let Some(head) = head else { continue };
             let mut ring = lock(&tail.ring);
+            let Some(head) = head else {
+                ring.heard = Instant::now();
+                drop(ring);
+                tail.want_repair();
+                continue;
+            };
             ring.active = head.active > 0;
             ring.heard = Instant::now();
             let is_same = (head.epoch, head.seq) == (ring.head.epoch, ring.head.seq);

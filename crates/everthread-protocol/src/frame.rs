@@ -306,6 +306,13 @@ pub enum ServerFrame<'a> {
         /// Why.
         reason: ResetReason,
     },
+    /// The attachment is over, and its number is not used again.
+    Gone {
+        /// Which attachment.
+        attachment: AttachmentId,
+        /// Why.
+        reason: GoneReason,
+    },
     /// A request without an answer of its own is done.
     Ok(Done),
     /// A request failed.
@@ -392,6 +399,14 @@ pub enum ResetReason {
     Epoch,
     /// The cursor is older than what is kept.
     Retention,
+}
+
+/// Why an attachment is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoneReason {
+    /// The session was deleted.
+    Deleted,
 }
 
 /// A session as it stands at `seq`.

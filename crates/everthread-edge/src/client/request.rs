@@ -232,7 +232,13 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_tracked(&mut self, (receipt, track): Tracked<S>) {
-        let Ok(receipt) = receipt else { return };
+        let receipt = match receipt {
+            Ok(receipt) => receipt,
+            Err(fault) if fault.code == Code::NoSession => {
+                return self.error(Some(track.control().to_string()), fault);
+            }
+            Err(_) => return,
+        };
         let is_last = control::is_settled(&receipt);
         self.outbox.text(ServerFrame::Receipt(receipt).encode());
         if !is_last {

@@ -186,6 +186,7 @@ impl<E: Engine> World<E> {
             stall_max: Duration::from_secs(60),
             presence: self.presence.clone(),
             folding: self.folding,
+            archive: None,
         };
         Node::start(Edge::start(self.engine.store(&id).await, config))
     }

@@ -10,6 +10,8 @@ mod branch;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod deleting;
+#[cfg(test)]
 mod devices;
 #[cfg(test)]
 mod fairness;

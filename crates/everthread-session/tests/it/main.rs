@@ -9,6 +9,7 @@ mod decide_people;
 mod decide_stories;
 mod decide_table;
 mod decide_walk;
+mod forked;
 mod law;
 mod ledger;
 mod log;

@@ -171,6 +171,7 @@ fn client_kind(frame: &ServerFrame<'_>) -> &'static str {
         ServerFrame::Live { .. } => "live",
         ServerFrame::Lag { .. } => "lag",
         ServerFrame::Reset { .. } => "reset",
+        ServerFrame::Gone { .. } => "gone",
         ServerFrame::Ok(_) => "ok",
         ServerFrame::Error(_) => "error",
         ServerFrame::Receipt(_) => "receipt",

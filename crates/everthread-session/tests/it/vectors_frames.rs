@@ -555,6 +555,7 @@ pub fn server_frames() -> Value {
             {"t": "lag", "attachment": 1, "behind": 120},
             {"t": "reset", "attachment": 1, "reason": "epoch"},
             {"t": "reset", "attachment": 1, "reason": "retention"},
+            {"t": "gone", "attachment": 1, "reason": "deleted"},
             {"t": "ok", "id": "3"},
             {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "duplicate": true},
             error("indeterminate", true, false),

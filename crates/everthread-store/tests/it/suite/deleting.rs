@@ -68,6 +68,21 @@ pub async fn nothing_is_left_of_a_deleted_session<S: Store>(store: &S) {
     assert!(listed(store, &other).await);
 }
 
+pub async fn a_session_that_went_on_is_not_deleted_for_what_it_was<S: Store>(store: &S) {
+    let (key, last, _) = furnished(store).await;
+    let appended = store.write(&key, one()).await.unwrap();
+    assert!(!store.delete_if(&key, last.version, last.to).await.unwrap(), "an entry came");
+    let decided = Write { change: Some(change(Some(last.version), "s2")), count: 0, entries: "[]", ..one() };
+    let decided = store.write(&key, decided).await.unwrap();
+    assert!(!store.delete_if(&key, last.version, appended.to).await.unwrap(), "something was decided");
+    assert_eq!(read_all(store, &key, Seq::ZERO, ALL).await.last().unwrap().to, appended.to);
+    assert!(listed(store, &key).await);
+    assert!(store.delete_if(&key, decided.version, decided.to).await.unwrap());
+    assert_eq!(store.load(&key).await.unwrap(), None);
+    assert!(!listed(store, &key).await);
+    assert!(!store.delete_if(&key, decided.version, decided.to).await.unwrap(), "twice");
+}
+
 pub async fn deleting_nothing_or_twice_is_harmless<S: Store>(store: &S) {
     let key = fresh();
     assert_eq!(store.delete(&key).await.unwrap(), None);
