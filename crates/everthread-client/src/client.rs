@@ -113,6 +113,18 @@ pub struct Addressee {
     pub when_busy: Option<WhenBusy>,
 }
 
+/// How a session is followed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// Keep no view of it. There is none anyway where it begins at a cursor: there is nothing to add to.
+    pub is_raw: bool,
+    /// Be present: see [`Follow::present`] and [`Session::tell`].
+    pub is_present: bool,
+    /// At most one frame of entries in so many milliseconds, 500 at most, into which what was written meanwhile is folded.
+    /// It saves most of the frames of a token stream. Ends, approvals and controls come at once all the same.
+    pub fold_ms: Option<u64>,
+}
+
 /// A page of older messages, as JSON in View form.
 #[derive(Debug, Clone)]
 pub struct Page {
@@ -130,26 +142,23 @@ impl Client {
 
     /// Follows a session and keeps its view, unless it begins at a cursor, where there is no view to add to.
     pub async fn follow(&self, session: SessionId, from: From) -> Result<Follow, Error> {
-        self.attach(session, from, !is_cursor(from), false).await
+        self.follow_how(session, from, How::default()).await
     }
 
     /// Follows a session without keeping its view.
     pub async fn follow_raw(&self, session: SessionId, from: From) -> Result<Follow, Error> {
-        self.attach(session, from, false, false).await
+        self.follow_how(session, from, How { is_raw: true, ..How::default() }).await
     }
 
     /// [`Client::follow`], and be present: see [`Follow::present`] and [`Session::tell`].
     pub async fn follow_present(&self, session: SessionId, from: From) -> Result<Follow, Error> {
-        self.attach(session, from, !is_cursor(from), true).await
+        self.follow_how(session, from, How { is_present: true, ..How::default() }).await
     }
 
-    async fn attach(
-        &self,
-        session: SessionId,
-        from: From,
-        keeps_view: bool,
-        presence: bool,
-    ) -> Result<Follow, Error> {
+    /// Follows a session in some way of one's own.
+    pub async fn follow_how(&self, session: SessionId, from: From, how: How) -> Result<Follow, Error> {
+        let How { is_raw, is_present: presence, fold_ms } = how;
+        let keeps_view = !is_raw && !is_cursor(from);
         let key = self.inner.next_key.fetch_add(1, Ordering::Relaxed);
         let (queue, events) = mpsc::channel(FOLLOW_FRAMES_MAX);
         let (reply, attached) = oneshot::channel();
@@ -159,7 +168,8 @@ impl Client {
         let (commands, mark) = (self.inner.commands.clone(), overflowed.clone());
         let parts = Parts { session: handle, commands, key, queue: events, overflowed };
         let follow = Follow::new(parts, from, keeps_view);
-        let attach = Command::Attach { key, session, from, presence, queue, overflowed: mark, reply };
+        let attach =
+            Command::Attach { key, session, from, presence, fold_ms, queue, overflowed: mark, reply };
         self.command(attach).await?;
         attached.await.map_err(|_| Error::Closed)??;
         Ok(follow)

@@ -46,6 +46,7 @@ pub(crate) enum Command {
         from: From,
         /// Be present, too.
         presence: bool,
+        fold_ms: Option<u64>,
         queue: mpsc::Sender<Event>,
         overflowed: Arc<AtomicBool>,
         reply: oneshot::Sender<Result<(), Error>>,

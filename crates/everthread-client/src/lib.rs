@@ -21,7 +21,7 @@ mod people;
 mod sessions;
 mod stand;
 
-pub use client::{Addressee, Builder, Client, Page, Session};
+pub use client::{Addressee, Builder, Client, How, Page, Session};
 pub use control::{Ask, Asked, Settled};
 pub use error::Error;
 pub use everthread_protocol::control::{Mode, WhenBusy};

@@ -42,6 +42,7 @@ struct Followed {
     queue: mpsc::Sender<Event>,
     overflowed: Arc<AtomicBool>,
     people: People,
+    fold_ms: Option<u64>,
     /// Who waits for the first `attached`.
     reply: Option<Answer<()>>,
 }
@@ -126,12 +127,12 @@ impl Sessions {
 
     pub(crate) fn command(&mut self, command: Command) {
         match command {
-            Command::Attach { key, session, from, presence, queue, overflowed, reply } => {
+            Command::Attach { key, session, from, presence, fold_ms, queue, overflowed, reply } => {
                 let at = if let From::Cursor(cursor) = from { Some(cursor) } else { None };
                 let (number, phase, reply) = (None, Phase::Wanted, Some(reply));
                 let people = People::new(presence);
                 let followed =
-                    Followed { session, from, at, number, phase, queue, overflowed, people, reply };
+                    Followed { session, from, at, number, phase, queue, overflowed, people, fold_ms, reply };
                 self.followed.insert(key, followed);
             }
             Command::Detach { key } => self.detach(key),
@@ -190,6 +191,7 @@ impl Sessions {
                 session: followed.session.clone(),
                 from: followed.from,
                 presence: followed.people.is_present,
+                fold_ms: followed.fold_ms,
             };
             self.outgoing.push_back(ClientFrame::Attach(attach).encode());
             followed.phase = Phase::Asked;
@@ -504,12 +506,13 @@ mod tests {
             session,
             from: From::Start,
             presence: false,
+            fold_ms: Some(40),
             queue,
             overflowed: mark,
             reply,
         });
         sessions.connected();
-        assert!(sent(&mut sessions).contains(r#""from":"start""#));
+        assert!(sent(&mut sessions).contains(r#""from":"start","fold_ms":40"#));
         assert!(sessions.attached(&as_number(1)));
         Harness { sessions, queue: events, overflowed }
     }

@@ -292,7 +292,7 @@ impl<S: Store> Desk<S> {
 
     /// Sees to it that upkeep looks at a session that is new or told something else. It comes after the write, since the
     /// store's clock is not known before: if it is lost, the session's next run brings the keeper here.
-    async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis) {
+    pub async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis) {
         if let Some(look) = self.upkeep.first_look(key, state, at)
             && let Err(error) = self.store.arm(key, look).await
         {

@@ -5,6 +5,7 @@
 //! way, nothing more is read, and the client's own TCP window holds it back.
 
 mod attachment;
+mod paced;
 mod request;
 
 use crate::Edge;
@@ -23,7 +24,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use request::{Reply, Tracked};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -57,6 +58,7 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         attachments_made: 0,
         _open: open,
         ready: VecDeque::new(),
+        paced: BTreeSet::new(),
         request: None,
         tracked: FuturesUnordered::new(),
         fetch: None,
@@ -87,6 +89,8 @@ struct Connection<S> {
     _open: Open<S>,
     /// Attachments that may have something to send, in turn.
     ready: VecDeque<u32>,
+    /// When attachments on hold look again.
+    paced: BTreeSet<(Instant, u32)>,
     /// The request under way.
     request: Option<BoxFuture<'static, Reply>>,
     /// Controls of this connection whose outcome is not known yet.
@@ -157,6 +161,7 @@ impl<S: Store> Connection<S> {
         let waits = !self.outbox.is_empty();
         // Nor is it sent receipts: they wait in the store.
         let tracks = !self.tracked.is_empty() && takes_replies;
+        let next_time = self.next_time();
         tokio::select! {
             message = self.inbound.next(), if reads => self.on_message(message)?,
             reply = filled(&mut self.request), if replies => {
@@ -171,7 +176,7 @@ impl<S: Store> Connection<S> {
             }
             () = self.wake.woken() => self.on_wake(),
             writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
-            () = tokio::time::sleep_until(self.next_look) => self.look()?,
+            () = tokio::time::sleep_until(next_time) => self.on_time()?,
             () = tokio::task::yield_now(), if has_more => {}
             () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
         }
@@ -191,10 +196,13 @@ impl<S: Store> Connection<S> {
     fn on_wake(&mut self) {
         let mut marked = Vec::new();
         self.wake.take(&mut marked);
-        for id in marked {
-            if !self.ready.contains(&id) {
-                self.ready.push_back(id);
-            }
+        marked.into_iter().for_each(|id| self.make_ready(id));
+    }
+
+    /// Has an attachment served in its turn.
+    fn make_ready(&mut self, id: u32) {
+        if !self.ready.contains(&id) {
+            self.ready.push_back(id);
         }
     }
 

@@ -3,6 +3,7 @@
 mod branch;
 mod control;
 mod devices;
+mod fork;
 mod presence;
 mod read;
 
@@ -73,6 +74,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
         .route("/v1/sessions/{session}/select", post(branch::select::<S>))
+        .route("/v1/sessions/{session}/fork", post(fork::make::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
         .route("/v1/sessions/{session}/devices", get(devices::list::<S>))
         .route(

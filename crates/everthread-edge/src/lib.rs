@@ -10,9 +10,11 @@
 pub mod auth;
 mod branch;
 mod client;
+mod conflate;
 mod control;
 pub mod devices;
 pub mod folder;
+mod fork;
 pub mod http;
 pub mod metrics;
 pub mod presence;

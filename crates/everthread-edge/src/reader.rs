@@ -12,6 +12,8 @@ use tokio::sync::Semaphore;
 const READS_MAX: usize = 64;
 /// Bytes of blocks in one page of a replay, before it is folded.
 pub const PAGE_BYTES: usize = 512 * 1024;
+/// A view is begun so often, if the log is trimmed while it is being made.
+const TRIMS_MAX: usize = 8;
 /// How long a read may wait for its turn.
 const TURN_MAX: Duration = Duration::from_secs(10);
 
@@ -63,24 +65,48 @@ impl<S: Store> Reader<S> {
         self.view_until(key, None).await
     }
 
-    /// The session as it stood at a seq, or shortly before: see [`View::apply_until`]. Without one, as it stands.
-    pub async fn view_at(&self, key: &SessionKey, at: Option<Seq>) -> Result<View, Error> {
-        Ok(self.view_until(key, at).await?.0)
+    /// The session as it stood at a seq, or shortly before: see [`View::apply_until`]. Without one, as it stands. Where that
+    /// was dropped, as it stood at the floor: later than was asked for.
+    pub async fn view_at(&self, key: &SessionKey, at: Option<Seq>) -> Result<(View, Page), Error> {
+        self.view_until(key, at).await
     }
 
     async fn view_until(&self, key: &SessionKey, at: Option<Seq>) -> Result<(View, Page), Error> {
+        for _ in 0..TRIMS_MAX {
+            if let Some(read) = self.try_view(key, at.unwrap_or(Seq(u64::MAX))).await? {
+                return Ok(read);
+            }
+        }
+        Err(Error::Unavailable("the session is trimmed faster than it is read".into()))
+    }
+
+    /// The session as it stood when everything below the floor was dropped; `None` if nothing was.
+    pub async fn base(&self, key: &SessionKey) -> Result<Option<View>, Error> {
+        let Some(base) = self.store.base(key).await? else { return Ok(None) };
+        View::from_base(&base.text).map(Some).map_err(|e| Error::Corrupt(format!("a base: {e}")))
+    }
+
+    /// `None` if the log was trimmed in the middle.
+    async fn try_view(&self, key: &SessionKey, limit: Seq) -> Result<Option<(View, Page)>, Error> {
         let mut view = View::new();
-        let limit = at.unwrap_or(Seq(u64::MAX));
         let mut read = Seq::ZERO;
         loop {
             let page = self.page(key, read, PAGE_BYTES).await?;
+            if read.next() < page.head.floor {
+                let base = if read == Seq::ZERO { self.base(key).await? } else { None };
+                let Some(base) = base else { return Ok(None) };
+                (read, view) = (base.seq(), base);
+                if read.next() != page.head.floor {
+                    continue;
+                }
+            }
             for record in &page.records {
                 let since = crate::tail::since_of(&page.epochs, record);
                 view.apply_until(record, since, limit).map_err(|e| Error::Corrupt(e.to_string()))?;
                 read = record.to;
             }
             if read >= page.head.seq.min(limit) || page.records.is_empty() {
-                return Ok((view, page));
+                return Ok(Some((view, page)));
             }
         }
     }

@@ -4,12 +4,14 @@
 use crate::Edge;
 use crate::http::{Answer, Named, enter, query, read_after, stream_response};
 use crate::reader::fault_of;
-use crate::tail::{Found, Tail, Wake, is_valid, since_of, start_of};
+use crate::tail::{Found, Tail, Wake, lost, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use bytes::Bytes;
-use everthread_protocol::{Cursor, Fault};
-use everthread_store::{Error, Follower as _, Refusal, Store};
+use everthread_protocol::frame::ResetReason;
+use everthread_protocol::{Cursor, Fault, Seq};
+use everthread_session::view::View;
+use everthread_store::{Error, Follower as _, Head, Page, Refusal, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -40,8 +42,18 @@ pub(crate) async fn follow<S: Store>(
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let cursor = after.unwrap_or_else(|| start_of(&page));
-    let events = Events { cursor, edge, tail, told_live: false, is_over: false, queue: VecDeque::new() };
+    let (cursor, queue) = (start_of(&page), VecDeque::new());
+    let mut events = Events { cursor, edge, tail, told_live: false, is_over: false, queue };
+    match after {
+        // What the ring still has is told, too, but whoever comes new or late begins where the log does.
+        Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
+        Some(cursor) => {
+            events.cursor = cursor;
+            Ok(Step::Events)
+        }
+        None => events.begin(&page).await,
+    }
+    .map_err(|e| fault_of(&key, &e))?;
     Ok(stream_response(Body::from_stream(events.into_stream())))
 }
 
@@ -138,7 +150,7 @@ impl<S: Store> Events<S> {
         let key = self.tail.key().clone();
         self.edge.metrics.replays.inc();
         let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
-        if !is_valid(&page.epochs, page.head.seq, self.cursor) {
+        if lost(&page, self.cursor).is_some() {
             return self.reset().await;
         }
         if page.records.is_empty() {
@@ -154,15 +166,31 @@ impl<S: Store> Events<S> {
         Ok(Step::Events)
     }
 
+    /// From the start: with what stands for what was dropped, if anything was.
+    async fn begin(&mut self, page: &Page) -> Result<Step, Error> {
+        if page.head.floor > Seq(1) {
+            let Some(base) = self.edge.reader.base(self.tail.key()).await? else { return self.reset().await };
+            self.edge.metrics.resets.inc();
+            let head = Head { floor: base.seq().next(), ..page.head };
+            self.cursor = start_of(&Page { head, ..page.clone() });
+            self.queue.push_back(reset_event(self.cursor, &base)?);
+        }
+        Ok(Step::Events)
+    }
+
     async fn reset(&mut self) -> Result<Step, Error> {
         self.edge.metrics.resets.inc();
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
-        let view = serde_json::to_string(&view).map_err(|e| Error::Corrupt(e.to_string()))?;
-        self.queue.push_back(event("reset", Some(self.cursor), &view));
+        self.queue.push_back(reset_event(self.cursor, &view)?);
         Ok(Step::Events)
     }
+}
+
+fn reset_event(cursor: Cursor, view: &View) -> Result<Bytes, Error> {
+    let view = serde_json::to_string(view).map_err(|e| Error::Corrupt(e.to_string()))?;
+    Ok(event("reset", Some(cursor), &view))
 }
 
 /// An `entries` event from the suffix of a frame, which begins with a comma.

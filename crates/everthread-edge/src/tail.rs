@@ -6,16 +6,22 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
+mod wake;
+
+pub(crate) use wake::Waiters;
+pub use wake::{Waiter, Wake};
+
+use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
+use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
 use everthread_store::{Error, Follower, Following, Interest, Page, Refusal, Store};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;
@@ -32,89 +38,13 @@ const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
 
-/// Wakes one connection, and tells it which of its attachments have something new.
-#[derive(Debug, Default)]
-pub struct Wake {
-    notify: Notify,
-    dirty: Mutex<Vec<u32>>,
-}
-
-impl Wake {
-    /// Marks an attachment and wakes the connection.
-    pub fn mark(&self, attachment: u32) {
-        lock(&self.dirty).push(attachment);
-        self.notify.notify_one();
-    }
-
-    /// Ready when something was marked since the last call of `take`. Cancel safe.
-    pub async fn woken(&self) {
-        self.notify.notified().await;
-    }
-
-    /// What was marked.
-    pub fn take(&self, into: &mut Vec<u32>) {
-        into.append(&mut lock(&self.dirty));
-    }
-}
-
-/// One attachment's registration with a tail; dropping it ends the wake-ups.
-pub struct Waiter {
-    list: Arc<Waiters>,
-    id: u64,
-    marked: Arc<AtomicBool>,
-}
-
-impl Waiter {
-    /// From here on the next change marks the attachment again. Call before reading the ring.
-    pub fn rearm(&self) {
-        self.marked.store(false, Ordering::Release);
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        lock(&self.list.by_id).remove(&self.id);
-    }
-}
-
-/// Attachments that wait for the same thing.
-#[derive(Default)]
-pub(crate) struct Waiters {
-    by_id: Mutex<HashMap<u64, Waiting>>,
-    next: std::sync::atomic::AtomicU64,
-}
-
-struct Waiting {
-    wake: Arc<Wake>,
-    attachment: u32,
-    marked: Arc<AtomicBool>,
-}
-
-impl Waiters {
-    /// Marks `attachment` at `wake` whenever all are woken from here on.
-    pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let marked = Arc::new(AtomicBool::new(false));
-        let waiting = Waiting { wake, attachment, marked: marked.clone() };
-        lock(&self.by_id).insert(id, waiting);
-        Waiter { list: self.clone(), id, marked }
-    }
-
-    /// Marks everybody who is not marked yet.
-    pub(crate) fn wake_all(&self) {
-        for waiting in lock(&self.by_id).values() {
-            if !waiting.marked.swap(true, Ordering::AcqRel) {
-                waiting.wake.mark(waiting.attachment);
-            }
-        }
-    }
-}
-
 /// The live end of one session on this node.
 pub struct Tail {
     key: SessionKey,
     ring: Mutex<Ring>,
     waiters: Arc<Waiters>,
+    /// The last stretch of the ring that was folded: who follows at the same pace wants the same.
+    folded: Mutex<Option<Folded>>,
     repair: Repair,
     following: OnceLock<Following>,
 }
@@ -151,6 +81,19 @@ struct Item {
     /// `pushed` before this item.
     at: usize,
     suffix: Bytes,
+    epoch: Epoch,
+    /// Where in the suffix its blocks begin.
+    blocks_at: usize,
+    /// Whether those on hold are to be told.
+    is_urgent: bool,
+}
+
+impl Item {
+    fn record(&self) -> Record {
+        // All but the brace that closes the frame.
+        let blocks = self.suffix.slice(self.blocks_at..self.suffix.len() - 1);
+        Record { epoch: self.epoch, from: self.from, to: self.to, blocks }
+    }
 }
 
 /// What a cursor finds in a ring.
@@ -205,13 +148,19 @@ impl Ring {
     fn append(&mut self, record: &Record) {
         let suffix = record.frame_suffix(since_of(&self.epochs, record));
         self.bytes += suffix.len();
+        let (at, len) = (self.pushed, suffix.len());
+        // Nobody on hold may come to be far behind.
+        let is_much = at / LAG_BYTES_MAX != (at + len) / LAG_BYTES_MAX;
         self.items.push_back(Item {
             from: record.from,
             to: record.to,
-            at: self.pushed,
-            suffix: suffix.clone(),
+            at,
+            blocks_at: len - 1 - record.blocks.len(),
+            suffix,
+            epoch: record.epoch,
+            is_urgent: is_much || conflate::is_urgent(&record.blocks),
         });
-        self.pushed += suffix.len();
+        self.pushed += len;
         self.head = Cursor { epoch: record.epoch, seq: record.to };
         self.heard = Instant::now();
         while self.bytes > RING_BYTES_MAX && self.items.len() > 1 {
@@ -283,38 +232,77 @@ impl Ring {
         self.known = true;
     }
 
-    fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+    /// Where in the ring what follows `cursor` begins, unless that is more than `far` bytes.
+    fn index_after(&self, cursor: Cursor, far: usize) -> Result<usize, Found> {
         if self.is_gone {
-            return Found::Gone;
+            return Err(Found::Gone);
         }
         if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
-            return Found::Ahead;
+            return Err(Found::Ahead);
         }
         if !is_valid(&self.epochs, self.head.seq, cursor) {
-            return Found::Invalid;
+            return Err(Found::Invalid);
         }
         if cursor.seq == self.head.seq {
-            return Found::Nothing(self.head);
+            return Err(Found::Nothing(self.head));
         }
-        let behind = Found::Behind(self.head.seq.0 - cursor.seq.0);
         let index = self.items.partition_point(|item| item.to <= cursor.seq);
-        let Some(first) = self.items.get(index).filter(|item| item.from <= cursor.seq.next()) else {
-            return behind;
-        };
+        let first = self.items.get(index).filter(|item| item.from <= cursor.seq.next());
         // One block may be larger than that: whoever has all but the last is not behind.
-        if self.pushed - first.at - first.suffix.len() > LAG_BYTES_MAX {
-            return behind;
+        let is_near = |item: &Item| self.pushed - item.at - item.suffix.len() <= far;
+        match first {
+            Some(first) if is_near(first) => Ok(index),
+            _ => Err(Found::Behind(self.head.seq.0 - cursor.seq.0)),
         }
-        let (mut frames, mut bytes, mut to) = (Vec::new(), 0, cursor.seq);
-        for item in self.items.range(index..) {
-            if bytes > 0 && bytes + item.suffix.len() > bytes_max {
-                break;
-            }
+    }
+
+    /// About `bytes_max` of what stands there and behind it.
+    fn stretch(&self, index: usize, bytes_max: usize) -> impl Iterator<Item = &Item> {
+        let mut bytes = 0;
+        self.items.range(index..).take_while(move |item| {
+            let is_first = bytes == 0;
             bytes += item.suffix.len();
+            is_first || bytes <= bytes_max
+        })
+    }
+
+    fn cursor(&self, seq: Seq) -> Cursor {
+        Cursor { epoch: epoch_at(&self.epochs, seq), seq }
+    }
+
+    fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        let index = match self.index_after(cursor, LAG_BYTES_MAX) {
+            Ok(index) => index,
+            Err(found) => return found,
+        };
+        let (mut frames, mut to) = (Vec::new(), cursor.seq);
+        for item in self.stretch(index, bytes_max) {
             to = item.to;
             frames.push(item.suffix.clone());
         }
-        Found::Frames(frames, Cursor { epoch: epoch_at(&self.epochs, to), seq: to })
+        Found::Frames(frames, self.cursor(to))
+    }
+
+    /// [`Ring::after`], as records, unless there is only one.
+    fn records_after(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<(Record, Seq)>, Found> {
+        let index = self.index_after(cursor, RING_BYTES_MAX)?;
+        if let Some(only) = self.items.get(index).filter(|_| index + 1 == self.items.len()) {
+            return Err(Found::Frames(vec![only.suffix.clone()], self.cursor(only.to)));
+        }
+        let records = self.stretch(index, bytes_max).map(Item::record);
+        let with_since = |record| {
+            let since = since_of(&self.epochs, &record);
+            (record, since)
+        };
+        Ok(records.map(with_since).collect())
+    }
+
+    /// Whether what follows `cursor` is there, and nothing of it urgent.
+    fn may_wait(&self, cursor: Cursor) -> bool {
+        match self.index_after(cursor, LAG_BYTES_MAX) {
+            Ok(index) => !self.items.range(index..).any(|item| item.is_urgent),
+            Err(found) => matches!(found, Found::Nothing(_)),
+        }
     }
 }
 
@@ -322,6 +310,14 @@ impl Ring {
 pub fn is_valid(epochs: &[(Epoch, Seq)], head: Seq, cursor: Cursor) -> bool {
     let Some(index) = epochs.iter().position(|(epoch, _)| *epoch == cursor.epoch) else { return false };
     cursor.seq <= head && epochs.get(index + 1).is_none_or(|(_, next)| cursor.seq < *next)
+}
+
+/// Why nobody can go on from a cursor; `None` if they can.
+pub fn lost(page: &Page, cursor: Cursor) -> Option<ResetReason> {
+    if !is_valid(&page.epochs, page.head.seq, cursor) {
+        return Some(ResetReason::Epoch);
+    }
+    (cursor.seq.next() < page.head.floor).then_some(ResetReason::Retention)
 }
 
 fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
@@ -333,10 +329,11 @@ fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
         .map_or(Epoch(0), |(epoch, _)| *epoch)
 }
 
-/// The cursor before the first entry of a log.
+/// The cursor before the first entry of a log that is kept.
 pub fn start_of(page: &Page) -> Cursor {
-    let epoch = page.epochs.first().map_or(page.head.epoch, |(epoch, _)| *epoch);
-    Cursor { epoch, seq: Seq::ZERO }
+    let seq = Seq(page.head.floor.0.saturating_sub(1));
+    let known = page.epochs.iter().rev().find(|(_, since)| *since <= seq).or(page.epochs.first());
+    Cursor { epoch: known.map_or(page.head.epoch, |(epoch, _)| *epoch), seq }
 }
 
 /// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one
@@ -354,6 +351,33 @@ impl Tail {
     /// What follows `cursor`, about `bytes_max` of it.
     pub fn after(&self, cursor: Cursor, bytes_max: usize) -> Found {
         lock(&self.ring).after(cursor, bytes_max)
+    }
+
+    /// [`Tail::after`], folded into as few frames as may be.
+    pub fn folded_after(&self, cursor: Cursor, bytes_max: usize) -> Found {
+        let is_shared = self.waiters.is_shared();
+        if is_shared && let Some(folded) = lock(&self.folded).as_ref().filter(|f| f.is_for(cursor)) {
+            // What came since is not urgent, or it would have been made anew: it goes with the next frame.
+            if self.may_wait(folded.to) {
+                return Found::Frames(folded.frames.clone(), folded.to);
+            }
+        }
+        let records = match lock(&self.ring).records_after(cursor, bytes_max) {
+            Ok(records) => records,
+            Err(found) => return found,
+        };
+        let Some((last, _)) = records.last() else { return Found::Nothing(cursor) };
+        let to = Cursor { epoch: last.epoch, seq: last.to };
+        let frames = conflate::fold(&records);
+        if is_shared {
+            *lock(&self.folded) = Some(Folded::new(cursor, to, frames.clone()));
+        }
+        Found::Frames(frames, to)
+    }
+
+    /// Whether all that follows `cursor` is here, and may wait to be folded.
+    pub fn may_wait(&self, cursor: Cursor) -> bool {
+        lock(&self.ring).may_wait(cursor)
     }
 
     /// The cursor at `seq`, as somebody means it who was sent everything up to `sent`.
@@ -387,13 +411,13 @@ impl Tail {
 
 impl Follower for Tail {
     fn record(&self, record: Record) {
-        let follows = {
+        let (follows, is_urgent) = {
             let mut ring = lock(&self.ring);
             ring.active = true;
-            ring.push(&record)
+            (ring.push(&record), ring.items.back().is_none_or(|item| item.is_urgent))
         };
         if follows {
-            self.waiters.wake_all();
+            self.waiters.wake(is_urgent);
         } else {
             self.want_repair();
         }
@@ -484,6 +508,7 @@ impl<S: Store> Tails<S> {
             key: key.clone(),
             ring: Mutex::new(Ring::new()),
             waiters: Arc::default(),
+            folded: Mutex::default(),
             repair: Repair {
                 wanted: AtomicBool::new(false),
                 is_running: AtomicBool::new(false),

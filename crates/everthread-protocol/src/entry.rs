@@ -374,7 +374,8 @@ RefusalReason { /// The target has no run that is open.
     WrongDigest, /// Another control has made it pointless.
     Superseded, /// A person has taken the session over.
     Held, /// The target never came, or no answer did.
-    Timeout, /// A reason that this release does not know.
+    Timeout, /// The session was forked, and its runs go on in the other one only.
+    Forked, /// A reason that this release does not know.
     #[serde(other)]
     Unknown });
 

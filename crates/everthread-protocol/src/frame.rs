@@ -6,7 +6,7 @@ use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
 };
-use crate::limits::{FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX};
+use crate::limits::{FOLD_MS_MAX, FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX};
 use crate::position::{Cursor, Epoch, Seq};
 use crate::record::{Author, AuthorKind, Block};
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,9 @@ pub struct Attach {
     /// Be present, and learn who else is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub presence: bool,
+    /// At most one `entries` frame in so many milliseconds, into which what was written meanwhile is folded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold_ms: Option<u64>,
 }
 
 /// Stop following a session.
@@ -240,6 +243,11 @@ impl<'a> ClientFrame<'a> {
             && !(1..=HISTORY_MESSAGES_MAX).contains(limit)
         {
             return Err(Fault::bad_request(format!("limit is 1 to {HISTORY_MESSAGES_MAX}")));
+        }
+        if let ClientFrame::Attach(Attach { fold_ms: Some(fold_ms), .. }) = &frame
+            && *fold_ms > FOLD_MS_MAX
+        {
+            return Err(Fault::bad_request(format!("fold_ms is 0 to {FOLD_MS_MAX}")));
         }
         Ok(frame)
     }
@@ -557,6 +565,7 @@ mod tests {
             r#"{"t":"control","id":"1","attachment":1,"kind":"cancel","target":{"run":"r"}}"#,
             r#"{"t":"history","id":"1","attachment":1,"before":9,"limit":3}"#,
             r#"{"t":"attach","id":"1","session":"s","from":"device","presence":true}"#,
+            r#"{"t":"attach","id":"1","session":"s","from":"start","fold_ms":40}"#,
             r#"{"t":"ack","attachment":1,"seq":9}"#,
             r#"{"t":"presence","attachment":1,"data":{"typing": true}}"#,
             r#"{"t":"presence","attachment":1}"#,
@@ -574,6 +583,7 @@ mod tests {
             (r#"{"t":"nope"}"#, "nope"),
             (r#"{"t":"attach","id":"1","session":"a b","from":"start"}"#, "a b"),
             (r#"{"t":"attach","id":"1","session":"s","from":{"recent":1001}}"#, "1000"),
+            (r#"{"t":"attach","id":"1","session":"s","from":"start","fold_ms":501}"#, "fold_ms"),
             (r#"{"t":"history","id":"1","attachment":1,"limit":0}"#, "limit"),
             (r#"{"t":"ack","id":"1","attachment":1,"seq":9}"#, "id"),
             (r#"{"t":"presence","attachment":1,"data":[]}"#, "object"),

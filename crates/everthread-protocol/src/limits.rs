@@ -20,6 +20,8 @@ pub const HISTORY_MESSAGES_MAX: usize = 200;
 pub const PAGE_ENTRIES_MAX: usize = 5000;
 /// Sessions in one page of `GET /v1/sessions`.
 pub const PAGE_SESSIONS_MAX: usize = 500;
+/// Milliseconds between two `entries` frames that an attachment may ask for.
+pub const FOLD_MS_MAX: u64 = 500;
 /// Attachments of one connection.
 pub const ATTACHMENTS_MAX: usize = 1024;
 /// Agents one worker connection may offer.

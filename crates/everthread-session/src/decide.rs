@@ -12,6 +12,7 @@ mod run;
 mod steer;
 mod takeover;
 
+use crate::retention::Retention;
 use crate::state::{SCHEMA, State};
 use everthread_protocol::control::{What, WhenBusy};
 use everthread_protocol::entry::{
@@ -449,7 +450,7 @@ fn open(meta: &Object) -> Result<Decision, Refusal> {
     Ok(decision)
 }
 
-fn check_meta(meta: &Object) -> Result<(), Refusal> {
+pub(crate) fn check_meta(meta: &Object) -> Result<(), Refusal> {
     if serde_json::to_string(meta).map_or(true, |text| text.len() > META_BYTES_MAX) {
         return Err(Refusal::Limit("META_BYTES_MAX: meta has at most 8 KiB"));
     }
@@ -457,6 +458,11 @@ fn check_meta(meta: &Object) -> Result<(), Refusal> {
         None => {}
         Some(Value::String(agent)) if agent.parse::<AgentName>().is_ok() => {}
         Some(_) => return Err(Refusal::Invalid("meta.agent is the name of an agent: A-Z a-z 0-9 _ . -")),
+    }
+    if Retention::of_meta(meta).is_err() {
+        return Err(Refusal::Invalid(
+            "meta.retention is {ttl_ms, max_age_ms, max_bytes}, each a whole number above 0 or left out",
+        ));
     }
     match meta.get("when_busy") {
         Some(_) if when_busy_of(meta).is_none() => {

@@ -8,6 +8,7 @@
 //! seen.
 
 mod apply;
+mod base;
 mod branch;
 mod snapshot;
 

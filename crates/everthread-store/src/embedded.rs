@@ -22,14 +22,15 @@ mod pools;
 mod presence;
 mod registry;
 mod session;
+mod trim;
 mod views;
 mod whole;
 mod writer;
 
 use crate::{
-    Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded, Page,
-    Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
@@ -94,6 +95,7 @@ struct Shared {
     views: views::Views,
     followers: Arc<registry::Registry<SessionKey, Interested>>,
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
+    tenants: Arc<registry::Registry<TenantId, Arc<dyn TenantFollower>>>,
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
     presence: presence::Presence,
@@ -118,6 +120,7 @@ impl Embedded {
             views: views::Views::default(),
             followers: Arc::default(),
             watchers: Arc::default(),
+            tenants: Arc::default(),
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
             presence: presence::Presence::default(),
@@ -229,6 +232,16 @@ impl Store for Embedded {
         self.ask(|reply| Request::Fold(key, fold, reply)).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        let (key, trim) = (key.clone(), Box::new(trim::OwnedTrim::of(trim)?));
+        self.ask(|reply| Request::Trim(key, trim, reply)).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        let key = key.clone();
+        self.on_disk(move |shared| shared.disk.base(&key)).await
+    }
+
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
         self.stage_records(key, name, records).await
     }
@@ -317,6 +330,13 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        let following = self.0.shared.tenants.add(tenant, follower.clone());
+        // Whatever was indexed before this line may have been missed.
+        follower.doubt();
+        following
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {

@@ -8,17 +8,21 @@
 //! followers. A follower that missed the wake-up finds the record with [`Store::read`]. The log never loses what the
 //! feed may. Later [`Store::fold`] puts a folded record in the place of it and its neighbours.
 
+mod archiver;
 pub mod embedded;
 mod fold;
 mod people;
 mod plant;
 pub mod redis;
+mod trim;
 mod types;
 mod whole;
 
+pub use archiver::{Archived, Archiver};
 pub use fold::{Fold, Folded};
 pub use people::*;
 pub use plant::*;
+pub use trim::{Base, Trim, Trimmed};
 pub use types::*;
 pub use whole::*;
 
@@ -49,7 +53,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
     /// one). The first may begin at or before `after`. They are contiguous whatever is folded meanwhile: older ones come
-    /// folded, the most recent ones raw. A page may be shorter than it need be; only one without records is the end.
+    /// folded, the most recent ones raw. What lies below the floor is gone: then the page begins at the floor, which its head
+    /// tells. A page may be shorter than it need be; only one without records is the end.
     fn read(
         &self,
         key: &SessionKey,
@@ -63,6 +68,16 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Anybody may fold at any time; whoever comes second is told so. Repeating a fold whose answer was lost is harmless.
     fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> impl Future<Output = Result<Folded, Error>> + Send;
+
+    /// Drops the folded records before a floor, keeps a text in their place, and moves floor and version: atomically, and only
+    /// if the session is still at the version and the floor that were read, and a folded record ends before the new floor.
+    /// Nobody is woken; cursors stay, and [`Store::read`] from one below the floor begins at the floor.
+    ///
+    /// Anybody may trim at any time; whoever comes second is told so. Repeating a trim whose answer was lost is harmless.
+    fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> impl Future<Output = Result<Trimmed, Error>> + Send;
+
+    /// What stands for what was dropped of a session; `None` if nothing was, or there is no such session.
+    fn base(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Base>, Error>> + Send;
 
     /// Puts records aside for [`Store::plant`], in order, under a name of the caller's choice: those of one call follow
     /// those of the one before. Nobody sees them. They are forgotten [`STAGED_KEPT`] after the last call without a plant;
@@ -142,12 +157,18 @@ pub trait Store: Send + Sync + 'static {
     /// re-established, or whenever something may have been missed, `follower` is told to [`Follower::doubt`].
     fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following;
 
-    /// Notes in the tenant's index that the session exists and was active at `at`. Never moves it back.
+    /// Notes in the tenant's index that the session exists and was active at `at`, and wakes followers of the tenant. Never
+    /// moves it back.
     fn index(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Takes a session that is gone off its tenant's list, where it was last active `at`. Without effect if the index says
     /// otherwise by now.
     fn unindex(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Wakes `follower` when a session of the tenant is indexed or taken off the index, from here on, until the guard is
+    /// dropped. Lossy, as [`Store::follow`]: when it begins, and whenever something may have been missed, it is told to
+    /// [`TenantFollower::doubt`], and compares itself with the index.
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following;
 
     /// Sessions of a tenant, most recently active first, beginning after `after`.
     fn sessions(
@@ -285,6 +306,14 @@ pub trait Follower: Send + Sync {
     /// changed, with [`Interest::Presence`]. May come twice, may be lost.
     fn changed(&self);
     /// Something may have been lost: compare with the store.
+    fn doubt(&self);
+}
+
+/// Wakes a follower of all sessions of a tenant. Called from the store's own tasks: must not block.
+pub trait TenantFollower: Send + Sync {
+    /// A session was active at `at`, or is not there any more. May come twice, may be lost.
+    fn changed(&self, session: SessionId, at: Millis);
+    /// Something may have been lost: compare with the index.
     fn doubt(&self);
 }
 

@@ -20,6 +20,7 @@ mod plant;
 mod presence;
 mod read;
 mod script;
+mod trim;
 mod whole;
 mod write;
 
@@ -28,9 +29,9 @@ use self::keys::Keys;
 use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
-    Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded, Page,
-    Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, WorkItem, Write,
-    Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -169,6 +170,14 @@ impl Store for Redis {
         self.fold_records(key, fold).await
     }
 
+    async fn trim(&self, key: &SessionKey, trim: Trim<'_>) -> Result<Trimmed, Error> {
+        self.trim_log(key, trim).await
+    }
+
+    async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
+        self.base_of(key).await
+    }
+
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
         self.stage_records(key, name, records).await
     }
@@ -229,6 +238,10 @@ impl Store for Redis {
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         self.index_session(key, at).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        self.inner.feed.follow(self.inner.keys.changed(tenant), Sink::Tenant(follower))
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {

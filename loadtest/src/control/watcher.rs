@@ -1,7 +1,7 @@
 //! A client that follows one session, checks every frame, and, if it is the session's first, asks for what is due.
 
 use super::plan::{Kind, Phase, Plan};
-use crate::script::Start;
+use crate::shared::Start;
 use crate::socket::{Socket, Target};
 use anyhow::{Context as _, bail, ensure};
 use everthread_protocol::control::Mode;
@@ -60,8 +60,13 @@ impl Watcher {
             let mut socket = Socket::connect(target, "/v1/connect").await?;
             let (id, subject, kind) = ("1".parse()?, None, None);
             let hello = Hello { id, token: None, client: None, device: None, subject, kind };
-            let attach =
-                Attach { id: "2".parse()?, session: session.clone(), from: From::Start, presence: false };
+            let attach = Attach {
+                id: "2".parse()?,
+                session: session.clone(),
+                from: From::Start,
+                presence: false,
+                fold_ms: None,
+            };
             socket.queue(&ClientFrame::Hello(hello).encode());
             socket.send(&ClientFrame::Attach(attach).encode()).await?;
             let mut this = Watcher { socket, epoch: Epoch(0), seq: Seq::ZERO, seen: Seen::default() };

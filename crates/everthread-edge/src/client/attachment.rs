@@ -1,14 +1,15 @@
 //! Attachments: a cursor on a tail. Joining, resuming, following live and being slow are one operation: read from the cursor.
 
 use super::{Connection, TURN_BYTES};
+use crate::conflate::Pace;
 use crate::presence::Joined;
 use crate::reader::Reader;
-use crate::tail::{Found, Tail, Waiter, is_valid, since_of};
+use crate::tail::{Found, Tail, Waiter, lost, since_of, start_of};
 use bytes::Bytes;
 use everthread_protocol::frame::{GoneReason, ResetReason, ServerFrame, Snapshot};
-use everthread_protocol::{Cursor, Seq, SessionKey};
-use everthread_session::view;
-use everthread_store::{Error, Follower as _, Page, Refusal, Store};
+use everthread_protocol::{Cursor, SessionKey};
+use everthread_session::view::{self, View};
+use everthread_store::{Error, Follower as _, Head, Page, Refusal, Store};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub(super) struct Attachment {
     pub joined: Option<Joined>,
     /// Its device has acknowledged something.
     pub has_acked: bool,
+    /// How often it is sent entries, if not as they come.
+    pub pace: Option<Pace>,
 }
 
 /// What the client was told last.
@@ -51,8 +54,8 @@ pub(super) enum Mode {
 pub(super) enum Fetch {
     /// What follows its cursor, folded.
     Page,
-    /// A snapshot, because its cursor is not of the log.
-    Reset,
+    /// A snapshot, because nobody can go on from its cursor.
+    Reset(ResetReason),
 }
 
 /// What a read brought.
@@ -63,7 +66,7 @@ pub(super) struct Fetched {
 
 pub(super) enum Brought {
     Page(Page),
-    Reset(Cursor, String),
+    Reset(ResetReason, Cursor, String),
 }
 
 /// Frames of a page that the socket has not taken yet.
@@ -92,9 +95,9 @@ pub(super) async fn fetch<S: Store>(
 ) -> Fetched {
     let result = match fetch {
         Fetch::Page => reader.folded_page(&key, cursor.seq).await.map(Brought::Page),
-        Fetch::Reset => snapshot(&reader, &key, attachment, RESET_MESSAGES)
+        Fetch::Reset(reason) => snapshot(&reader, &key, attachment, RESET_MESSAGES)
             .await
-            .map(|(cursor, frame)| Brought::Reset(cursor, frame)),
+            .map(|(cursor, frame)| Brought::Reset(reason, cursor, frame)),
     };
     if result.is_err() {
         tokio::time::sleep(FETCH_PAUSE).await;
@@ -110,16 +113,36 @@ pub(super) async fn snapshot<S: Store>(
     messages: usize,
 ) -> Result<(Cursor, String), Error> {
     let (view, page) = reader.view(key).await?;
+    frame_of(&view, &page, attachment, messages)
+}
+
+/// The `snapshot` frame of a session as it stood below the floor: what is kept of the log follows it. `None` if nothing was
+/// dropped.
+pub(super) async fn base<S: Store>(
+    reader: &Reader<S>,
+    key: &SessionKey,
+    attachment: u32,
+    page: &Page,
+) -> Result<Option<(Cursor, String)>, Error> {
+    let Some(view) = reader.base(key).await? else { return Ok(None) };
+    // The floor may have moved since the page was read.
+    let page = Page { head: Head { floor: view.seq().next(), ..page.head }, ..page.clone() };
+    let (_, frame) = frame_of(&view, &page, attachment, 0)?;
+    Ok(Some((start_of(&page), frame)))
+}
+
+fn frame_of(view: &View, page: &Page, attachment: u32, messages: usize) -> Result<(Cursor, String), Error> {
     let broken = |e: serde_json::Error| Error::Corrupt(e.to_string());
     let view::Snapshot { state, messages, more } = view.snapshot(messages).map_err(broken)?;
     let cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
-    let since = page.head.since;
+    let known = page.epochs.iter().find(|(epoch, _)| *epoch == cursor.epoch);
+    let since = known.map_or(page.head.since, |(_, since)| *since);
     let frame = Snapshot {
         attachment,
         epoch: cursor.epoch,
         seq: cursor.seq,
         since,
-        floor: Seq::ZERO,
+        floor: page.head.floor,
         state: &state,
         messages: &messages,
         more,
@@ -131,22 +154,29 @@ impl<S: Store> Connection<S> {
     /// Sends what an attachment's cursor finds on the ring, or sees to it that the log is read.
     pub(super) fn serve_attachment(&mut self, id: u32) {
         self.serve_presence(id);
-        let Some(attachment) = self.attachments.get_mut(&id) else { return };
         // What the log brings goes on from the cursor: nothing else may move it meanwhile.
         if self.fetching == Some(id) || self.page.as_ref().is_some_and(|page| page.is_for(id)) {
             return;
         }
+        if self.holds(id) {
+            return;
+        }
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
         attachment.wants_fetch = false;
         // Before the ring is read: what comes after the read must mark the attachment again.
         attachment.waiter.rearm();
-        match attachment.tail.after(attachment.cursor, TURN_BYTES) {
+        let found = match attachment.pace {
+            None => attachment.tail.after(attachment.cursor, TURN_BYTES),
+            Some(_) => attachment.tail.folded_after(attachment.cursor, TURN_BYTES),
+        };
+        match found {
             Found::Frames(frames, cursor) => {
                 self.edge.metrics.frames_sent.inc_by(frames.len() as u64);
                 for suffix in frames {
                     self.outbox.entries(&attachment.prefix, suffix);
                 }
                 attachment.cursor = cursor;
-                self.ready.push_back(id);
+                self.sent(id);
             }
             Found::Nothing(head) => {
                 attachment.cursor = head;
@@ -164,7 +194,7 @@ impl<S: Store> Connection<S> {
                 self.start_fetch(id, Fetch::Page);
             }
             Found::Ahead => self.start_fetch(id, Fetch::Page),
-            Found::Invalid => self.start_fetch(id, Fetch::Reset),
+            Found::Invalid => self.start_fetch(id, Fetch::Reset(ResetReason::Epoch)),
             Found::Gone => self.end_attachment(id),
         }
     }
@@ -194,8 +224,8 @@ impl<S: Store> Connection<S> {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         match fetched.result {
             Ok(Brought::Page(page)) => {
-                if !is_valid(&page.epochs, page.head.seq, attachment.cursor) {
-                    self.start_fetch(id, Fetch::Reset);
+                if let Some(reason) = lost(&page, attachment.cursor) {
+                    self.start_fetch(id, Fetch::Reset(reason));
                     return;
                 }
                 if page.records.is_empty() {
@@ -210,11 +240,11 @@ impl<S: Store> Connection<S> {
                 });
                 self.page = Some(Pending { attachment: id, frames: frames.collect() });
             }
-            Ok(Brought::Reset(cursor, frame)) => {
+            Ok(Brought::Reset(reason, cursor, frame)) => {
                 self.edge.metrics.resets.inc();
                 attachment.cursor = cursor;
                 attachment.mode = Mode::Joining;
-                let reset = ServerFrame::Reset { attachment: id, reason: ResetReason::Epoch };
+                let reset = ServerFrame::Reset { attachment: id, reason };
                 self.outbox.text(reset.encode());
                 self.outbox.text(frame);
                 self.ready.push_back(id);

@@ -3,18 +3,19 @@
 use super::Connection;
 use super::attachment::{self, Attachment, Mode};
 use crate::auth::Identity;
+use crate::conflate::Pace;
 use crate::control::Track;
 use crate::put::{self, Intent};
 use crate::reader::fault_of;
-use crate::tail::{Tail, is_valid, start_of};
+use crate::tail::{Tail, lost, start_of};
 use crate::{Edge, branch, control, devices};
 use everthread_protocol::frame::{
     Ack, Attach, Attached, ClientFrame, Control, Done, From, History, HistoryPage, Hold, Put, Receipt,
     Regenerate, Release, ResetReason, Select, ServerFrame, SetPresence, Welcome,
 };
 use everthread_protocol::limits::ATTACHMENTS_MAX;
-use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, SessionKey};
-use everthread_store::Store;
+use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, Seq, SessionKey};
+use everthread_store::{Page, Store};
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,10 +39,16 @@ pub(super) enum Reply {
     Welcome(RequestId, u64),
     /// A control is in the log, or was.
     Asked(SessionKey, Receipt),
-    /// A new attachment, what its client is sent first, and whether it is present.
-    Attached(u32, Arc<Tail>, Cursor, Vec<String>, bool),
+    /// A new attachment, what its client is sent first, and what else it asked for.
+    Attached(u32, Arc<Tail>, Cursor, Vec<String>, Wishes),
     /// It failed.
     Failed(String, Fault),
+}
+
+/// What an attach may ask for besides the log.
+pub(super) struct Wishes {
+    is_present: bool,
+    pace: Option<Pace>,
 }
 
 pub(super) fn welcome(id: RequestId) -> BoxFuture<'static, Reply> {
@@ -259,9 +266,7 @@ impl<S: Store> Connection<S> {
             Some(data) => joined.tell(data.get()),
             None => {
                 joined.ask_for_all();
-                if !self.ready.contains(&set.attachment) {
-                    self.ready.push_back(set.attachment);
-                }
+                self.make_ready(set.attachment);
             }
         }
         Ok(())
@@ -304,7 +309,7 @@ impl<S: Store> Connection<S> {
                 let welcome: Welcome = self.welcome_frame(id, now);
                 self.outbox.text(ServerFrame::Welcome(welcome).encode());
             }
-            Reply::Attached(number, tail, cursor, frames, is_present) => {
+            Reply::Attached(number, tail, cursor, frames, Wishes { is_present, pace }) => {
                 frames.into_iter().for_each(|frame| self.outbox.text(frame));
                 let waiter = tail.wait(self.wake.clone(), number);
                 let author = self.identity.as_ref().map(|identity| &identity.author).filter(|_| is_present);
@@ -322,12 +327,33 @@ impl<S: Store> Connection<S> {
                     wants_fetch: false,
                     joined,
                     has_acked: false,
+                    pace,
                 };
                 self.attachments.insert(number, attachment);
                 self.edge.metrics.attachments.inc();
                 self.ready.push_back(number);
             }
             Reply::Failed(id, fault) => self.error(Some(id), fault),
+        }
+    }
+}
+
+/// How an attachment begins.
+enum Begin {
+    /// With what follows a cursor.
+    After(Cursor),
+    /// With a snapshot of so many messages.
+    Recent(usize),
+    /// With what stands for what was dropped, and everything that is kept.
+    Base,
+}
+
+impl Begin {
+    /// After a cursor; or, and why, with a snapshot.
+    fn after(page: &Page, cursor: Cursor) -> (Self, Option<ResetReason>) {
+        match lost(page, cursor) {
+            None => (Self::After(cursor), None),
+            reason => (Self::Recent(RESET_MESSAGES), reason),
         }
     }
 }
@@ -340,21 +366,22 @@ async fn open<S: Store>(
     author: &Author,
 ) -> Result<Reply, Fault> {
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let (head, is_present) = (page.head, attach.presence);
+    let wishes = Wishes { is_present: attach.presence, pace: Pace::new(attach.fold_ms) };
+    let head = page.head;
     let mut frames = Vec::new();
     let mark = devices::mark(edge, &key, author, &page).await.map_err(|e| fault_of(&key, &e))?;
-    let (cursor, resumed) = match attach.from {
-        From::Cursor(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
-        From::Cursor(_) => (None, false),
-        From::Start => (Some(start_of(&page)), true),
-        From::Recent(_) => (None, true),
+    let (begin, reset) = match attach.from {
+        From::Cursor(cursor) => Begin::after(&page, cursor),
+        From::Start if head.floor > Seq(1) => (Begin::Base, Some(ResetReason::Retention)),
+        From::Start => (Begin::After(start_of(&page)), None),
+        From::Recent(messages) => (Begin::Recent(messages), None),
         From::Device if author.device.is_none() => {
             return Err(Fault::bad_request("hello names no device whose cursor it could be"));
         }
         // A device that has acknowledged nothing begins with the last messages.
         From::Device => match mark.cursor {
-            Some(cursor) if is_valid(&page.epochs, head.seq, cursor) => (Some(cursor), true),
-            other => (None, other.is_none()),
+            Some(cursor) => Begin::after(&page, cursor),
+            None => (Begin::Recent(RESET_MESSAGES), None),
         },
     };
     let attached = Attached {
@@ -363,27 +390,32 @@ async fn open<S: Store>(
         session: attach.session,
         epoch: head.epoch,
         head: head.seq,
-        resumed,
+        resumed: reset.is_none(),
         acked: mark.acked,
         unread: mark.unread,
     };
     frames.push(ServerFrame::Attached(attached).encode());
-    if !resumed {
+    if let Some(reason) = reset {
         edge.metrics.resets.inc();
-        frames.push(ServerFrame::Reset { attachment: number, reason: ResetReason::Epoch }.encode());
+        frames.push(ServerFrame::Reset { attachment: number, reason }.encode());
     }
-    let cursor = match cursor {
-        Some(cursor) => cursor,
-        None => {
-            let recent = if let From::Recent(recent) = attach.from { recent } else { RESET_MESSAGES };
-            let (cursor, snapshot) = attachment::snapshot(&edge.reader, &key, number, recent)
-                .await
-                .map_err(|e| fault_of(&key, &e))?;
-            frames.push(snapshot);
-            cursor
+    let failed = |e: everthread_store::Error| fault_of(&key, &e);
+    let (cursor, snapshot) = match begin {
+        Begin::After(cursor) => (cursor, None),
+        Begin::Recent(messages) => {
+            let read = attachment::snapshot(&edge.reader, &key, number, messages).await;
+            read.map(|(cursor, frame)| (cursor, Some(frame))).map_err(failed)?
+        }
+        Begin::Base => {
+            let read = attachment::base(&edge.reader, &key, number, &page).await.map_err(failed)?;
+            // It is there: a floor does not go back, unless the store lost it, and then the next attach begins anew.
+            let (cursor, frame) =
+                read.ok_or_else(|| Fault::new(Code::Unavailable, "the session has changed: try again"))?;
+            (cursor, Some(frame))
         }
     };
-    Ok(Reply::Attached(number, tail, cursor, frames, is_present))
+    frames.extend(snapshot);
+    Ok(Reply::Attached(number, tail, cursor, frames, wishes))
 }
 
 fn done(id: RequestId) -> Done {

@@ -3,11 +3,12 @@
 use super::{Answer, Named, enter, json_response, query, read_after};
 use crate::Edge;
 use crate::reader::{PAGE_BYTES, fault_of};
-use crate::tail::{is_valid, since_of};
+use crate::tail::{lost, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use everthread_protocol::frame::ResetReason;
 use everthread_protocol::limits::{HISTORY_MESSAGES_MAX, PAGE_ENTRIES_MAX};
 use everthread_protocol::{Code, Cursor, Fault, Record, Seq, SessionKey};
 use everthread_store::{Page, Store};
@@ -37,9 +38,14 @@ pub(super) async fn entries<S: Store>(
     let after = read_after(asked.after.as_deref())?;
     let from = after.map_or(Seq::ZERO, |cursor| cursor.seq);
     let page = edge.reader.page(&key, from, PAGE_BYTES).await.map_err(|e| fault_of(&key, &e))?;
-    if after.is_some_and(|cursor| !is_valid(&page.epochs, page.head.seq, cursor)) {
-        let message = "the cursor is not of this log any more: read the state and go on from its cursor";
-        return Err(Fault::new(Code::BadCursor, message).into());
+    let start = start_of(&page);
+    match lost(&page, after.unwrap_or(Cursor { seq: Seq::ZERO, ..start })) {
+        None => {}
+        Some(ResetReason::Epoch) => {
+            let message = "the cursor is not of this log any more: read the state and go on from its cursor";
+            return Err(Fault::new(Code::BadCursor, message).into());
+        }
+        Some(ResetReason::Retention) => return Err(dropped(&page, "go on from its cursor").into()),
     }
     let mut out = String::from("{\"records\":[");
     let mut cursor = after.unwrap_or(Cursor { epoch: page.head.epoch, seq: Seq::ZERO });
@@ -60,6 +66,15 @@ pub(super) async fn entries<S: Store>(
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], out).into_response())
 }
 
+/// What lies below the floor is gone; what is kept begins after a cursor.
+fn dropped(page: &Page, instead: &str) -> Fault {
+    let (floor, start) = (page.head.floor, start_of(page));
+    let message = format!(
+        "entries before seq {floor} were dropped: read what is kept, after {start}, or read the state and {instead}"
+    );
+    Fault::new(Code::BadCursor, message)
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateQuery {
@@ -73,7 +88,10 @@ pub(super) async fn state<S: Store>(
 ) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;
     let StateQuery { at } = query(&request)?;
-    let view = edge.reader.view_at(&key, at).await.map_err(|e| fault_of(&key, &e))?;
+    let (view, page) = edge.reader.view_at(&key, at).await.map_err(|e| fault_of(&key, &e))?;
+    if at.is_some_and(|at| at < view.seq()) {
+        return Err(dropped(&page, "leave `at` out").into());
+    }
     Ok(json_response(StatusCode::OK, &view))
 }
 
@@ -111,8 +129,13 @@ pub(super) async fn export<S: Store>(
     let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
     let epochs: Vec<_> =
         loaded.epochs.iter().map(|(epoch, since)| json!({ "epoch": epoch, "since": since })).collect();
-    let head = json!({ "session": key.session, "meta": state.meta, "seq": loaded.head, "epochs": epochs });
-    let reading = Some((edge, key, Seq::ZERO, loaded.head));
+    let base = edge.reader.store().base(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let floor = base.as_ref().map_or(Seq(1), |base| base.floor);
+    let head = json!({
+        "session": key.session, "meta": state.meta, "seq": loaded.head, "epochs": epochs, "floor": floor,
+    });
+    let base = base.map(|base| format!("{{\"base\":{}}}\n", base.text)).unwrap_or_default();
+    let reading = Some((edge, key, Seq(floor.0 - 1), loaded.head));
     let pages = stream::try_unfold(reading, |reading| async move {
         let Some((edge, key, after, until)) = reading else { return Ok(None) };
         if after >= until {
@@ -120,12 +143,16 @@ pub(super) async fn export<S: Store>(
         }
         let page =
             page(&edge, &key, after).await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
+        // What was dropped meanwhile is missing: better no export than one with a hole.
+        if after.next() < page.head.floor {
+            return Err(std::io::Error::other("the session was trimmed meanwhile: export it again"));
+        }
         // A log that has got shorter meanwhile ends here.
         let Some(last) = page.records.last() else { return Ok(None) };
         let next = Some((edge, key, last.to, until));
         Ok(Some((lines(&page), next)))
     });
-    let first = stream::iter([Ok(Bytes::from(format!("{head}\n")))]);
+    let first = stream::iter([Ok(Bytes::from(format!("{head}\n{base}")))]);
     let body = Body::from_stream(futures_util::StreamExt::chain(first, pages));
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }

@@ -16,6 +16,8 @@ mod devices;
 #[cfg(test)]
 mod folding;
 #[cfg(test)]
+mod fork;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod hostile_control;
@@ -25,6 +27,8 @@ mod interrupt;
 mod lease;
 #[cfg(test)]
 mod outage;
+#[cfg(test)]
+mod pace;
 #[cfg(test)]
 mod pause;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::{
     PartState, Run, RunStatus, View,
 };
 use crate::fold::numbered;
+use crate::forked::exact;
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Keep, Object, Outcome, Phase, PutPart};
 use everthread_protocol::{Block, Entry, Epoch, MessageId, PartId, RunId, Seq};
 use serde_json::Value;
@@ -48,14 +49,8 @@ impl View {
         for block in blocks {
             entries.extend(numbered(block, from)?.into_iter().map(|entry| (block, entry)));
         }
-        let mut cut = limit;
-        while let Some(first) = entries
-            .iter()
-            .map(|(_, entry)| entry)
-            .find_map(|(first, last, _)| (*first <= cut && cut < *last).then_some(*first))
-        {
-            cut = Seq(first.0 - 1);
-        }
+        let spans: Vec<(Seq, Seq)> = entries.iter().map(|(_, (first, last, _))| (*first, *last)).collect();
+        let cut = exact(&spans, limit);
         if cut <= self.seq {
             return Ok(Applied::Duplicate);
         }

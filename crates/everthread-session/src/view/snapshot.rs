@@ -22,13 +22,14 @@ pub struct Snapshot {
     pub more: bool,
 }
 
+/// What is carried besides messages.
 #[derive(Serialize)]
-struct StateOut<'a> {
-    session: &'a Session,
-    runs: Vec<&'a Run>,
-    controls: Vec<&'a Control>,
-    values: &'a BTreeMap<String, Value>,
-    events: Vec<&'a Event>,
+pub(super) struct StateOut<'a> {
+    pub session: &'a Session,
+    pub runs: Vec<&'a Run>,
+    pub controls: Vec<&'a Control>,
+    pub values: &'a BTreeMap<String, Value>,
+    pub events: Vec<&'a Event>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +60,12 @@ impl View {
         let start = self.messages.len().saturating_sub(limit).min(open.min().unwrap_or(usize::MAX));
         let shown = &self.messages[start..];
         let more = start > 0;
+        let state = self.carried(shown, more);
+        Ok(Snapshot { state: to_raw_value(&state)?, messages: to_raw_value(shown)?, more })
+    }
+
+    /// What goes with the messages `shown`, the last ones, if there are `more`.
+    pub(super) fn carried<'a>(&'a self, shown: &'a [Message], more: bool) -> StateOut<'a> {
         let since = if more { shown.first().map_or(self.seq.next(), |m| m.seq) } else { Seq::ZERO };
 
         let mut wanted: HashSet<&RunId> = shown.iter().filter_map(|m| m.run.as_ref()).collect();
@@ -80,14 +87,13 @@ impl View {
             (None, Target::Agent(_) | Target::All(_)) => false,
             (None, Target::Input(message)) => shown.iter().any(|m| m.run.is_none() && m.message == *message),
         };
-        let state = StateOut {
+        StateOut {
             session: &self.session,
             runs,
             controls: self.controls.iter().filter(|c| about(c)).collect(),
             values: &self.values,
             events: self.events.values().filter(|e| has(e.run.as_ref())).collect(),
-        };
-        Ok(Snapshot { state: to_raw_value(&state)?, messages: to_raw_value(shown)?, more })
+        }
     }
 
     /// The view that a `snapshot` frame describes.

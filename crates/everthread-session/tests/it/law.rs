@@ -110,6 +110,16 @@ fn law(steps: &[Step], folds: &[Fold]) {
         let expected = restricted(&end, &carried, cut);
         assert_eq!(json_of(&recent), expected, "resumed from a small snapshot at {cut}");
 
+        if !view.has_open_messages() {
+            let mut based = View::from_base(&view.base().unwrap()).unwrap();
+            assert_eq!(view.base().unwrap(), based.base().unwrap(), "a base of a base at {cut}");
+            let mut carried = json_of(&based);
+            assert_eq!(carried["messages"], json!([]));
+            carried["known"] = view.controls().iter().map(|c| json!(c.control)).collect();
+            follow(&mut based, &log, &folded);
+            assert_eq!(json_of(&based), restricted(&end, &carried, cut), "resumed from a base at {cut}");
+        }
+
         let Some(next) = log.singles.get(usize::try_from(cut).unwrap()) else { break };
         assert_eq!(view.apply(next, log.since(next.epoch)).unwrap(), Applied::Yes);
         cut += 1;

@@ -35,6 +35,10 @@ fn attach(from: Value) -> Value {
     json!({"t": "attach", "id": "a1", "session": "s1", "from": from})
 }
 
+fn attach_folded(fold_ms: Value) -> Value {
+    json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "fold_ms": fold_ms})
+}
+
 fn control(kind: &str, target: Value) -> Value {
     json!({"t": "control", "id": "c1", "attachment": 1, "kind": kind, "target": target})
 }
@@ -312,6 +316,12 @@ fn client_requests() -> Vec<Value> {
 fn client_people() -> Vec<Value> {
     vec![
         accepted("attach: from the device's cursor", attach(json!("device"))),
+        accepted("attach: folded", attach_folded(json!(40))),
+        accepted("attach: folded as much as may be", attach_folded(json!(500))),
+        accepted("attach: not folded", attach_folded(json!(0))),
+        refused("attach: folded too much", "bad_request", attach_folded(json!(501))),
+        refused("attach: folded less than not", "bad_request", attach_folded(json!(-1))),
+        refused("attach: folded by a text", "bad_request", attach_folded(json!("40"))),
         accepted(
             "attach: with presence",
             json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "presence": true}),

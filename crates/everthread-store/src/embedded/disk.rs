@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Name of the file in the data directory.
 const FILE: &str = "everthread.redb";
-/// Layout of the tables; a file with a later one is refused. 1 had no folded records, 2 no stubs.
+/// Layout of the tables; a file with a later one is refused. 1 had no folded records, 2 neither stubs nor bases.
 const LAYOUT: u64 = 3;
 /// Memory that redb may use for pages. Its default of 1 GiB is too much for a laptop.
 const PAGE_CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -26,6 +26,8 @@ pub(super) const STATE: TableDefinition<'_, &str, &str> = TableDefinition::new("
 pub(super) const RECORDS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("records");
 /// The same for older records, folded: up to [`Meta::folded_to`].
 pub(super) const FOLDED: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("folded");
+/// Session number → first seq that is kept, and what stands for what was before it.
+pub(super) const BASES: TableDefinition<'_, u64, (u64, &str)> = TableDefinition::new("bases");
 /// Session numbers whose folded records are staged: no session has them yet.
 pub(super) const STAGED: TableDefinition<'_, u64, ()> = TableDefinition::new("staged");
 /// (session number, producer) → [`Producer`] as JSON.
@@ -133,6 +135,7 @@ impl Disk {
             txn.open_table(STATE).map_err(failed)?;
             txn.open_table(RECORDS).map_err(failed)?;
             txn.open_table(FOLDED).map_err(failed)?;
+            txn.open_table(BASES).map_err(failed)?;
             txn.open_table(PRODUCERS).map_err(failed)?;
             txn.open_table(POOLS).map_err(failed)?;
             txn.open_table(DEADLINES).map_err(failed)?;
@@ -364,7 +367,8 @@ pub(super) fn to_json(row: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(row).map_err(|e| Error::Corrupt(e.to_string()))
 }
 
-fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
+/// A row of JSON, read.
+pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|e| Error::Corrupt(format!("the local database: {e}")))
 }
 

@@ -7,6 +7,7 @@ use super::people::{self, DeviceChange};
 use super::plant::PlantRows;
 use super::pools::PoolChange;
 use super::session::Session;
+use super::trim::{self, TrimRows};
 use crate::Error;
 use bytes::Bytes;
 use everthread_protocol::{Epoch, Millis, PoolKey, Record, RunId, SessionKey};
@@ -25,6 +26,8 @@ pub(super) struct Group {
     pub records: Vec<(u64, u64, Bytes)>,
     /// Ranges of raw records that folded ones take the place of.
     pub folds: Vec<FoldRows>,
+    /// Folded records that leave their logs.
+    pub trims: Vec<TrimRows>,
     /// Rows of sessions that are planted or become stubs.
     pub planting: PlantRows,
     /// New records as followers get them, in order.
@@ -153,6 +156,7 @@ impl Group {
                 records.retain_in((*number, *from)..=(*number, *to), |_, _| false).map_err(failed)?;
             }
         }
+        trim::store(txn, &self.trims)?;
         Ok(())
     }
 

@@ -43,8 +43,8 @@ pub(super) struct PlantRows {
     staged: Vec<(u64, bool)>,
     /// Numbers of which everything goes.
     cleared: Vec<u64>,
-    /// Session numbers with the base they have from here on.
-    bases: Vec<(u64, String)>,
+    /// Session numbers with the floor and the base that they have from here on.
+    bases: Vec<(u64, Seq, String)>,
 }
 
 /// Records that can travel to the writer.
@@ -260,9 +260,13 @@ impl Writer {
         meta.floor = plant.floor;
         meta.folded_bytes = plant.folded_bytes;
         meta.next_due = plant.next_due;
+        if plant.over.is_none() {
+            // One of this name that was deleted had fences, too.
+            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
+        }
         let first = plant.first.as_ref().map(|first| self.first(&mut meta, first)).transpose()?;
         group.planting.cleared.extend(old_number);
-        group.planting.bases.extend(plant.base.map(|base| (meta.number, base)));
+        group.planting.bases.extend(plant.base.map(|base| (meta.number, meta.floor, base)));
         let done = Planted::Done { epoch: meta.epoch().0, to: meta.head, version: meta.version() };
         let mut session = Session::stored(meta, String::new(), producers);
         session.state = plant.state;
@@ -286,13 +290,14 @@ impl Writer {
     fn first(&mut self, meta: &mut Meta, first: &(Vec<u8>, u32)) -> Result<(Bytes, Record), Error> {
         let (tail, count) = first;
         let (from, to) = (meta.head.next(), Seq(meta.head.0 + u64::from(*count)));
+        let (now, now_us) = self.shared.clock.both();
         // Greater than any that a session ever had, also one of this name that was deleted.
-        let epoch = Epoch(self.numbers.epoch.max(meta.epoch().0.0) + 1);
-        let stored = stored_record(epoch, from, self.shared.clock.now(), tail);
+        self.numbers.epoch = self.numbers.epoch.max(meta.epoch().0.0);
+        let epoch = self.numbers.next_epoch(now_us);
+        let stored = stored_record(epoch, from, now, tail);
         let record = Record::from_stored(&stored, to).map_err(|e| {
             Error::Corrupt(format!("the plant was refused, its block cannot be read back: {e}"))
         })?;
-        self.numbers.epoch = epoch.0;
         meta.epochs.push((epoch, from));
         let excess = meta.epochs.len().saturating_sub(EPOCHS_MAX);
         meta.epochs.drain(..excess);
@@ -345,7 +350,7 @@ impl Writer {
 impl PlantRows {
     /// Whether there is nothing to store.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.staged.is_empty() && self.cleared.is_empty()
+        self.records.is_empty() && self.staged.is_empty() && self.cleared.is_empty() && self.bases.is_empty()
     }
 
     /// Stores the rows. Comes after the records of the group, and before its producers.
@@ -369,6 +374,10 @@ impl PlantRows {
         for number in &self.cleared {
             clear(txn, *number)?;
         }
+        let mut bases = txn.open_table(disk::BASES).map_err(failed)?;
+        for (number, floor, base) in self.bases.iter().filter(|(number, ..)| !self.cleared.contains(number)) {
+            bases.insert(*number, (floor.0, base.as_str())).map_err(failed)?;
+        }
         Ok(())
     }
 }
@@ -379,6 +388,7 @@ pub(super) fn clear(txn: &WriteTransaction, number: u64) -> Result<(), Error> {
         let mut table = txn.open_table(table).map_err(failed)?;
         table.retain_in((number, 0)..=(number, u64::MAX), |_, _| false).map_err(failed)?;
     }
+    txn.open_table(disk::BASES).map_err(failed)?.remove(number).map_err(failed)?;
     let mut producers = txn.open_table(disk::PRODUCERS).map_err(failed)?;
     producers.retain_in((number, "")..(number + 1, ""), |_, _| false).map_err(failed)
 }

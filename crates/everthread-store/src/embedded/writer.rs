@@ -10,7 +10,10 @@ use super::people::Devices;
 use super::plant::{OwnedPlant, OwnedStage, OwnedStub, Staging};
 use super::pools::{Deadlines, Pools};
 use super::session::{Applied, Moment, OwnedWrite, Session};
-use crate::{Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, WorkItem, Written};
+use super::trim::OwnedTrim;
+use crate::{
+    Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written,
+};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +34,8 @@ pub(super) enum Request {
     Delete(SessionKey, Reply<Option<Deleted>>),
     /// [`crate::Store::unindex`].
     Unindex(SessionKey, Millis, Reply<()>),
+    /// [`crate::Store::trim`].
+    Trim(SessionKey, Box<OwnedTrim>, Reply<Trimmed>),
     /// [`crate::Store::stage`]: for which session, under which name.
     Stage((SessionKey, String), Box<OwnedStage>, Reply<()>),
     /// [`crate::Store::plant`].
@@ -148,6 +153,10 @@ impl Writer {
             Request::Unindex(key, at, reply) => {
                 group.unindex.push((key, at));
                 answer(group, reply, Ok(()));
+            }
+            Request::Trim(key, trim, reply) => {
+                let result = self.trim(&key, *trim, group);
+                answer(group, reply, result);
             }
             Request::Stage(id, stage, reply) => {
                 let result = self.stage(id, *stage, group);
@@ -302,9 +311,12 @@ impl Writer {
     }
 
     fn publish(&mut self, group: &mut Group) {
-        if let Some((key, _)) = group.deleted.take() {
-            self.forget_deleted(&key);
+        let deleted = group.deleted.take();
+        if let Some((key, _)) = &deleted {
+            self.forget_deleted(key);
         }
+        let deleted = deleted.map(|(key, _)| (key, Millis(0)));
+        let listed = group.index.drain(..).chain(group.unindex.drain(..)).chain(deleted).collect::<Vec<_>>();
         let sessions = &mut self.sessions;
         let recent = |views: &super::views::Views| -> usize {
             group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
@@ -331,6 +343,11 @@ impl Writer {
                 if interest == Interest::Control {
                     follower.changed();
                 }
+            }
+        }
+        for (key, at) in listed {
+            for follower in self.shared.tenants.of(&key.tenant) {
+                follower.changed(key.session.clone(), at);
             }
         }
         for pool in group.woken.drain() {
@@ -372,6 +389,7 @@ fn refuse(request: Request, error: &Error) {
         Request::Write(.., reply) => drop(reply.send(Err(error))),
         Request::Fold(.., reply) => drop(reply.send(Err(error))),
         Request::Delete(.., reply) => drop(reply.send(Err(error))),
+        Request::Trim(.., reply) => drop(reply.send(Err(error))),
         Request::Plant(.., reply) => drop(reply.send(Err(error))),
         Request::Stub(.., reply) => drop(reply.send(Err(error))),
         Request::Index(.., reply)

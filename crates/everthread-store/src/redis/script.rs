@@ -47,6 +47,8 @@ pub(super) struct Scripts {
     pub(super) fold: Script,
     /// Removes a session.
     pub(super) delete: Script,
+    /// Drops folded records.
+    pub(super) trim: Script,
     /// Puts records aside for a plant.
     pub(super) stage: Script,
     /// Makes a session out of what was staged.
@@ -92,6 +94,7 @@ impl Scripts {
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
             delete: Script::new(include_str!("lua/delete.lua")),
+            trim: Script::new(include_str!("lua/trim.lua")),
             stage: Script::new(include_str!("lua/stage.lua")),
             plant: Script::new(include_str!("lua/plant.lua")),
             stub: Script::new(include_str!("lua/stub.lua")),
@@ -120,6 +123,7 @@ impl Scripts {
             &self.read,
             &self.fold,
             &self.delete,
+            &self.trim,
             &self.stage,
             &self.plant,
             &self.stub,

@@ -92,6 +92,7 @@ fn answer_of(answer: Vec<Value>) -> Result<Written, Error> {
     }
 }
 
-fn version_of(value: &Value) -> Result<Version, Error> {
+/// A version in an answer.
+pub(super) fn version_of(value: &Value) -> Result<Version, Error> {
     text(value)?.parse().map_err(|_| broken("a version that is none"))
 }

@@ -9,7 +9,10 @@ pub mod folding;
 pub mod indexes;
 pub mod leases;
 pub mod people;
+pub mod planting;
 pub mod reading;
+pub mod tenant;
+pub mod trimming;
 pub mod writing;
 
 use everthread_protocol::{Epoch, Record, RunId, Seq, SessionKey, Version};
@@ -58,6 +61,10 @@ macro_rules! conformance {
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
         );
+        $crate::suite::conformance!(@ $open, tenant,
+            a_tenants_followers_hear_of_its_sessions_and_of_no_others,
+            a_deletion_wakes_followers_of_the_tenant,
+        );
         $crate::suite::conformance!(@ $open, folding,
             from_every_cursor_a_folded_log_reads_the_same,
             a_fold_changes_nothing_but_the_seam,
@@ -68,6 +75,28 @@ macro_rules! conformance {
             pages_of_a_folded_log_are_bounded_and_join_at_the_seam,
             a_follower_that_heard_nothing_finds_what_was_folded_meanwhile,
             readers_appenders_and_folders_do_not_get_in_each_others_way,
+        );
+        $crate::suite::conformance!(@ $open, planting,
+            what_was_staged_becomes_a_session_that_goes_on,
+            a_planted_session_can_be_folded_and_acknowledged,
+            a_plant_without_all_that_it_needs_makes_nothing,
+            of_many_plants_at_once_exactly_one_wins,
+            a_stub_refuses_what_needs_log_or_state,
+            a_session_that_has_changed_is_not_made_a_stub,
+            a_session_that_comes_back_is_as_it_was,
+            readers_of_a_session_that_goes_and_comes_find_it_whole,
+            followers_hear_of_a_plant,
+            a_session_that_was_deleted_can_be_planted_anew,
+            a_stub_is_listed_and_deleted_like_a_session,
+            a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
+        );
+        $crate::suite::conformance!(@ $open, trimming,
+            a_trim_drops_what_is_before_the_floor_and_keeps_the_base,
+            heads_tell_how_many_bytes_are_folded,
+            a_trim_that_does_not_fit_is_refused_and_changes_nothing,
+            a_decision_and_a_trim_do_not_miss_each_other,
+            of_many_trimmers_at_once_exactly_one_wins,
+            readers_and_trimmers_do_not_get_in_each_others_way,
         );
         $crate::suite::conformance!(@ $open, leases,
             a_grant_sets_a_lease_from_the_time_of_the_write,
