@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod presence;
 pub mod put;
 pub mod reader;
+pub mod retention;
 mod run_token;
 pub mod socket;
 mod sse;
@@ -34,6 +35,7 @@ use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
+use retention::Retainer;
 use std::sync::Arc;
 use std::time::Duration;
 use tail::Tails;
@@ -55,6 +57,8 @@ pub struct Config {
     pub presence: presence::Times,
     /// When logs are folded in the store.
     pub folding: folder::Options,
+    /// How long sessions, and how much of them, are kept.
+    pub retention: retention::Options,
 }
 
 /// One edge node. Cheap to clone.
@@ -103,19 +107,21 @@ impl<S: Store> Edge<S> {
     /// A node on a store. Its keeper of deadlines starts at once.
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
-        let desk = Desk::new(store.clone(), config.leases.clone());
-        let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let metrics = Metrics::new();
+        let reader = Reader::new(store.clone());
+        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
+        let options = config.retention.clone();
+        let retainer = Retainer::new(reader.clone(), folder.clone(), options, metrics.clone());
+        let desk = Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(retainer));
+        let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let times = config.presence.clone();
-        let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
-        let reader = Reader::new(store);
+        let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
-        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         Edge {
             shared: Arc::new(Shared {
                 config,
