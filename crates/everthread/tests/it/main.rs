@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod commands;
