@@ -189,6 +189,7 @@ export class App {
     showGone(this.#welcome, title, () => this.#select(undefined));
     this.#scroll.toTop();
     this.#connection.draw();
+    this.#list.refresh();
   }
 
   /** Who has deleted it need not be told that it is gone. */

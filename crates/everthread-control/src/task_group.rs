@@ -82,7 +82,7 @@ mod tests {
         let group = TaskGroup::new();
         let (told, tells) = oneshot::channel();
         let spawning = group.clone();
-        std::thread::spawn(move || spawning.spawn_until_stopped(async move { drop(told.send(7)) }))
+        std::thread::spawn(move || spawning.spawn_until_stopped(async move { told.send(7).unwrap() }))
             .join()
             .unwrap();
         assert_eq!(tells.await, Ok(7));
