@@ -111,9 +111,9 @@ export class App {
       const path = location.pathname + location.search;
       history.pushState(null, "", id === undefined ? path : `#${encodeURIComponent(id)}`);
     }
+    this.#watch(undefined);
     this.#session?.close();
     this.#session = undefined;
-    this.#watch(undefined);
     this.#transcript.clear();
     this.#say("");
     this.#composer.setButtons({ run: undefined, canPause: false, stopping: false, pausing: false });
@@ -189,6 +189,7 @@ export class App {
     showGone(this.#welcome, title, () => this.#select(undefined));
     this.#scroll.toTop();
     this.#connection.draw();
+    this.#list.refresh();
   }
 
   /** Who has deleted it need not be told that it is gone. */

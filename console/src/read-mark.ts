@@ -25,8 +25,8 @@ export class ReadMark {
   }
 
   watch(session: Session | undefined): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    // What was seen last is read, even if the person leaves at once.
+    if (this.#timer !== undefined) this.#ack();
     this.#session = session;
     this.#isMarked = false;
   }
@@ -59,6 +59,7 @@ export class ReadMark {
   }
 
   #ack(): void {
+    clearTimeout(this.#timer);
     this.#timer = undefined;
     const session = this.#session;
     const isRead = document.visibilityState === "visible" && this.#scroll.atEnd && !this.#transcript.isDue;

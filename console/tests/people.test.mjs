@@ -102,3 +102,17 @@ test("what was seen is read, and what came meanwhile is new", options, async () 
   assert.ok(await row.locator(".unread").isHidden());
   assert.deepEqual(ann.errors, []);
 });
+
+test("the list tells what goes on elsewhere", options, async () => {
+  const ann = await person("ann");
+  await ann.send("Please delete my old drafts.");
+  await ann.chip("waiting for approval");
+  const { session } = ann;
+  const bob = await person("bob");
+  const row = bob.page.locator(`#sessions a[href="#${session}"] .state`);
+  await until("it waits for approval", async () => (await row.textContent()) === "Waits for approval");
+  await bob.page.screenshot({ path: join(shots, "people-list.png") });
+  await ann.button("Approve").click();
+  await ann.ended();
+  await until("nothing goes on", async () => (await row.textContent()) === "just now");
+});

@@ -20,10 +20,10 @@ const LOOK: Duration = Duration::from_millis(50);
 const TOKEN: &str = "lt-bench-token";
 /// What is measured if nothing else is asked for: the loads that the targets in docs/performance.md speak of.
 const LIST: &str = "\
-idle    idle --connections 15000 --sources 4
-tokens  tokens --sessions 2000 --rate 10
-gather  tokens --sessions 2000 --rate 20 --gather-ms 40
-fold    tokens --sessions 2000 --rate 20 --gather-ms 40 --fold-ms 40
+idle    idle --connections 15000
+tokens  tokens --sessions 2000 --rate 5
+gather  tokens --sessions 2000 --rate 60 --gather-ms 40 --under-way 1
+fold    tokens --sessions 2000 --rate 5 --fold-ms 40
 fanout  fanout --followers 1000
 join    join
 storm   storm

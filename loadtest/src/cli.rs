@@ -35,9 +35,10 @@ pub struct NodeArgs {
     /// Threads of the load test. One sends and reads about 100 000 tokens per second.
     #[arg(long, global = true, default_value_t = 1)]
     pub threads: usize,
-    /// Connect from so many addresses 127.0.0.2 and up, each of which has about 28 000 ports; 0: from whichever the kernel takes.
-    #[arg(long, global = true, default_value_t = 0)]
-    pub sources: u32,
+    /// Connect from so many addresses 127.0.0.2 and up, at most 250; 0: from whichever the kernel takes. 32 if a node is at
+    /// 127.x.x.x: each has 28 000 ports, and from a single one the kernel searches long for a free one.
+    #[arg(long, global = true)]
+    pub sources: Option<u32>,
     /// Writes the report as JSON; `-`: to the standard output, in place of the table.
     #[arg(long, global = true, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -13,10 +13,12 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;paddin
 h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2.5rem;border-top:1px solid var(--line);padding-top:1rem}\
 table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem .15rem 0;text-align:left;font-variant-numeric:tabular-nums;vertical-align:top}\
 th{font-weight:600}td.n{text-align:right}.ok{color:#059669}.bad{color:#dc2626;font-weight:600}\
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1rem}figure{margin:0}figcaption{font-weight:600}\
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem;align-items:start}.plots.wide{grid-template-columns:repeat(auto-fit,minmax(460px,1fr))}figure{margin:0}figcaption{font-weight:600}\
 svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor;opacity:.75}\
 .grid{stroke:var(--line);stroke-width:1}polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}\
 .key{margin-right:1rem;font-size:.85rem;white-space:nowrap}.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}figure p{margin:.1rem 0}";
+
+const QUANTILES: [&str; 7] = ["count", "mean_ms", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"];
 
 /// A page of one or several reports.
 pub fn page(reports: &[crate::report::Report]) -> String {
@@ -130,7 +132,7 @@ fn section(out: &mut String, report: &Value, percentiles: &Percentiles) {
         let all = report[field].as_object();
         if let Some(all) = all.filter(|all| !all.is_empty()) {
             out.push_str(&format!("<table><tr><th colspan=2>{field}</tr>"));
-            for (name, value) in all {
+            for (name, value) in all.iter().filter(|(_, value)| !value.is_null()) {
                 out.push_str(&format!("<tr><td>{}<td class=n>{}</tr>", escape(name), text(value)));
             }
             out.push_str("</table>");
@@ -146,7 +148,7 @@ fn section(out: &mut String, report: &Value, percentiles: &Percentiles) {
         }
         out.push_str("</table>");
     }
-    out.push_str("</div><div class=plots>");
+    out.push_str("</div><div class=\"plots wide\">");
     plots(out, report, percentiles);
     out.push_str("</div>");
 }
@@ -154,12 +156,16 @@ fn section(out: &mut String, report: &Value, percentiles: &Percentiles) {
 fn table_of_objects(title: &str, value: &Value) -> String {
     let rows: Vec<_> = value.as_object().into_iter().flatten().collect();
     let Some(columns) = rows.first().and_then(|(_, row)| row.as_object()) else { return String::new() };
+    // As people read them, not by the alphabet; others after them.
+    let known = QUANTILES.iter().copied().filter(|name| columns.contains_key(*name));
+    let others = columns.keys().map(String::as_str).filter(|name| !QUANTILES.contains(name));
+    let columns: Vec<&str> = known.chain(others).collect();
     let mut out = format!("<table><tr><th>{title}");
-    columns.keys().for_each(|column| out.push_str(&format!("<th>{}", escape(column))));
+    columns.iter().for_each(|column| out.push_str(&format!("<th>{}", escape(column))));
     out.push_str("</tr>");
     for (name, row) in rows {
         out.push_str(&format!("<tr><td>{}", escape(name)));
-        columns.keys().for_each(|column| out.push_str(&format!("<td class=n>{}", text(&row[column]))));
+        columns.iter().for_each(|column| out.push_str(&format!("<td class=n>{}", text(&row[*column]))));
         out.push_str("</tr>");
     }
     out + "</table>"

@@ -87,6 +87,6 @@ async fn run(Cli { node, scenario }: Cli) -> anyhow::Result<()> {
 /// What a process that holds connections of `idle` needs to be told.
 fn holder_arguments(node: &NodeArgs) -> Vec<String> {
     let urls = node.url.iter().flat_map(|url| ["--url".to_owned(), url.clone()]);
-    let more = ["--quiet".to_owned(), "--sources".to_owned(), node.sources.to_string()];
-    urls.chain(more).collect()
+    let sources = node.sources.map(|sources| ["--sources".to_owned(), sources.to_string()]);
+    urls.chain(["--quiet".to_owned()]).chain(sources.into_iter().flatten()).collect()
 }

@@ -171,9 +171,13 @@ impl Report {
     pub fn table(&self) -> String {
         let mut out = String::new();
         let mut line = |name: &str, value: String| out.push_str(&format!("{name:<26}{value}\n"));
-        line("scenario", format!("{} {}", self.scenario, self.label));
+        line("scenario", format!("{} {}", self.scenario, self.label).trim_end().to_owned());
         let pairs = |map: &Map<String, Value>| {
-            map.iter().map(|(name, value)| format!("{name} {}", number(value))).collect::<Vec<_>>().join("  ")
+            map.iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(name, value)| format!("{name} {}", number(value)))
+                .collect::<Vec<_>>()
+                .join("  ")
         };
         line("params", pairs(&self.params));
         for (name, count) in &self.counts {

@@ -23,6 +23,8 @@ use tokio::net::{TcpSocket, TcpStream};
 const READ_BYTES: usize = 4 * 1024;
 /// A buffer that a thread reads into for all its sockets, at first.
 const SCRATCH_BYTES: usize = 256 * 1024;
+/// Addresses of this machine that connections to this machine come from.
+const SOURCES: u32 = 32;
 /// Bytes of the answer to a handshake.
 const HANDSHAKE_BYTES_MAX: usize = 8 * 1024;
 /// The key of the handshake; what it is does not matter to anybody.
@@ -45,14 +47,16 @@ pub struct Target {
 
 impl Target {
     /// Reads `ws://host:port`.
-    pub async fn resolve(url: &str, token: &str, sources: u32) -> anyhow::Result<Target> {
+    pub async fn resolve(url: &str, token: &str, sources: Option<u32>) -> anyhow::Result<Target> {
         let host =
             url.strip_prefix("ws://").context("--url is ws://host:port: the load test speaks no TLS")?;
         let host = host.trim_end_matches('/').to_owned();
         let address = tokio::net::lookup_host(&host).await.with_context(|| format!("--url {url}"))?.next();
         let address = address.with_context(|| format!("--url {url} has no address"))?;
+        let is_here = address.ip().is_loopback() && address.is_ipv4();
+        let sources = sources.unwrap_or(if is_here { SOURCES } else { 0 });
         ensure!(
-            sources == 0 || address.ip().is_loopback() && address.is_ipv4(),
+            sources == 0 || is_here,
             "--sources are addresses 127.0.0.x: they reach nodes at 127.x.x.x only"
         );
         ensure!(sources <= 250, "--sources is at most 250");

@@ -19,8 +19,8 @@ use crate::{Counts, Error};
 use everthread_protocol::{Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_store::{
-    Archived, Archiver, Base, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub,
-    StubInfo, Stubbed,
+    Archived, Archiver, Error as StoreError, Loaded, Over, Plant, Planted, Refusal, Store, Stub, StubInfo,
+    Stubbed,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use std::pin::Pin;
@@ -97,16 +97,6 @@ impl<S: Store> Archive<S> {
             }
             result => result,
         }
-    }
-
-    /// What stands for what was dropped, also of a session that is archived: the store has none of those.
-    pub(crate) async fn base_of(&self, key: &SessionKey) -> Result<Option<Base>, StoreError> {
-        let base = self.store.base(key).await?;
-        if base.is_some() || self.stub_of(key).await?.is_none() {
-            return Ok(base);
-        }
-        self.bring_back(key).await?;
-        self.store.base(key).await
     }
 
     async fn bring_back(&self, key: &SessionKey) -> Result<(), StoreError> {

@@ -26,6 +26,7 @@ pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     /// What every name begins with.
     prefix: Path,
+    step_max: Duration,
 }
 
 impl Bucket {
@@ -38,7 +39,7 @@ impl Bucket {
             ObjectStoreScheme::parse(&parsed).map_err(|error| Error::Url(error.to_string()))?;
         if !matches!(scheme, ObjectStoreScheme::Local) {
             let (store, prefix) = object_store::parse_url_opts(&parsed, options)?;
-            return Ok(Bucket { store: store.into(), prefix });
+            return Ok(Bucket::on(store.into(), prefix));
         }
         let dir =
             parsed.to_file_path().map_err(|()| Error::Url(format!("{path} is no path of this machine")))?;
@@ -51,7 +52,12 @@ impl Bucket {
 
     /// On an object store of the caller's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Bucket {
-        Bucket { store, prefix }
+        Bucket { store, prefix, step_max: STEP_MAX }
+    }
+
+    /// The same with another deadline for every step.
+    pub fn patient_for(self, step_max: Duration) -> Bucket {
+        Bucket { step_max, ..self }
     }
 
     /// A name for an object of a session at its `changes`th change, never used before.
@@ -62,7 +68,7 @@ impl Bucket {
 
     /// Begins an object.
     pub fn upload(&self, key: &SessionKey, name: &str) -> Upload {
-        Upload { store: self.store.clone(), path: self.path(key, name), kept: Vec::new(), parts: None }
+        Upload { bucket: self.clone(), path: self.path(key, name), kept: Vec::new(), parts: None }
     }
 
     /// The bytes of an object, as they come.
@@ -71,17 +77,19 @@ impl Bucket {
         key: &SessionKey,
         name: &str,
     ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-        let got = within(self.store.get(&self.path(key, name))).await?;
-        let pieces = futures_util::stream::unfold(got.into_stream(), |mut pieces| async {
-            let piece = within(pieces.try_next()).await.transpose()?;
-            Some((piece, pieces))
-        });
+        let got = self.within(self.store.get(&self.path(key, name))).await?;
+        let bucket = self.clone();
+        let pieces =
+            futures_util::stream::unfold((got.into_stream(), bucket), |(mut pieces, bucket)| async {
+                let piece = bucket.within(pieces.try_next()).await.transpose()?;
+                Some((piece, (pieces, bucket)))
+            });
         Ok(Box::pin(pieces))
     }
 
     /// Deletes an object; one that is not there is deleted.
     pub async fn delete(&self, key: &SessionKey, name: &str) -> Result<(), Error> {
-        match within(self.store.delete(&self.path(key, name))).await {
+        match self.within(self.store.delete(&self.path(key, name))).await {
             Ok(()) | Err(Error::Bucket(object_store::Error::NotFound { .. })) => Ok(()),
             Err(error) => Err(error),
         }
@@ -94,7 +102,7 @@ impl Bucket {
             listed.try_filter_map(|object| async move { Ok(object.location.filename().map(str::to_owned)) });
         // A file system that knows no case has other sessions' objects in the same folder.
         let ending = ending(key);
-        let names: Vec<String> = within(names.try_collect()).await?;
+        let names: Vec<String> = self.within(names.try_collect()).await?;
         Ok(names.into_iter().filter(|name| name.ends_with(&ending)).collect())
     }
 
@@ -103,13 +111,23 @@ impl Bucket {
         let nonce = ulid::Ulid::generate().to_string().to_lowercase();
         let path = self.prefix.clone().join(format!("check-{nonce}"));
         let content = Bytes::from(nonce);
-        within(self.store.put(&path, content.clone().into())).await?;
-        let read = within(async { self.store.get(&path).await?.bytes().await }).await?;
-        within(self.store.delete(&path)).await?;
+        self.within(self.store.put(&path, content.clone().into())).await?;
+        let read = self.within(async { self.store.get(&path).await?.bytes().await }).await?;
+        self.within(self.store.delete(&path)).await?;
         if read != content {
             return Err(Error::Url("what was written is not what is read".to_owned()));
         }
         Ok(())
+    }
+
+    async fn within<T>(
+        &self,
+        step: impl Future<Output = Result<T, object_store::Error>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(self.step_max, step).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(Error::Slow),
+        }
     }
 
     fn folder(&self, key: &SessionKey) -> Path {
@@ -130,7 +148,7 @@ fn ending(key: &SessionKey) -> String {
 
 /// An object that is being written. It is not there before [`Upload::finish`].
 pub struct Upload {
-    store: Arc<dyn ObjectStore>,
+    bucket: Bucket,
     path: Path,
     /// What was not sent yet: less than a part.
     kept: Vec<u8>,
@@ -146,10 +164,10 @@ impl Upload {
             let rest = self.kept.split_off(PART_BYTES);
             let part = PutPayload::from(std::mem::replace(&mut self.kept, rest));
             if self.parts.is_none() {
-                self.parts = Some(within(self.store.put_multipart(&self.path)).await?);
+                self.parts = Some(self.bucket.within(self.bucket.store.put_multipart(&self.path)).await?);
             }
             if let Some(parts) = &mut self.parts {
-                within(parts.put_part(part)).await?;
+                self.bucket.within(parts.put_part(part)).await?;
             }
         }
         Ok(())
@@ -159,30 +177,23 @@ impl Upload {
     pub async fn finish(mut self) -> Result<(), Error> {
         let last = PutPayload::from(std::mem::take(&mut self.kept));
         let Some(parts) = &mut self.parts else {
-            within(self.store.put(&self.path, last)).await?;
+            self.bucket.within(self.bucket.store.put(&self.path, last)).await?;
             return Ok(());
         };
         if last.content_length() > 0 {
-            within(parts.put_part(last)).await?;
+            self.bucket.within(parts.put_part(last)).await?;
         }
-        within(parts.complete()).await?;
+        self.bucket.within(parts.complete()).await?;
         Ok(())
     }
 
     /// Gives it up. What cannot be taken back is left to the rules of the bucket.
     pub async fn abort(mut self) {
         if let Some(parts) = &mut self.parts
-            && let Err(error) = within(parts.abort()).await
+            && let Err(error) = self.bucket.within(parts.abort()).await
         {
             tracing::debug!(%error, "an upload that was given up leaves parts");
         }
-    }
-}
-
-async fn within<T>(step: impl Future<Output = Result<T, object_store::Error>>) -> Result<T, Error> {
-    match tokio::time::timeout(STEP_MAX, step).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(Error::Slow),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::Archive;
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    Version, WorkerId,
 };
 use everthread_store::*;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl<S: Store> Store for Archive<S> {
     }
 
     async fn base(&self, key: &SessionKey) -> Result<Option<Base>, Error> {
-        self.base_of(key).await
+        self.whole(key, || self.store.base(key)).await
     }
 
     async fn stage(&self, key: &SessionKey, name: &str, records: &[Record]) -> Result<(), Error> {
@@ -60,6 +60,15 @@ impl<S: Store> Store for Archive<S> {
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
         self.forget(key).await?;
         self.store.delete(key).await
+    }
+
+    async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
+        // The other way round than `delete`: what is refused must not have lost its object.
+        let is_deleted = self.store.delete_if(key, expect, head).await?;
+        if is_deleted {
+            self.forget(key).await?;
+        }
+        Ok(is_deleted)
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {

@@ -279,6 +279,9 @@ impl<S: Store> Desk<S> {
         };
         match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
             Ok(written) => {
+                if written.duplicate.is_none() && entries.1 > 0 {
+                    self.index(key, written.at).await;
+                }
                 if matches!(request, Request::Open { .. } | Request::Update { .. }) {
                     self.arm_upkeep(key, &decision.state, written.at).await;
                 }
@@ -297,6 +300,14 @@ impl<S: Store> Desk<S> {
             && let Err(error) = self.store.arm(key, look).await
         {
             tracing::warn!(%key, %error, "a session is not looked after before its next run");
+        }
+    }
+
+    /// What was decided is seen by those who follow the tenant's sessions. The list is only an index: where this fails it is
+    /// behind, until the next decision or until somebody compares it.
+    async fn index(&self, key: &SessionKey, at: Millis) {
+        if let Err(error) = self.store.index(key, at).await {
+            tracing::debug!(%key, %error, "the list of sessions is behind");
         }
     }
 

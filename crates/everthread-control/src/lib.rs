@@ -51,6 +51,7 @@ impl Default for Leases {
     }
 }
 
-pub(crate) fn millis(duration: Duration) -> u64 {
+/// A duration as the store counts.
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -137,6 +137,7 @@ async fn compare<S: Store>(
         stall_max: Duration::from_secs(60),
         presence: everthread_edge::presence::Times::default(),
         folding: Options::default(),
+        archive: None,
     };
     let edge = Edge::start(store.clone(), config);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

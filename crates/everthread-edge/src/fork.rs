@@ -16,6 +16,9 @@ use everthread_session::view::{self, View};
 use everthread_session::{Refusal, State};
 use everthread_store::{Error, First, Loaded, Over, Plant, Planted, Store};
 
+/// How often the source is read anew because it was trimmed meanwhile.
+const TRIES_MAX: u32 = 4;
+
 /// A fork that is there.
 pub(crate) struct Done {
     /// Where its log ends.
@@ -33,6 +36,8 @@ struct Cut {
     view: View,
     epochs: Vec<(Epoch, Seq)>,
     floor: Seq,
+    /// What stands for the part of the source below the floor.
+    base: Option<String>,
     bytes: u64,
 }
 
@@ -53,8 +58,7 @@ pub(crate) async fn make<S: Store>(
     }
     let (loaded, state) = edge.desk.load(source).await.map_err(|failure| failure.fault())?;
     let at = check(&loaded, &state, at)?;
-    let name = ulid::Ulid::generate().to_string();
-    let cut = stage(edge, source, target, at, &name).await?;
+    let (name, cut) = staged(edge, source, target, at).await?;
     let forked = fork(&cut.view, &source.session, patch).map_err(|refusal| refusal.fault())?;
     match plant(edge, target, by, &name, &cut, &forked).await.map_err(|error| fault_of(target, &error))? {
         Planted::Done { epoch, to, .. } => {
@@ -116,18 +120,51 @@ fn check(loaded: &Loaded, state: &State, at: Option<Seq>) -> Result<Seq, Fault> 
     }
 }
 
-/// Reads the source up to `at` and stages it for the target.
+/// Stages the source up to `at` for the target, under a name that is returned.
+async fn staged<S: Store>(
+    edge: &Edge<S>,
+    source: &SessionKey,
+    target: &SessionKey,
+    at: Seq,
+) -> Result<(String, Cut), Fault> {
+    for _ in 0..TRIES_MAX {
+        let name = ulid::Ulid::generate().to_string();
+        if let Some(cut) = stage(edge, source, target, at, &name).await? {
+            return Ok((name, cut));
+        }
+    }
+    Err(changed())
+}
+
+/// Where the reading of the source begins.
+async fn beginning<S: Store>(edge: &Edge<S>, source: &SessionKey, at: Seq) -> Result<Cut, Fault> {
+    let base = edge.desk.store().base(source).await.map_err(|error| fault_of(source, &error))?;
+    let Some(base) = base else {
+        return Ok(Cut { view: View::new(), epochs: Vec::new(), floor: Seq(1), base: None, bytes: 0 });
+    };
+    let view = View::from_base(&base.text).map_err(broken)?;
+    if at < view.seq() {
+        let message = format!("the session is kept from {} on: it cannot be forked before that", base.floor);
+        return Err(Fault::new(Code::BadCursor, message));
+    }
+    Ok(Cut { view, epochs: Vec::new(), floor: base.floor, base: Some(base.text), bytes: 0 })
+}
+
+/// Reads the source up to `at` and stages it for the target; `None` if it was trimmed in the middle.
 async fn stage<S: Store>(
     edge: &Edge<S>,
     source: &SessionKey,
     target: &SessionKey,
     at: Seq,
     name: &str,
-) -> Result<Cut, Fault> {
-    let mut cut = Cut { view: View::new(), epochs: Vec::new(), floor: Seq(1), bytes: 0 };
+) -> Result<Option<Cut>, Fault> {
+    let mut cut = beginning(edge, source, at).await?;
     loop {
         let read = edge.reader.page(source, cut.view.seq(), PAGE_BYTES).await;
         let page = read.map_err(|error| fault_of(source, &error))?;
+        if page.head.floor > cut.view.seq().next() {
+            return Ok(None);
+        }
         cut.epochs.clone_from(&page.epochs);
         let (mut folded, mut raw) = (Vec::new(), Vec::new());
         for record in &page.records {
@@ -152,7 +189,7 @@ async fn stage<S: Store>(
         let staged = edge.desk.store().stage(target, name, &folded).await;
         staged.map_err(|error| fault_of(target, &error))?;
         if is_last {
-            return Ok(cut);
+            return Ok(Some(cut));
         }
     }
 }
@@ -179,7 +216,7 @@ async fn plant<S: Store>(
         changes: 1,
         fence_last: 0,
         floor: cut.floor,
-        base: None,
+        base: cut.base.as_deref(),
         folded_bytes: cut.bytes,
         state: &state,
         next_due: None,

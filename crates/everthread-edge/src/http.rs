@@ -1,5 +1,6 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod archive;
 mod branch;
 mod control;
 mod devices;
@@ -8,18 +9,20 @@ mod presence;
 mod read;
 
 use crate::auth::Identity;
+use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
 use crate::reader::fault_of;
-use crate::{Edge, client, socket, sse, worker};
+use crate::{Edge, client, feed, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put as put_route};
-use everthread_control::{Numbered, read_state};
+use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
+use everthread_protocol::frame::Summary;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
     AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
@@ -65,6 +68,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
     Router::new()
         .route("/v1/connect", get(connect_client::<S>))
         .route("/v1/worker", get(connect_worker::<S>))
+        .route("/v1/feed", get(feed::sse::follow::<S>))
         .route("/v1/sessions", get(list::<S>).post(create::<S>))
         .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>).delete(delete::<S>))
         .route("/v1/sessions/{session}/input", post(input::<S>))
@@ -73,6 +77,7 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/archive", post(archive::archive::<S>))
         .route("/v1/sessions/{session}/select", post(branch::select::<S>))
         .route("/v1/sessions/{session}/fork", post(fork::make::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
@@ -199,9 +204,6 @@ async fn create<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answ
     match edge.desk.decide(&key, &identity.author, &open, Numbered::No).await {
         Ok(decided) => {
             let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
-            if let Err(error) = edge.desk.store().index(&key, decided.written.at).await {
-                tracing::warn!(%key, %error, "a new session is not in the list");
-            }
             let body = json!({ "session": key.session, "cursor": cursor, "meta": meta });
             Ok(json_response(StatusCode::CREATED, &body))
         }
@@ -241,18 +243,14 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
         .collect();
     let read = devices::read_by(&edge, &keys, asked.device.as_ref()).await?;
     let states = store.states(&keys).await.map_err(|e| e.fault())?;
-    let (mut sessions, mut gone) = (Vec::with_capacity(found.len()), Vec::new());
-    for (((key, (_, at)), listed), read) in keys.into_iter().zip(found).zip(states).zip(read) {
+    let (mut sessions, mut gone) = (Vec::<Summary>::with_capacity(found.len()), Vec::new());
+    for (((key, (session, at)), listed), read) in keys.into_iter().zip(found).zip(states).zip(read) {
         let Some(listed) = listed else {
             gone.push((key, at));
             continue;
         };
-        let state = read_state(&listed.state).map_err(|failure| failure.fault())?;
-        let mut session = json!({ "session": key.session, "active_at": at, "meta": state.meta });
-        if asked.device.is_some() {
-            devices::add_unread(&mut session, &listed.epochs, listed.head.seq, read.as_ref());
-        }
-        sessions.push(session);
+        let row = Row::of(session, at, listed);
+        sessions.push(if asked.device.is_some() { row.for_device(read.as_ref()) } else { row.summary });
     }
     // The index is only an index.
     let forget = stream::iter(gone).for_each_concurrent(UNINDEXED_AT_ONCE, |(key, at)| async move {

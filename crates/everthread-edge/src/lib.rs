@@ -7,12 +7,14 @@
 //!
 //! A node holds nothing that another cannot rebuild from the store.
 
+pub mod archiving;
 pub mod auth;
 mod branch;
 mod client;
 mod conflate;
 mod control;
 pub mod devices;
+pub mod feed;
 pub mod folder;
 mod fork;
 pub mod http;
@@ -26,11 +28,13 @@ mod sse;
 pub mod tail;
 mod worker;
 
+use archiving::Archiving;
 use auth::Auth;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
+use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
+use feed::Feeds;
 use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
@@ -56,6 +60,8 @@ pub struct Config {
     pub presence: presence::Times,
     /// When logs are folded in the store.
     pub folding: folder::Options,
+    /// When sessions are archived, if there is an archive.
+    pub archive: Option<archiving::Options>,
 }
 
 /// One edge node. Cheap to clone.
@@ -92,6 +98,8 @@ pub struct Shared<S> {
     pub acks: Acks<S>,
     /// Who is present in the sessions followed here.
     pub presences: Presences<S>,
+    /// What the sessions of tenants are doing.
+    pub feeds: Feeds<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
     /// Every task of the node.
@@ -104,15 +112,20 @@ impl<S: Store> Edge<S> {
     /// A node on a store. Its keeper of deadlines starts at once.
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
-        let desk = Desk::new(store.clone(), config.leases.clone());
+        let reader = Reader::new(store.clone());
+        // Those that know of archived sessions when these are due come first.
+        let upkeeps: [Arc<dyn Upkeep>; 1] =
+            [Arc::new(Archiving::start(reader.clone(), config.archive.clone(), &tasks))];
+        let desk =
+            Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let metrics = Metrics::new();
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let times = config.presence.clone();
-        let presences = Presences::start(store.clone(), &config.node, times, &metrics, &tasks);
-        let reader = Reader::new(store);
+        let feeds = Feeds::new(store.clone(), &metrics, &tasks);
+        let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
@@ -124,6 +137,7 @@ impl<S: Store> Edge<S> {
                 dispatcher,
                 reader,
                 tails,
+                feeds,
                 folder,
                 acks,
                 presences,

@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Bytes taken from the ring in one step.
 const STEP_BYTES: usize = 64 * 1024;
 /// A comment is sent after this much silence, so that proxies keep the connection.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Pause before a read that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -42,8 +42,14 @@ pub(crate) async fn follow<S: Store>(
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let (cursor, queue) = (start_of(&page), VecDeque::new());
-    let mut events = Events { cursor, edge, tail, told_live: false, is_over: false, queue };
+    let mut events = Events {
+        cursor: start_of(&page),
+        edge,
+        tail,
+        told_live: false,
+        is_over: false,
+        queue: VecDeque::new(),
+    };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
         Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
@@ -200,7 +206,7 @@ fn entries_event(cursor: Option<Cursor>, suffix: &[u8]) -> Bytes {
 }
 
 /// JSON has no raw line breaks, so one `data` line always holds it.
-fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
+pub(crate) fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
     let data = data.replace(['\n', '\r'], " ");
     match cursor {
         Some(cursor) => Bytes::from(format!("id: {cursor}\nevent: {name}\ndata: {data}\n\n")),
@@ -209,10 +215,10 @@ fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
 }
 
 /// Counts a connection for as long as it lives.
-struct Counted(prometheus::IntGauge);
+pub(crate) struct Counted(prometheus::IntGauge);
 
 impl Counted {
-    fn new(gauge: prometheus::IntGauge) -> Self {
+    pub(crate) fn new(gauge: prometheus::IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

@@ -6,10 +6,7 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
-mod wake;
-
-pub(crate) use wake::Waiters;
-pub use wake::{Waiter, Wake};
+mod waiters;
 
 use crate::conflate::{self, Folded};
 use crate::reader::Reader;
@@ -22,6 +19,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+pub(crate) use waiters::Waiters;
+pub use waiters::{Waiter, Wake};
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;

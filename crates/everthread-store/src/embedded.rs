@@ -34,7 +34,7 @@ use crate::{
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    Version, WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -277,7 +277,12 @@ impl Store for Embedded {
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
         let key = key.clone();
-        self.ask(|reply| Request::Delete(key, reply)).await
+        self.ask(|reply| Request::Delete(key, None, reply)).await
+    }
+
+    async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
+        let (key, expect) = (key.clone(), Some((expect, head)));
+        Ok(self.ask(|reply| Request::Delete(key, expect, reply)).await?.is_some())
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
@@ -516,8 +521,6 @@ fn wall_us() -> u64 {
 mod tests {
     use super::*;
     use crate::Change;
-    use everthread_protocol::Version;
-
     fn write(n: u64, expect: Option<Version>, state: &str) -> Write<'_> {
         let change =
             Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None };

@@ -28,7 +28,7 @@ pub use whole::*;
 
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
-    TenantId, WorkerId,
+    TenantId, Version, WorkerId,
 };
 use std::sync::Arc;
 
@@ -127,6 +127,15 @@ pub trait Store: Send + Sync + 'static {
     /// One that is made anew with the same id is another session: its epochs, and so its cursors, versions and fences, are
     /// all greater than those of before.
     fn delete(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Deleted>, Error>> + Send;
+
+    /// The same, if the session is still at this version and its log still ends there: nothing that was acknowledged since
+    /// then goes. Returns whether it was.
+    fn delete_if(
+        &self,
+        key: &SessionKey,
+        expect: Version,
+        head: Seq,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Renews the leases of runs, session by session, and reads the sessions' heads in the order asked (`None`: no such
     /// session).

@@ -36,7 +36,7 @@ use crate::{
 use ::redis::InfoDict;
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    WorkerId,
+    Version, WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -203,7 +203,11 @@ impl Store for Redis {
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
-        self.delete_session(key).await
+        self.delete_session(key, None).await
+    }
+
+    async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
+        Ok(self.delete_session(key, Some((expect, head))).await?.is_some())
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {

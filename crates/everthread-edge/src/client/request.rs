@@ -99,6 +99,14 @@ impl<S: Store> Connection<S> {
                 Ok(key) => self.on_history(history, key),
                 Err(fault) => self.error(Some(history.id.to_string()), fault),
             },
+            ClientFrame::Watch(watch) => {
+                self.on_watch(&watch, &identity);
+                self.outbox.text(ServerFrame::Ok(done(watch.id)).encode());
+            }
+            ClientFrame::Unwatch(unwatch) => {
+                self.on_unwatch();
+                self.outbox.text(ServerFrame::Ok(done(unwatch.id)).encode());
+            }
             ClientFrame::Ack(ack) => {
                 if let Err(fault) = self.on_ack(&ack, identity) {
                     self.error(None, fault);

@@ -140,10 +140,12 @@ async fn who_waits_for_the_outcome_of_a_control_learns_that_there_is_no_session<
     begun.client.receipt("c1", "accepted").await;
     let body =
         json!({ "id": "c2", "kind": "steer", "target": { "run": begun.run }, "payload": { "text": "Hm" } });
-    let asking = tokio::spawn(async move { control(there, "s", &body, 20_000).await });
-    begun.worker.told("c2").await;
-    assert!(delete(here, "s").await);
-    let (status, answer) = timeout(PATIENCE, asking).await.unwrap().unwrap();
+    let deleting = async {
+        begun.worker.told("c2").await;
+        assert!(delete(here, "s").await);
+    };
+    let asked = async { tokio::join!(control(there, "s", &body, 20_000), deleting) };
+    let ((status, answer), ()) = timeout(PATIENCE, asked).await.unwrap();
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("no_session")), "{answer}");
     let error = begun.client.socket.wait(|frame| frame["t"] == "error").await;
     assert_eq!((&error["id"], &error["code"]), (&json!("c1"), &json!("no_session")), "{error}");
@@ -295,11 +297,7 @@ async fn deleting_races_writers_and_attaches_and_nobody_sees_two_logs_in_one<E: 
         deleting.await;
         stop.cancel();
         // The last follower waits for this one.
-        until("the end", async || {
-            delete(there.address, "s").await;
-            Some(())
-        })
-        .await;
+        delete(there.address, "s").await;
     };
     // What was made anew after the last deletion is deleted, too, until the follower has seen its end.
     let (ends, (), (), ()) = tokio::join!(

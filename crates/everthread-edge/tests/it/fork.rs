@@ -3,7 +3,9 @@
 use crate::harness::begun::key;
 use crate::harness::http::{blocks, create, input, state};
 use crate::harness::{Begun, Client, Engine, NO_FOLDING, Node, Request, Worker, World};
-use everthread_store::{Store, Write};
+use everthread_protocol::Seq;
+use everthread_session::view::{MessageState, View};
+use everthread_store::{Store, Trim, Trimmed, Write};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -19,6 +21,7 @@ on_both_engines!(
     a_repeat_finds_the_fork_and_anything_else_is_a_conflict,
     of_many_forks_with_one_id_one_is_made,
     a_fork_of_a_fork_says_where_it_comes_from,
+    a_fork_of_a_trimmed_session_begins_at_its_floor,
     wrong_forks_are_told_apart,
 );
 
@@ -263,7 +266,7 @@ async fn a_long_session_is_forked_inside_a_merged_append<E: Engine>() {
         assert_eq!(forked.folded_to.0, exact);
         let source = store.heads(&[key("s")]).await.unwrap()[0].unwrap();
         assert_eq!((source.folded_to.0, source.seq.0), (folded_to, head), "the source is left alone");
-        let page = store.read(&key(name), everthread_protocol::Seq(0), usize::MAX).await.unwrap();
+        let page = store.read(&key(name), Seq(0), usize::MAX).await.unwrap();
         assert!(page.records.len() < 60, "{} records", page.records.len());
         let bytes: usize =
             page.records.iter().filter(|r| r.to <= forked.folded_to).map(|r| r.blocks.len()).sum();
@@ -348,6 +351,46 @@ async fn a_fork_of_a_fork_says_where_it_comes_from<E: Engine>() {
     let epochs = node.edge.desk.store().load(&key("g")).await.unwrap().unwrap().epochs;
     assert_eq!(epochs.len(), 3);
     assert!(epochs.is_sorted());
+}
+
+async fn a_fork_of_a_trimmed_session_begins_at_its_floor<E: Engine>() {
+    let world = World::<E>::start().await;
+    let (node, mut worker) = answered(&world, 4).await;
+    node.edge.folder.fold(&key("s")).await.unwrap();
+    let store = node.edge.desk.store();
+    let head = store.heads(&[key("s")]).await.unwrap()[0].unwrap();
+    let page = store.read(&key("s"), Seq(0), usize::MAX).await.unwrap();
+    // Behind a folded record somewhere in the middle, at which nothing is being written.
+    let mut view = View::new();
+    let (mut bytes, mut cut) = (0, None);
+    for record in page.records.iter().filter(|record| record.to <= head.folded_to) {
+        view.apply(record, page.epochs[0].1).unwrap();
+        bytes += record.blocks.len() as u64;
+        let is_quiet = view.messages().iter().all(|m| m.status != MessageState::Streaming);
+        if is_quiet && view.messages().len() >= 3 {
+            cut = Some((record.to.next(), view.base().unwrap()));
+            break;
+        }
+    }
+    let (floor, base) = cut.unwrap();
+    let trim = Trim { expect: head.version, from: Seq(1), floor, bytes, base: &base };
+    assert_eq!(store.trim(&key("s"), trim).await, Ok(Trimmed::Done));
+
+    let made = fork(node.address, "s", json!({ "session": "f" })).await;
+    let forked = store.heads(&[key("f")]).await.unwrap()[0].unwrap();
+    assert_eq!((forked.floor, json!(forked.folded_to)), (floor, made["at"].clone()));
+    let (source, now) = (self::view(node.address, "s").await, self::view(node.address, "f").await);
+    assert_eq!(source["messages"], now["messages"]);
+    assert_eq!(open(&now), Vec::<&Value>::new());
+    let below = json!({ "at": floor.0 - 2 });
+    Request::post("/v1/sessions/s/fork", &below).send(node.address).await.is_error(400, "bad_cursor");
+    // Where nothing is left but the base.
+    let least = fork(node.address, "s", json!({ "session": "g", "at": floor.0 - 1 })).await;
+    assert_eq!(least["at"], floor.0 - 1);
+    for name in ["f", "g"] {
+        let run = input(node.address, name, "Go on").await;
+        assert_eq!(worker.serve(&["Yes"]).await, run);
+    }
 }
 
 async fn wrong_forks_are_told_apart<E: Engine>() {

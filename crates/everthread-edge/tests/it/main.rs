@@ -14,6 +14,10 @@ mod deleting;
 #[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod fairness;
+#[cfg(test)]
+mod feed;
+#[cfg(test)]
 mod folding;
 #[cfg(test)]
 mod fork;

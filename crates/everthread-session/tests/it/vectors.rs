@@ -177,6 +177,7 @@ fn client_kind(frame: &ServerFrame<'_>) -> &'static str {
         ServerFrame::Receipt(_) => "receipt",
         ServerFrame::History(_) => "history",
         ServerFrame::Presence(_) => "presence",
+        ServerFrame::Sessions(_) => "sessions",
         ServerFrame::Ping {} => "ping",
         ServerFrame::Bye(_) => "bye",
     }
@@ -219,7 +220,7 @@ fn server_frame_vectors_are_current() {
         assert_eq!(serde_json::from_str::<Value>(&read.encode()).unwrap(), *frame);
         seen_worker.insert(worker_kind(&read));
     }
-    assert_eq!((seen.len(), seen_worker.len()), (14, 10), "one example of each: {seen:?} {seen_worker:?}");
+    assert_eq!((seen.len(), seen_worker.len()), (15, 10), "one example of each: {seen:?} {seen_worker:?}");
     current("server_frames.json", &vectors);
 }
 

@@ -7,7 +7,7 @@ use super::disk::{self, DEVICES, Disk, Meta, Snapshot, failed};
 use super::group::{DeadlineRow, Group};
 use super::writer::Writer;
 use crate::{Deleted, Error, Listed};
-use everthread_protocol::{Millis, SessionKey};
+use everthread_protocol::{Millis, Seq, SessionKey, Version};
 use redb::WriteTransaction;
 
 impl Meta {
@@ -44,12 +44,22 @@ impl Embedded {
 }
 
 impl Writer {
-    /// See [`crate::Store::delete`].
-    pub(super) fn delete(&mut self, key: &SessionKey, group: &mut Group) -> Result<Option<Deleted>, Error> {
+    /// See [`crate::Store::delete`], and with what is expected [`crate::Store::delete_if`]: then `None` if it is otherwise.
+    pub(super) fn delete(
+        &mut self,
+        key: &SessionKey,
+        expect: Option<(Version, Seq)>,
+        group: &mut Group,
+    ) -> Result<Option<Deleted>, Error> {
         let meta = match self.sessions.get(key) {
             Some(session) => Some(session.meta.clone()),
             None => self.shared.disk.metas(std::slice::from_ref(key))?.pop().flatten(),
         };
+        if let (Some(expect), Some(meta)) = (expect, &meta)
+            && expect != (meta.version(), meta.head)
+        {
+            return Ok(None);
+        }
         group.deleted = Some((key.clone(), meta.as_ref().map(|meta| meta.number)));
         if self.deadlines.hurry(key) {
             group.deadlines.push((key.clone(), DeadlineRow::Earlier(Millis(0))));

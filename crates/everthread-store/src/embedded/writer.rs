@@ -14,7 +14,7 @@ use super::trim::OwnedTrim;
 use crate::{
     Deleted, Due, Error, Folded, Interest, Planted, Refusal, Stubbed, Taken, Trimmed, WorkItem, Written,
 };
-use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, PoolKey, Seq, SessionKey, Version};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +31,7 @@ pub(super) enum Request {
     /// [`crate::Store::fold`].
     Fold(SessionKey, Box<OwnedFold>, Reply<Folded>),
     /// [`crate::Store::delete`]: makes a group of its own.
-    Delete(SessionKey, Reply<Option<Deleted>>),
+    Delete(SessionKey, Option<(Version, Seq)>, Reply<Option<Deleted>>),
     /// [`crate::Store::unindex`].
     Unindex(SessionKey, Millis, Reply<()>),
     /// [`crate::Store::trim`].
@@ -146,8 +146,8 @@ impl Writer {
                 let result = self.fold(&key, *fold, group);
                 answer(group, reply, result);
             }
-            Request::Delete(key, reply) => {
-                let result = self.delete(&key, group);
+            Request::Delete(key, expect, reply) => {
+                let result = self.delete(&key, expect, group);
                 answer(group, reply, result);
             }
             Request::Unindex(key, at, reply) => {

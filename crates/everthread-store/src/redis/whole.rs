@@ -8,7 +8,7 @@ use super::link::Failure;
 use super::read::{HEAD_FIELDS, broken, epochs_of, head_of, number, text};
 use crate::{Deleted, Error, Listed, TOMBSTONE_KEPT};
 use ::redis::{Value, cmd};
-use everthread_protocol::{Epoch, Millis, Seq, SessionKey};
+use everthread_protocol::{Epoch, Millis, Seq, SessionKey, Version};
 
 /// Sessions that one request asks for: each state may have 64 KB.
 const STATES_BATCH: usize = 64;
@@ -32,13 +32,17 @@ impl Redis {
         Ok(listed)
     }
 
-    /// See [`crate::Store::delete`].
-    pub(super) async fn delete_session(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+    /// See [`crate::Store::delete`], and with what is expected [`crate::Store::delete_if`]: then `None` if it is otherwise.
+    pub(super) async fn delete_session(
+        &self,
+        key: &SessionKey,
+        expect: Option<(Version, Seq)>,
+    ) -> Result<Option<Deleted>, Error> {
         // Before the session goes: one that is made anew is listed with a later time, and stays.
         let mut request = cmd("ZSCORE");
         request.arg(self.inner.keys.sessions(&key.tenant)).arg(key.session.as_str());
         let at: Option<f64> = self.link(&key.tenant).command(&request).await.map_err(Failure::of_read)?;
-        let deleted = self.delete_keys(key).await?;
+        let Some(deleted) = self.delete_keys(key, expect).await? else { return Ok(None) };
         if let Some(at) = at
             && let Err(error) = self.unindex_at(key, &at.to_string()).await
         {
@@ -50,7 +54,12 @@ impl Redis {
         Ok(deleted)
     }
 
-    async fn delete_keys(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
+    /// `None` if the session is not as expected.
+    async fn delete_keys(
+        &self,
+        key: &SessionKey,
+        expect: Option<(Version, Seq)>,
+    ) -> Result<Option<Option<Deleted>>, Error> {
         let keys = &self.inner.keys;
         let control = keys.control(key);
         let names = [
@@ -66,15 +75,18 @@ impl Redis {
         ];
         let names = names.each_ref().map(String::as_str);
         let kept = TOMBSTONE_KEPT.as_millis().to_string();
-        let args = [kept.as_bytes(), control.as_bytes()];
+        let (version, head) =
+            expect.map(|(version, head)| (version.to_string(), head.to_string())).unwrap_or_default();
+        let args = [&kept, &control, &version, &head].map(String::as_bytes);
         let answer = self.link(key).script(&self.inner.scripts.delete, &names, &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         let word = answer.first().ok_or_else(|| broken("an empty answer to a deletion"))?;
         match (text(word)?, &answer[1..]) {
             ("ok", [epoch, head]) => {
-                Ok(Some(Deleted { epoch: Epoch(number(epoch)?), head: Seq(number(head)?) }))
+                Ok(Some(Some(Deleted { epoch: Epoch(number(epoch)?), head: Seq(number(head)?) })))
             }
-            ("none", []) => Ok(None),
+            ("none", []) => Ok(Some(None)),
+            ("moved", []) => Ok(None),
             (other, _) => Err(broken(&format!("an unknown answer to a deletion: {other:?}"))),
         }
     }

@@ -84,6 +84,7 @@ macro_rules! conformance {
             a_stub_refuses_what_needs_log_or_state,
             a_session_that_has_changed_is_not_made_a_stub,
             a_session_that_comes_back_is_as_it_was,
+            a_floor_and_its_base_go_and_come_with_the_session,
             readers_of_a_session_that_goes_and_comes_find_it_whole,
             followers_hear_of_a_plant,
             a_session_that_was_deleted_can_be_planted_anew,
@@ -95,6 +96,7 @@ macro_rules! conformance {
             heads_tell_how_many_bytes_are_folded,
             a_trim_that_does_not_fit_is_refused_and_changes_nothing,
             a_decision_and_a_trim_do_not_miss_each_other,
+            nothing_is_left_of_a_base_when_its_session_is_deleted,
             of_many_trimmers_at_once_exactly_one_wins,
             readers_and_trimmers_do_not_get_in_each_others_way,
         );
@@ -129,6 +131,7 @@ macro_rules! conformance {
         $crate::suite::conformance!(@ $open, deleting,
             nothing_is_left_of_a_deleted_session,
             deleting_nothing_or_twice_is_harmless,
+            a_session_that_went_on_is_not_deleted_for_what_it_was,
             a_session_made_anew_has_greater_numbers_and_nothing_of_before,
             followers_of_every_interest_are_told_to_look,
             a_deadline_of_a_deleted_session_fires_at_once,

@@ -25,6 +25,7 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let (floor, bytes) = (head.folded_to.next(), head.folded_bytes);
     let trim = Trim { expect: head.version, from: head.floor, floor, bytes, base: "base" };
     assert_eq!(store.trim(&key, trim).await, Ok(Trimmed::Done));
+    let version = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap().version;
     let device: DeviceId = "phone".parse().unwrap();
     store.ack(&key, &device, Cursor { epoch: last.epoch, seq: last.to }).await.unwrap();
     store.mark_delivered(&key, &"c1".parse::<ControlId>().unwrap(), &"w1".parse().unwrap()).await.unwrap();
@@ -33,7 +34,7 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let change = PresenceChange { member: "ann".into(), about: Some(("{}".into(), None)) };
     store.hold_present(&key, &node, &[change]).await.unwrap();
     store.index(&key, Millis(5)).await.unwrap();
-    (key, Written { fence: first.fence, ..last }, r1)
+    (key, Written { fence: first.fence, version, ..last }, r1)
 }
 
 async fn listed<S: Store>(store: &S, key: &SessionKey) -> bool {
@@ -71,6 +72,21 @@ pub async fn nothing_is_left_of_a_deleted_session<S: Store>(store: &S) {
     assert_eq!(store.devices(&other).await.unwrap().len(), 1);
     assert_eq!(store.present(&other, 100).await.unwrap().len(), 1);
     assert!(listed(store, &other).await);
+}
+
+pub async fn a_session_that_went_on_is_not_deleted_for_what_it_was<S: Store>(store: &S) {
+    let (key, last, _) = furnished(store).await;
+    let appended = store.write(&key, one()).await.unwrap();
+    assert!(!store.delete_if(&key, last.version, last.to).await.unwrap(), "an entry came");
+    let decided = Write { change: Some(change(Some(last.version), "s2")), count: 0, entries: "[]", ..one() };
+    let decided = store.write(&key, decided).await.unwrap();
+    assert!(!store.delete_if(&key, last.version, appended.to).await.unwrap(), "something was decided");
+    assert_eq!(read_all(store, &key, Seq::ZERO, ALL).await.last().unwrap().to, appended.to);
+    assert!(listed(store, &key).await);
+    assert!(store.delete_if(&key, decided.version, decided.to).await.unwrap());
+    assert_eq!(store.load(&key).await.unwrap(), None);
+    assert!(!listed(store, &key).await);
+    assert!(!store.delete_if(&key, decided.version, decided.to).await.unwrap(), "twice");
 }
 
 pub async fn deleting_nothing_or_twice_is_harmless<S: Store>(store: &S) {

@@ -130,6 +130,16 @@ pub async fn a_decision_and_a_trim_do_not_miss_each_other<S: Store>(store: &S) {
     assert_eq!(trim_to(store, &key, 8).await, Ok(Trimmed::Done));
 }
 
+pub async fn nothing_is_left_of_a_base_when_its_session_is_deleted<S: Store>(store: &S) {
+    let key = folded_log(store, 21, 15).await;
+    assert_eq!(trim_to(store, &key, 10).await, Ok(Trimmed::Done));
+    assert!(store.delete(&key).await.unwrap().is_some());
+    assert_eq!(store.base(&key).await, Ok(None));
+    store.write(&key, Write { change: Some(change(None, "anew")), ..one() }).await.unwrap();
+    let head = head(store, &key).await;
+    assert_eq!((store.base(&key).await, head.floor, head.folded_bytes), (Ok(None), Seq(1), 0));
+}
+
 pub async fn of_many_trimmers_at_once_exactly_one_wins<S: Store>(store: &S) {
     let key = folded_log(store, 43, 41).await;
     for floor in [6, 20, 42] {

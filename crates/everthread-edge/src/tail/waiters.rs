@@ -1,8 +1,8 @@
-//! Waking: whoever waits for something new is marked once, at its connection, until it looks again.
+//! Who waits for something on this node, and how it is woken: one wake-up per connection, however much there is for it.
 
 use super::lock;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -67,7 +67,7 @@ impl Drop for Waiter {
 #[derive(Default)]
 pub(crate) struct Waiters {
     by_id: Mutex<HashMap<u64, Waiting>>,
-    next: std::sync::atomic::AtomicU64,
+    next: AtomicU64,
 }
 
 struct Waiting {
@@ -103,6 +103,7 @@ impl Waiters {
         }
     }
 
+    /// Whether more than one waits.
     pub(super) fn is_shared(&self) -> bool {
         lock(&self.by_id).len() > 1
     }
