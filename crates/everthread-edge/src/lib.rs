@@ -42,6 +42,7 @@ use reader::Reader;
 use std::sync::Arc;
 use std::time::Duration;
 use tail::Tails;
+use tokio::sync::Semaphore;
 
 /// What an edge node is told at its start.
 #[derive(Debug, Clone)]
@@ -102,6 +103,8 @@ pub struct Shared<S> {
     pub feeds: Feeds<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
+    /// Turns to make forks.
+    pub forks: Semaphore,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -139,6 +142,7 @@ impl<S: Store> Edge<S> {
                 tails,
                 feeds,
                 folder,
+                forks: Semaphore::new(fork::FORKS_MAX),
                 acks,
                 presences,
                 tasks,

@@ -7,7 +7,7 @@ use axum::serve::ListenerExt as _;
 use everthread_archive::Archive;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, archiving, folder, http};
+use everthread_edge::{Config, Edge, archiving, http};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{self, Embedded};
@@ -34,6 +34,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     start_log(&args)?;
     let token = args.token(mode)?;
     args.leases()?;
+    args.folding()?;
     let node: NodeId = match &args.node {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
@@ -102,7 +103,7 @@ async fn node_until_stopped<S: Store>(
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max: Duration::from_millis(args.stall_ms),
         presence: args.presence()?,
-        folding: folder::Options::default(),
+        folding: args.folding()?,
         archive: archiving,
     };
     let edge = Edge::start(store, config);

@@ -1,6 +1,8 @@
 //! The binary as its users run it: real processes, real signals.
 
 #[cfg(test)]
+mod ageing;
+#[cfg(test)]
 mod approval;
 #[cfg(test)]
 mod cluster;
