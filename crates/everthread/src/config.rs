@@ -2,6 +2,7 @@
 
 use crate::archive::ArchiveArgs;
 use crate::openai::OpenAiArgs;
+use crate::retention::RetentionArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
@@ -84,6 +85,8 @@ pub struct NodeArgs {
     pub fold_keep: u64,
     #[command(flatten)]
     pub archive: ArchiveArgs,
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// Form of the log.
     #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -8,6 +8,7 @@ mod config;
 mod console;
 mod demo;
 mod openai;
+mod retention;
 mod serve;
 mod tail;
 

@@ -105,6 +105,7 @@ async fn node_until_stopped<S: Store>(
         presence: args.presence()?,
         folding: args.folding()?,
         archive: archiving,
+        retention: args.retention.options(),
     };
     let edge = Edge::start(store, config);
     edge.metrics.also(counts);

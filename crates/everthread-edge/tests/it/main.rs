@@ -6,6 +6,8 @@ mod harness;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
 mod branch;
 #[cfg(test)]
 mod control;
@@ -43,6 +45,8 @@ mod read;
 mod receipts;
 #[cfg(test)]
 mod resilience;
+#[cfg(test)]
+mod retention;
 #[cfg(test)]
 mod run_token;
 #[cfg(test)]

@@ -5,6 +5,8 @@ mod ageing;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
 mod cluster;
 #[cfg(test)]
 mod commands;
