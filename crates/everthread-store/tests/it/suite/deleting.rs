@@ -25,6 +25,7 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let (floor, bytes) = (head.folded_to.next(), head.folded_bytes);
     let trim = Trim { expect: head.version, from: head.floor, floor, bytes, base: "base" };
     assert_eq!(store.trim(&key, trim).await, Ok(Trimmed::Done));
+    let version = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap().version;
     let device: DeviceId = "phone".parse().unwrap();
     store.ack(&key, &device, Cursor { epoch: last.epoch, seq: last.to }).await.unwrap();
     store.mark_delivered(&key, &"c1".parse::<ControlId>().unwrap(), &"w1".parse().unwrap()).await.unwrap();
@@ -33,7 +34,7 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let change = PresenceChange { member: "ann".into(), about: Some(("{}".into(), None)) };
     store.hold_present(&key, &node, &[change]).await.unwrap();
     store.index(&key, Millis(5)).await.unwrap();
-    (key, Written { fence: first.fence, ..last }, r1)
+    (key, Written { fence: first.fence, version, ..last }, r1)
 }
 
 async fn listed<S: Store>(store: &S, key: &SessionKey) -> bool {
