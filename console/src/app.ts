@@ -1,21 +1,29 @@
 // What is on the page: which session is selected, and how its parts hear of it.
 
-import { Everthread, EverthreadError, type Session, type SessionListItem, ulid } from "../../sdk/typescript/src/index.js";
+import { Everthread, EverthreadError, type JsonObject, type Session, ulid } from "../../sdk/typescript/src/index.js";
 import { Composer } from "./composer.js";
 import { type Config, deviceId } from "./config.js";
 import { ConnectionBar } from "./connection.js";
 import { Desk } from "./desk.js";
 import { byId, setText } from "./dom.js";
-import { showEmpty, showMissing } from "./empty.js";
+import { showEmpty, showGone, showMissing } from "./empty.js";
+import { Find } from "./find.js";
+import { Here } from "./here.js";
 import { runOfControl } from "./lines.js";
 import { People } from "./people.js";
+import { Places } from "./places.js";
+import { ReadMark } from "./read-mark.js";
 import { StickyScroll } from "./scroll.js";
+import { SessionList } from "./session-list.js";
+import { SessionMenu } from "./session-menu.js";
 import { Sidebar, titleOf } from "./sidebar.js";
 import { Takeover } from "./takeover.js";
+import { Timeline } from "./timeline.js";
 import { Transcript } from "./transcript.js";
 
 const RECENT_MESSAGES = 50;
-const LIST_EVERY_MS = 10_000;
+/** A page of so many screens is long: so is a session that has messages before those on the page. */
+const LONG_SCREENS = 6;
 const TITLE_CHARS = 60;
 
 export class App {
@@ -28,11 +36,18 @@ export class App {
   readonly #scroll: StickyScroll;
   readonly #desk: Desk;
   readonly #takeover: Takeover;
+  readonly #list: SessionList;
+  readonly #here: Here;
+  readonly #places: Places;
+  readonly #timeline: Timeline;
+  readonly #mark: ReadMark;
+  readonly #find: Find;
+  readonly #menu: SessionMenu;
+  readonly #forkedFrom = byId("forked-from", HTMLAnchorElement);
   readonly #title = byId("title", HTMLElement);
   readonly #status = byId("status", HTMLElement);
   readonly #welcome = byId("welcome", HTMLElement);
   #session: Session | undefined;
-  #listing = false;
 
   constructor(config: Config, onRefused: (reason: string) => void) {
     this.#config = config;
@@ -43,20 +58,34 @@ export class App {
     this.#desk = new Desk(this.#client, people, {
       say: (words) => this.#say(words),
       redraw: () => this.#transcript.redraw(),
+      open: (session) => this.#select(session),
     });
     this.#takeover = new Takeover(people, (error) => this.#say(reasonOf(error)));
     this.#sidebar = new Sidebar(() => this.#select(undefined));
+    this.#list = new SessionList(this.#client, device, this.#sidebar);
+    this.#here = new Here(device);
     this.#composer = new Composer({
       send: (text) => void this.#send(text),
       stop: () => this.#desk.stopAll(),
       pause: () => this.#desk.pauseOrResume(this.#desk.current),
+      typing: (isTyping) => this.#here.setTyping(isTyping),
     });
     this.#composer.setAgents(config.agents);
     this.#connection = new ConnectionBar(this.#client);
     this.#scroll = new StickyScroll(byId("scroll", HTMLElement), byId("jump", HTMLButtonElement));
-    this.#transcript = new Transcript(byId("transcript", HTMLElement), this.#scroll, this.#desk, () => {
-      void this.#session?.loadOlder().catch((error: unknown) => this.#say(reasonOf(error)));
+    const older = () => this.#places.older();
+    this.#transcript = new Transcript(byId("transcript", HTMLElement), this.#scroll, this.#desk, older);
+    this.#places = new Places(this.#transcript, this.#scroll, (error) => this.#say(reasonOf(error)));
+    const goTo = (seq: number) => void this.#places.goTo(seq);
+    this.#timeline = new Timeline(goTo);
+    this.#find = new Find(people, goTo);
+    this.#mark = new ReadMark(this.#scroll, this.#transcript, (session) => this.#list.read(session));
+    this.#menu = new SessionMenu(this.#client, {
+      find: () => this.#find.open(),
+      deleted: (session) => this.#deleted(session),
+      say: (words) => this.#say(words),
     });
+    this.#scroll.onMove = () => this.#moved();
     this.#client.on("state", (state) => {
       if (state.phase === "stopped" && state.code === 4401) onRefused(state.reason);
     });
@@ -66,10 +95,13 @@ export class App {
     this.#client.connect();
     addEventListener("hashchange", () => this.#select(fromHash()));
     this.#select(fromHash());
-    void this.#list();
-    setInterval(() => {
-      if (document.visibilityState === "visible") void this.#list();
-    }, LIST_EVERY_MS);
+    // As in every reader of long things; where a session is open, the browser's own search sees but a part of it.
+    addEventListener("keydown", (event) => {
+      if ((event.ctrlKey || event.metaKey) && event.key === "k" && this.#session) {
+        event.preventDefault();
+        this.#find.open();
+      }
+    });
   }
 
   /** Shows a session, or the page for a new one. */
@@ -79,6 +111,7 @@ export class App {
       const path = location.pathname + location.search;
       history.pushState(null, "", id === undefined ? path : `#${encodeURIComponent(id)}`);
     }
+    this.#watch(undefined);
     this.#session?.close();
     this.#session = undefined;
     this.#transcript.clear();
@@ -88,11 +121,17 @@ export class App {
     this.#composer.setOperator(false);
     this.#composer.setDisabled(undefined);
     this.#desk.watch(undefined);
+    this.#forkedFrom.hidden = true;
     this.#sidebar.select(id);
     if (id === undefined) this.#showNew();
     else this.#open(id);
     this.#connection.watch(this.#session);
     this.#takeover.watch(this.#session);
+  }
+
+  /** The parts that follow the session on the page. */
+  #watch(session: Session | undefined): void {
+    for (const part of [this.#here, this.#places, this.#timeline, this.#mark, this.#find, this.#menu]) part.watch(session);
   }
 
   #showNew(): void {
@@ -110,16 +149,23 @@ export class App {
     this.#welcome.hidden = true;
     this.#scroll.toEnd();
     setText(this.#title, id);
-    const session = this.#client.session(id, { from: { recent: RECENT_MESSAGES } });
+    const session = this.#client.session(id, { from: { recent: RECENT_MESSAGES }, presence: true });
     this.#session = session;
     this.#desk.watch(session);
+    this.#watch(session);
     session.on("change", (view, change) => {
-      this.#transcript.changed(view, change);
+      this.#places.changed(view, change);
+      this.#mark.look();
       this.#drawState(session);
     });
-    session.on("status", () => this.#connection.draw());
+    session.on("status", () => {
+      this.#connection.draw();
+      this.#mark.look();
+    });
+    session.on("gone", () => this.#showGone(session));
     session.open().catch((error: unknown) => {
       if (session !== this.#session || !(error instanceof EverthreadError)) return;
+      if (session.status === "gone") return;
       if (error.code === "no_session") this.#showMissing(id);
       else if (error.code !== "closed") this.#say(error.message);
     });
@@ -132,17 +178,61 @@ export class App {
     this.#scroll.toTop();
   }
 
+  #showGone(session: Session): void {
+    if (session !== this.#session) return;
+    this.#transcript.clear();
+    this.#watch(undefined);
+    this.#takeover.watch(undefined);
+    this.#composer.setButtons({ run: undefined, canPause: false, stopping: false, pausing: false });
+    this.#composer.setDisabled("This session was deleted");
+    const title = titleOf({ session: session.id, meta: session.view.session.meta });
+    showGone(this.#welcome, title, () => this.#select(undefined));
+    this.#scroll.toTop();
+    this.#connection.draw();
+    this.#list.refresh();
+  }
+
+  /** Who has deleted it need not be told that it is gone. */
+  #deleted(session: string): void {
+    if (session === this.#session?.id) this.#select(undefined);
+    this.#list.refresh();
+    this.#say("Deleted");
+  }
+
+  /** The reader has moved, or what is on the page has. */
+  #moved(): void {
+    this.#mark.look();
+    this.#places.moved();
+    const view = this.#session?.view;
+    if (!view?.begun) return;
+    const { scrollHeight, clientHeight } = this.#scroll.box;
+    const isLong = view.more || this.#places.isPast || scrollHeight > LONG_SCREENS * clientHeight;
+    this.#timeline.draw(this.#scroll.atEnd ? view.seq : (this.#transcript.topSeq ?? view.seq), isLong);
+  }
+
   #drawState(session: Session): void {
     const { view } = session;
     const title = titleOf({ session: session.id, meta: view.session.meta });
     setText(this.#title, title);
     document.title = `${title} · Everthread`;
+    this.#drawSource(view.session.meta);
     this.#takeover.draw();
+    this.#menu.draw();
     this.#drawButtons(session);
     this.#composer.setDisabled(view.session.closed ? "This session is closed" : undefined);
     const met = view.runs.filter((run) => run.parent_run === undefined).map((run) => run.agent);
     this.#composer.setAgents([...new Set([...this.#config.agents, ...met])]);
     this.#connection.draw();
+  }
+
+  /** Where the session was continued from. */
+  #drawSource(meta: JsonObject): void {
+    const from = meta["forked_from"];
+    const source = typeof from === "object" && from !== null && !Array.isArray(from) ? from["session"] : undefined;
+    this.#forkedFrom.hidden = typeof source !== "string";
+    if (typeof source !== "string") return;
+    this.#forkedFrom.href = `#${encodeURIComponent(source)}`;
+    setText(this.#forkedFrom, `Forked from ${this.#list.titleOf(source) ?? "another session"}`);
   }
 
   #drawButtons({ view }: Session): void {
@@ -176,13 +266,15 @@ export class App {
       return;
     }
     const message = ulid(this.#client.serverNow());
+    this.#places.toNow();
+    this.#mark.clear();
     this.#transcript.addPending(message, text);
     this.#composer.focus();
     try {
       const role = this.#takeover.isMine ? "operator" : "user";
       const whom = role === "operator" || agent === undefined ? {} : { agent, whenBusy: this.#composer.whenBusy };
       await session.send(text, { message, role, ...whom });
-      void this.#list();
+      this.#list.refresh();
     } catch (error) {
       if (session === this.#session) this.#transcript.failPending(message, reasonOf(error));
     }
@@ -193,20 +285,6 @@ export class App {
     const made = await this.#client.http.createSession({ title, ...(agent === undefined ? {} : { agent }) });
     this.#select(made.session);
     return this.#session ?? this.#open(made.session);
-  }
-
-  async #list(): Promise<void> {
-    // A slow server must not collect a queue of these.
-    if (this.#listing) return;
-    this.#listing = true;
-    try {
-      const { sessions } = await this.#client.http.listSessions({ limit: 100 });
-      this.#sidebar.show(sessions satisfies SessionListItem[]);
-    } catch {
-      // The connection's state says what is wrong; the list stays as it was.
-    } finally {
-      this.#listing = false;
-    }
   }
 
   #say(words: string): void {

@@ -4,6 +4,14 @@ import type { Message } from "../../sdk/typescript/src/index.js";
 import type { Desk } from "./desk.js";
 import { h, setText } from "./dom.js";
 
+/** Continues from here in a new session; hidden until it is known where "here" is. */
+export function forkButton(): HTMLButtonElement {
+  const title = "Continue from here in a new session";
+  const button = h("button", { class: "quiet run-button", text: "Fork", attrs: { type: "button", title, "aria-label": title } });
+  button.hidden = true;
+  return button;
+}
+
 export class Versions {
   readonly element = h("span", { class: "versions", attrs: { role: "group", "aria-label": "Versions" } });
   readonly #earlier = h("button", { class: "quiet", text: "‹", attrs: { type: "button", "aria-label": "Earlier version" } });

@@ -19,7 +19,12 @@ export interface ComposerEvents {
   send: (text: string) => void;
   stop: () => void;
   pause: () => void;
+  /** The person began to write something, or has stopped. */
+  typing: (isTyping: boolean) => void;
 }
+
+/** Without a key for so long nobody is writing. */
+const TYPING_MS = 5_000;
 
 const PLACEHOLDER = "Write a message…";
 
@@ -32,12 +37,15 @@ export class Composer {
   readonly #pause = byId("pause", HTMLButtonElement);
   readonly #menu = new BusyMenu(() => this.#drawSend());
   readonly #onSend: (text: string) => void;
+  readonly #onTyping: (isTyping: boolean) => void;
+  #typing: ReturnType<typeof setTimeout> | undefined;
   /** Agents that are at work. */
   #busy = new Set<string>();
   #asOperator = false;
 
   constructor(on: ComposerEvents) {
     this.#onSend = on.send;
+    this.#onTyping = on.typing;
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#submit();
@@ -48,7 +56,10 @@ export class Composer {
       event.preventDefault();
       this.#submit();
     });
-    this.#input.addEventListener("input", () => this.#fit());
+    this.#input.addEventListener("input", () => {
+      this.#fit();
+      this.#tellTyping(this.#input.value.trim() !== "");
+    });
     this.#agent.addEventListener("change", () => this.#drawSend());
     this.#stop.addEventListener("click", () => on.stop());
     this.#pause.addEventListener("click", () => on.pause());
@@ -119,7 +130,14 @@ export class Composer {
     if (!text || this.#input.disabled) return;
     this.#input.value = "";
     this.#fit();
+    this.#tellTyping(false);
     this.#onSend(text);
+  }
+
+  #tellTyping(isTyping: boolean): void {
+    clearTimeout(this.#typing);
+    if (isTyping) this.#typing = setTimeout(() => this.#onTyping(false), TYPING_MS);
+    this.#onTyping(isTyping);
   }
 
   #drawSend(): void {

@@ -78,6 +78,8 @@ export class ConnectionBar {
         return ["live", "Live", "good"];
       case "lag":
         return ["lag", `Behind by ${this.#session?.behind ?? 0}`, "busy"];
+      case "gone":
+        return ["gone", "Deleted", "bad"];
       case "failed":
         return ["failed", "No access", "bad"];
       case "offline":

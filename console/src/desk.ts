@@ -14,20 +14,30 @@ import {
 } from "../../sdk/typescript/src/index.js";
 import { type OwnControl, reasonOf, TITLES } from "./lines.js";
 import type { People } from "./people.js";
+import { titleOf } from "./sidebar.js";
+
+export interface DeskEvents {
+  say: (words: string) => void;
+  redraw: () => void;
+  /** Another session is to be shown. */
+  open: (session: string) => void;
+}
 
 export class Desk {
   readonly people: People;
   readonly #client: Everthread;
   readonly #say: (words: string) => void;
   readonly #redraw: () => void;
+  readonly #open: (session: string) => void;
   #own: OwnControl[] = [];
   #session: Session | undefined;
 
-  constructor(client: Everthread, people: People, on: { say: (words: string) => void; redraw: () => void }) {
+  constructor(client: Everthread, people: People, on: DeskEvents) {
     this.#client = client;
     this.people = people;
     this.#say = on.say;
     this.#redraw = on.redraw;
+    this.#open = on.open;
   }
 
   /** Another session: what was asked of the last one is no longer this page's business. */
@@ -78,6 +88,15 @@ export class Desk {
   /** Makes the newest branch through a message the current one. */
   select(message: Message): void {
     void this.#do("Select", (session) => session.select(message));
+  }
+
+  /** Continues in a new session from everything up to `at`, or from all there is. */
+  fork(at: number | undefined): void {
+    void this.#do("Fork", async (session) => {
+      const meta = { title: `${titleOf({ session: session.id, meta: session.view.session.meta })} (fork)` };
+      const forked = await session.fork({ meta, ...(at === undefined ? {} : { at }) });
+      if (session === this.#session) this.#open(forked.session);
+    });
   }
 
   async #do(title: string, work: (session: Session) => Promise<unknown>): Promise<boolean> {

@@ -72,3 +72,14 @@ export function showMissing(welcome: HTMLElement, id: string, onNew: () => void)
   );
   welcome.hidden = false;
 }
+
+/** The page of a session that was deleted while it was looked at. */
+export function showGone(welcome: HTMLElement, title: string, onNew: () => void): void {
+  const button = h("button", { class: "primary", text: "New session", attrs: { type: "button" }, on: { click: onNew } });
+  welcome.replaceChildren(
+    h("h2", { text: "This session was deleted" }),
+    h("p", { class: "lead", text: `“${title}” and everything in it is gone, for everybody.` }),
+    button,
+  );
+  welcome.hidden = false;
+}

@@ -2,6 +2,7 @@
 
 import type { WhenBusy } from "../../sdk/typescript/src/index.js";
 import { byId, h, setText } from "./dom.js";
+import { Popup } from "./popup.js";
 
 export type BusyChoice = Exclude<WhenBusy, "reject">;
 
@@ -20,9 +21,8 @@ const CHOICES: Choice[] = [
 const STORED = "everthread.when-busy";
 
 export class BusyMenu {
-  readonly #button = byId("send-menu", HTMLButtonElement);
-  readonly #list = byId("send-choices", HTMLElement);
   readonly #items: HTMLButtonElement[];
+  readonly #popup: Popup;
   readonly #onPick: () => void;
   #picked: Choice;
 
@@ -35,20 +35,8 @@ export class BusyMenu {
       const title = h("strong", { text: one.title });
       return h("button", { attrs, on: { click: () => this.#pick(one) } }, title, h("span", { text: one.why }));
     });
-    this.#list.append(...this.#items);
-    this.#button.addEventListener("click", () => this.#open(this.#isClosed));
-    this.#button.addEventListener("keydown", (event) => {
-      if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
-      event.preventDefault();
-      this.#open(true);
-    });
-    this.#list.addEventListener("keydown", (event) => this.#key(event));
-    // Whatever takes the focus away closes it.
-    this.#list.addEventListener("focusout", (event) => {
-      const to = event.relatedTarget;
-      if (to instanceof Node && (this.#list.contains(to) || this.#button.contains(to))) return;
-      this.#open(false, false);
-    });
+    this.#popup = new Popup(byId("send-menu", HTMLButtonElement), byId("send-choices", HTMLElement), this.#items);
+    this.#popup.first = () => CHOICES.indexOf(this.#picked);
     this.#draw();
   }
 
@@ -60,10 +48,6 @@ export class BusyMenu {
     return this.#picked.title;
   }
 
-  get #isClosed(): boolean {
-    return this.#list.hidden !== false;
-  }
-
   #pick(choice: Choice): void {
     this.#picked = choice;
     try {
@@ -72,27 +56,8 @@ export class BusyMenu {
       // Then it is remembered for as long as the page.
     }
     this.#draw();
-    this.#open(false);
+    this.#popup.open(false);
     this.#onPick();
-  }
-
-  #open(open: boolean, refocus = true): void {
-    if (this.#isClosed !== open) return;
-    this.#list.hidden = !open;
-    this.#button.setAttribute("aria-expanded", String(open));
-    if (open) this.#items[CHOICES.indexOf(this.#picked)]?.focus();
-    else if (refocus) this.#button.focus();
-  }
-
-  #key(event: KeyboardEvent): void {
-    const at = this.#items.findIndex((item) => item === document.activeElement);
-    const count = this.#items.length;
-    const to: Record<string, number> = { ArrowDown: at + 1, ArrowUp: at - 1 + count, Home: 0, End: count - 1 };
-    const next = to[event.key];
-    if (event.key === "Escape") this.#open(false);
-    else if (next !== undefined) this.#items[next % count]?.focus();
-    else return;
-    event.preventDefault();
   }
 
   #draw(): void {

@@ -2,7 +2,7 @@
 
 import type { Control, Message, Run, View } from "../../sdk/typescript/src/index.js";
 import { ApprovalCard } from "./approval.js";
-import { Versions } from "./branch.js";
+import { forkButton, Versions } from "./branch.js";
 import type { Desk } from "./desk.js";
 import { arrange, h, hueClass, setText } from "./dom.js";
 import { ControlLines } from "./lines.js";
@@ -37,11 +37,13 @@ export class RunBlock {
   readonly #stop = h("button", { class: "quiet run-button", text: "Stop", attrs: { type: "button" } });
   readonly #again = h("button", { class: "quiet run-button", text: "Regenerate", attrs: { type: "button" } });
   readonly #versions = new Versions();
-  readonly #foot = h("div", { class: "run-foot" }, this.#versions.element, this.#again);
+  readonly #fork = forkButton();
+  readonly #foot = h("div", { class: "run-foot" }, this.#versions.element, this.#again, this.#fork);
   readonly #messages = new Map<string, MessageBlock>();
   readonly #children = new Map<string, RunBlock>();
   readonly #approvals = new Map<string, ApprovalCard>();
   readonly #desk: Desk;
+  #isOpen = false;
 
   constructor(desk: Desk) {
     this.#desk = desk;
@@ -52,6 +54,7 @@ export class RunBlock {
 
   update(run: Run, index: RunIndex): void {
     const { word, look } = stateOf(run);
+    this.#isOpen = run.status !== "ended";
     this.element.dataset["run"] = run.run;
     this.element.dataset["status"] = run.outcome ?? run.status;
     this.element.dataset["look"] = look;
@@ -142,7 +145,19 @@ export class RunBlock {
       this.#again.disabled = true;
       void this.#desk.regenerate(run.run).then(() => (this.#again.disabled = false));
     };
-    this.#foot.hidden = this.#again.hidden && this.#versions.element.hidden;
+    this.#showFoot();
+  }
+
+  /** What continues from here in a new session, if anything does. */
+  setFork(fork: (() => void) | undefined): void {
+    // While it is at work there is no place after it.
+    this.#fork.hidden = fork === undefined || this.#isOpen;
+    this.#fork.onclick = fork ?? null;
+    this.#showFoot();
+  }
+
+  #showFoot(): void {
+    this.#foot.hidden = this.#again.hidden && this.#versions.element.hidden && this.#fork.hidden;
   }
 
   #updateApprovals(run: Run, controls: Control[]): void {

@@ -1,7 +1,7 @@
 // What somebody said: the bubble, its versions, and the field in which people put other words in its place.
 
 import type { Message } from "../../sdk/typescript/src/index.js";
-import { Versions } from "./branch.js";
+import { forkButton, Versions } from "./branch.js";
 import type { Desk } from "./desk.js";
 import { h } from "./dom.js";
 import { MessageBlock, plainText } from "./message.js";
@@ -11,7 +11,8 @@ export class SaidBlock {
   readonly #block = new MessageBlock();
   readonly #versions = new Versions();
   readonly #edit = h("button", { class: "quiet run-button", text: "Edit", attrs: { type: "button" } });
-  readonly #foot = h("div", { class: "said-foot" }, this.#edit, this.#versions.element);
+  readonly #fork = forkButton();
+  readonly #foot = h("div", { class: "said-foot" }, this.#fork, this.#edit, this.#versions.element);
   readonly #desk: Desk;
   readonly #isOwn: boolean;
   #editor: HTMLFormElement | undefined;
@@ -35,7 +36,19 @@ export class SaidBlock {
     this.#versions.update(alternatives, message, this.#desk);
     this.#edit.hidden = isClosed || !this.#isOwn || !message.parts.every((part) => part.kind === "text");
     this.#edit.onclick = () => this.#open(message);
-    this.#foot.hidden = this.#editor !== undefined || (this.#edit.hidden && this.#versions.element.hidden);
+    this.#showFoot();
+  }
+
+  /** What continues from here in a new session, if anything does. */
+  setFork(fork: (() => void) | undefined): void {
+    this.#fork.hidden = fork === undefined;
+    this.#fork.onclick = fork ?? null;
+    this.#showFoot();
+  }
+
+  #showFoot(): void {
+    const isEmpty = this.#fork.hidden && this.#edit.hidden && this.#versions.element.hidden;
+    this.#foot.hidden = this.#editor !== undefined || isEmpty;
   }
 
   #open(message: Message): void {

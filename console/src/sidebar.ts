@@ -1,13 +1,14 @@
-// The list of sessions; on a phone it is a drawer.
+// The list of sessions, and how each of them stands; on a phone it is a drawer.
 
-import type { SessionListItem } from "../../sdk/typescript/src/index.js";
+import type { SessionSummary } from "../../sdk/typescript/src/index.js";
 import { arrange, byId, h, setText } from "./dom.js";
 
 interface Row {
   element: HTMLElement;
   link: HTMLAnchorElement;
   title: HTMLElement;
-  when: HTMLElement;
+  state: HTMLElement;
+  unread: HTMLElement;
 }
 
 export class Sidebar {
@@ -35,12 +36,11 @@ export class Sidebar {
   }
 
   /** Draws the list; rows that stay keep their elements, so that focus stays too. */
-  show(sessions: SessionListItem[]): void {
+  show(sessions: SessionSummary[]): void {
     const elements = sessions.map((session) => {
       const row = this.#rows.get(session.session) ?? this.#row(session.session);
       this.#rows.set(session.session, row);
-      setText(row.title, titleOf(session));
-      setText(row.when, ago(session.active_at));
+      drawRow(row, session, session.session === this.#selected);
       return row.element;
     });
     arrange(this.#list, elements);
@@ -50,7 +50,9 @@ export class Sidebar {
 
   select(session: string | undefined): void {
     this.#selected = session;
-    for (const [id, { link }] of this.#rows) {
+    for (const [id, { link, unread }] of this.#rows) {
+      // What is on the page is being read.
+      if (id === session) unread.hidden = true;
       if (id === session) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
@@ -58,10 +60,12 @@ export class Sidebar {
 
   #row(id: string): Row {
     const title = h("span", { class: "title" });
-    const when = h("span", { class: "when" });
+    const state = h("span", { class: "state" });
+    const unread = h("span", { class: "unread" });
+    unread.hidden = true;
     const on = { click: () => this.#open(false) };
-    const link = h("a", { attrs: { href: `#${encodeURIComponent(id)}` }, on }, title, when);
-    return { element: h("li", {}, link), link, title, when };
+    const link = h("a", { attrs: { href: `#${encodeURIComponent(id)}` }, on }, title, state, unread);
+    return { element: h("li", {}, link), link, title, state, unread };
   }
 
   #open(open: boolean): void {
@@ -75,7 +79,33 @@ export class Sidebar {
   }
 }
 
-export function titleOf(session: Pick<SessionListItem, "session" | "meta">): string {
+const UNREAD_SHOWN_MAX = 99;
+
+function drawRow(row: Row, session: SessionSummary, isSelected: boolean): void {
+  setText(row.title, titleOf(session));
+  const [words, look] = stateOf(session);
+  setText(row.state, words);
+  row.state.dataset["look"] = look;
+  const unread = isSelected ? 0 : (session.unread_entries ?? 0);
+  row.unread.hidden = unread === 0;
+  setText(row.unread, unread > UNREAD_SHOWN_MAX ? `${UNREAD_SHOWN_MAX}+` : String(unread));
+  row.unread.title = `${unread} new in the log since this device has read it`;
+  row.unread.setAttribute("aria-label", `${unread} unread`);
+}
+
+/** How a session stands, the most urgent first: somebody is waited for, somebody works, or nothing goes on. */
+function stateOf({ runs = [], approvals = [], held, closed, ended, active_at }: SessionSummary): [words: string, look: string] {
+  const working = runs.filter(({ status }) => status === "active");
+  if (approvals.length > 0) return ["Waits for approval", "waits"];
+  if (held) return ["Taken over", "waits"];
+  if (working.length > 0) return [`${[...new Set(working.map(({ agent }) => agent))].join(", ")} at work`, "works"];
+  if (runs.some(({ status }) => status === "requested")) return ["Queued", "works"];
+  if (closed) return ["Closed", "quiet"];
+  if (ended?.outcome === "failed" || ended?.outcome === "lost") return [`Failed ${ago(ended.at)}`, "bad"];
+  return [ago(active_at), "quiet"];
+}
+
+export function titleOf(session: Pick<SessionSummary, "session" | "meta">): string {
   const title = session.meta["title"];
   return typeof title === "string" && title !== "" ? title : session.session;
 }

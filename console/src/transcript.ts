@@ -9,6 +9,13 @@ import { hasParent, indexRuns } from "./run-index.js";
 import { SaidBlock } from "./said.js";
 import { StickyScroll } from "./scroll.js";
 
+interface Placed {
+  seq: number;
+  element: HTMLElement;
+  /** Makes a session of everything up to here, where that is known. */
+  setFork: (fork: (() => void) | undefined) => void;
+}
+
 interface Pending {
   element: HTMLElement;
   note: HTMLElement;
@@ -29,6 +36,16 @@ export class Transcript {
   #view: View | undefined;
   /** Seq of the oldest message on the page. */
   #first: number | undefined;
+  /** What stands on the page, in the order of the log. */
+  #placed: Placed[] = [];
+  /** Stands before what was new when the person came. */
+  readonly #line = h("p", { class: "new-line", text: "New" });
+  #mark: number | undefined;
+  /** The message to bring into sight with the next drawing. */
+  #target: number | undefined;
+  #isMarkWanted = false;
+  /** What is on the page ends before the session does. */
+  isPast = false;
 
   constructor(list: HTMLElement, scroll: StickyScroll, desk: Desk, onOlder: () => void) {
     this.#list = list;
@@ -43,7 +60,8 @@ export class Transcript {
     this.#said.clear();
     this.#runs.clear();
     this.#pending.clear();
-    this.#view = this.#first = undefined;
+    this.#view = this.#first = this.#mark = this.#target = undefined;
+    this.#placed = [];
     this.#list.replaceChildren();
   }
 
@@ -52,6 +70,45 @@ export class Transcript {
     this.#view = view;
     for (const message of change.messages) this.#messages.add(message);
     this.#later(change.all || change.runs.size > 0 || change.controls.size > 0);
+  }
+
+  /** Shows this view in place of what was shown. */
+  show(view: View): void {
+    this.#view = view;
+    this.#later(true);
+  }
+
+  /** Brings the message at `seq`, or the last one before it, into sight. */
+  goTo(seq: number): void {
+    this.#target = seq;
+    this.#later(true);
+  }
+
+  /** Draws a line before the first message after `seq` that is not the person's own, or none; if it is out of sight, goes there. */
+  setMark(seq: number | undefined): void {
+    if (seq === this.#mark) return;
+    this.#mark = seq;
+    this.#isMarkWanted = seq !== undefined;
+    this.#later(true);
+  }
+
+  /** Whether something is still to be drawn. */
+  get isDue(): boolean {
+    return this.#frame !== undefined;
+  }
+
+  /** Seq of what stands at the top of what is seen. */
+  get topSeq(): number | undefined {
+    const top = this.#scroll.box.getBoundingClientRect().top;
+    let low = 0;
+    let high = this.#placed.length - 1;
+    while (low < high) {
+      const middle = Math.floor((low + high) / 2);
+      const { bottom } = this.#placed[middle]!.element.getBoundingClientRect();
+      if (bottom <= top) low = middle + 1;
+      else high = middle;
+    }
+    return this.#placed[low]?.seq;
   }
 
   /** Draws everything anew: something beside the view has changed. */
@@ -97,6 +154,35 @@ export class Transcript {
       this.#first = view.messages[0]?.seq;
       return first !== undefined && this.#first !== undefined && this.#first < first;
     });
+    if (this.#target !== undefined) this.#bringTarget(this.#target);
+    else if (this.#isMarkWanted) this.#bringMark();
+  }
+
+  #bringMark(): void {
+    this.#isMarkWanted = false;
+    const top = this.#scroll.box.getBoundingClientRect().top;
+    if (this.#line.isConnected && this.#line.getBoundingClientRect().top < top) this.#scroll.toElement(this.#line);
+  }
+
+  #bringTarget(target: number): void {
+    this.#target = undefined;
+    const element = this.#elementOf(target);
+    if (!element) return;
+    this.#scroll.toElement(element);
+    element.classList.remove("target");
+    // Reading a measure ends the style that is there, so that the same message can light up again.
+    void element.offsetWidth;
+    element.classList.add("target");
+    element.addEventListener("animationend", () => element.classList.remove("target"), { once: true });
+  }
+
+  /** The message that stands there, inside its run if it is one's. */
+  #elementOf(target: number): HTMLElement | undefined {
+    const message = this.#view?.branch().findLast(({ seq }) => seq <= target) ?? this.#view?.branch()[0];
+    const run = message?.run === undefined ? undefined : this.#findRun(message.run);
+    const within = message && run?.updateMessage(message);
+    if (within?.isConnected) return within;
+    return (this.#placed.findLast(({ seq }) => seq <= (message?.seq ?? target)) ?? this.#placed[0])?.element;
   }
 
   /** Draws messages that are on the page already; false if one of them is not. */
@@ -125,24 +211,45 @@ export class Transcript {
     const index = indexRuns(view, (message) => this.#drawSaid(view, message));
     const steers = new Set([...index.steersOf.values()].flat());
     const inputOfChild = new Set(view.runs.filter(hasParent(view)).flatMap((run) => run.input));
-    const placed: { seq: number; element: HTMLElement }[] = [];
+    const placed: Placed[] = [];
     for (const message of view.messages) this.#pending.delete(message.message);
     for (const message of index.branch) {
       if (message.run !== undefined) continue;
       if (inputOfChild.has(message.message) || steers.has(message)) continue;
-      placed.push({ seq: message.seq, element: this.#drawSaid(view, message) });
+      const element = this.#drawSaid(view, message);
+      const said = this.#said.get(message.message);
+      placed.push({ seq: message.seq, element, setFork: (fork) => said?.setFork(fork) });
     }
     for (const run of index.shown) {
       if (hasParent(view)(run)) continue;
       const block = this.#runs.get(run.run) ?? new RunBlock(this.#desk);
       this.#runs.set(run.run, block);
       block.update(run, index);
-      placed.push({ seq: run.requested_seq, element: block.element });
+      placed.push({ seq: run.requested_seq, element: block.element, setFork: (fork) => block.setFork(fork) });
     }
     placed.sort((a, b) => a.seq - b.seq);
+    placed.forEach(({ setFork }, i) => setFork(this.#forkBefore(placed[i + 1]?.seq)));
+    this.#placed = placed;
     const elements = placed.map(({ element }) => element);
+    const isNew = this.#mark === undefined ? -1 : this.#firstNew(view, placed, this.#mark);
+    if (isNew >= 0) elements.splice(isNew, 0, this.#line);
     const pending = [...this.#pending.values()].map(({ element }) => element);
     arrange(this.#list, [...(view.more ? [this.#older] : []), ...elements, ...pending]);
+  }
+
+  /** Of what comes last on the page, everything there is comes along: what comes after a stretch of the past is not known. */
+  #forkBefore(next: number | undefined): (() => void) | undefined {
+    if (next !== undefined) return () => this.#desk.fork(next - 1);
+    return this.isPast ? undefined : () => this.#desk.fork(undefined);
+  }
+
+  /** Which element on the page is the first that holds a message after `mark` of others. */
+  #firstNew(view: View, placed: Placed[], mark: number): number {
+    const isOther = (message: Message) => !this.#desk.people.isMe(message.by);
+    const first = view.branch().find((message) => message.seq > mark && isOther(message));
+    if (!first) return -1;
+    const next = placed.findIndex(({ seq }) => seq > first.seq);
+    return Math.max(0, (next < 0 ? placed.length : next) - 1);
   }
 
   #drawSaid(view: View, message: Message): HTMLElement {

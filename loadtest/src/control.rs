@@ -8,22 +8,30 @@ pub use plan::{Phase, Plan};
 pub use watcher::Watcher;
 pub use worker::Worker;
 
-use crate::measure::{Latency, Process};
+use crate::cli::ControlLoad;
+use crate::meter::{Board, Latency};
 use crate::redis::{Calls, calls};
-use crate::scenario::{JOINS_MAX, LEAD, TAKE_MAX, create, per, report, request_runs, stamp};
-use crate::script::Start;
+use crate::report::{Report, per};
+use crate::sampler::Sampler;
+use crate::scenario::{Env, latencies};
+use crate::setup::{create, request_runs};
+use crate::shared::{Start, Verified};
 use crate::socket::Target;
-use crate::{ControlLoad, NodeArgs};
 use anyhow::{Context as _, ensure};
 use everthread_protocol::{AgentName, SessionId};
 use plan::Kind;
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+/// Connections that are made at once.
+const JOINS_MAX: usize = 64;
+/// How long it may take until every run is with a worker.
+const TAKE_MAX: Duration = Duration::from_secs(60);
+/// Between the last run handed out and the start.
+const LEAD: Duration = Duration::from_millis(500);
 /// After the last outcome, for anything that comes twice.
 const QUIET: Duration = Duration::from_secs(1);
 /// How long Redis is left alone to see what it does by itself.
@@ -31,48 +39,12 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Of the commands of Redis those are named that are asked for this often per run.
 const NAMED_PER_RUN: f64 = 0.05;
 
-/// Figures of one kind of control.
-#[derive(Debug, Serialize)]
-struct Figures {
-    /// From the time it was due to the worker.
-    worker: Latency,
-    /// From the requester's socket to the worker: without the lateness of the load test itself.
-    worker_from_socket: Latency,
-    /// From the time it was due until the last follower has its outcome.
-    outcome: Latency,
-}
-
-/// Figures of `control`.
-#[derive(Debug, Serialize)]
-struct Controlled {
-    scenario: &'static str,
-    nodes: usize,
-    runs: usize,
-    followers: u32,
-    workers: u32,
-    rate: f64,
-    every: f64,
-    steer_worker: Option<Latency>,
-    steer_worker_from_socket: Option<Latency>,
-    steer_settled: Option<Latency>,
-    cancel_worker: Latency,
-    cancel_worker_from_socket: Latency,
-    cancel_ended: Latency,
-    storm: usize,
-    storm_worker: Option<Latency>,
-    storm_ended: Option<Latency>,
-    cpu_cores_loadtest: f64,
-    redis_per_run: Option<BTreeMap<String, f64>>,
-}
+const VERIFIED: &str = "every control had one outcome, every run one end, at every follower, which got every entry once and in order";
 
 /// Runs it.
-pub async fn run(node: &NodeArgs, load: &ControlLoad) -> anyhow::Result<()> {
+pub async fn run(env: &Env, load: &ControlLoad) -> anyhow::Result<()> {
     ensure!(load.cancels > 0 && load.followers > 0 && load.workers > 0 && load.rate > 0.0, "nothing to do");
-    let mut targets = vec![Target::resolve(&node.url, &node.token).await?];
-    if let Some(other) = &load.other {
-        targets.push(Target::resolve(other, &node.token).await?);
-    }
-    let stamp = stamp();
+    let (targets, stamp, redis) = (&env.targets, env.stamp, env.watch.redis.as_deref());
     let agent: AgentName = format!("lt-{stamp}").parse()?;
     let (singles, storm) = (load.cancels as usize, load.runs as usize);
     let plan = Arc::new(Plan::new(singles, storm, load.rate, load.followers, !load.no_steers));
@@ -80,7 +52,7 @@ pub async fn run(node: &NodeArgs, load: &ControlLoad) -> anyhow::Result<()> {
         (0..plan.sessions).map(|n| format!("lt-{stamp}-{n}").parse()).collect();
     let names = names?;
     create(&targets[0], &names, &agent).await?;
-    let watchers = join_all(&targets, &names, load.followers as usize).await?;
+    let watchers = join_all(targets, &names, load.followers as usize).await?;
 
     let start = Arc::new(Start::new());
     let (phase, phases) = watch::channel(Phase::SetUp);
@@ -101,7 +73,7 @@ pub async fn run(node: &NodeArgs, load: &ControlLoad) -> anyhow::Result<()> {
         let watched = watcher.watch(plan, session, nth == 0, start, phases, ended.clone());
         tasks.spawn(async move { Ok((session, watched.await?)) });
     }
-    let before = Usage::look(load.redis.as_deref()).await?;
+    let before = Usage::look(redis).await?;
     request_runs(&targets[0], &names, &agent).await?;
     tokio::select! {
         taken = tokio::time::timeout(TAKE_MAX, is_taken.wait_for(|taken| *taken == names.len())) => {
@@ -110,72 +82,71 @@ pub async fn run(node: &NodeArgs, load: &ControlLoad) -> anyhow::Result<()> {
         Some(stopped) = works.join_next() => stopped??,
     }
 
-    let process = Process::look("self")?;
     let begun = Instant::now();
     start.set(begun + LEAD).map_err(|_| anyhow::anyhow!("started twice"))?;
     phase.send_replace(Phase::Begun);
     let last = plan.due(if storm > 0 { Kind::Storm } else { Kind::Cancel }, plan.sessions - 1);
     let patience = LEAD + last + Duration::from_secs_f64(load.patience);
+    let board = Board::new()?;
+    let from = env.watch.look(&board).await?;
+    let mut sampler = Sampler::new(&env.watch, &board, begun + LEAD).await?;
     tokio::select! {
         all = tokio::time::timeout(patience, is_ended.wait_for(|ended| *ended == expected)) => {
             let _count = all.context("not every run has ended in time for every follower")??;
         }
         Some(stopped) = tasks.join_next() => { drop(stopped??); anyhow::bail!("a follower left") }
         Some(stopped) = works.join_next() => { stopped??; anyhow::bail!("a worker left") }
+        sampled = sampler.until(None) => sampled?,
     }
-    let (spent, used) = (begun.elapsed(), Process::look("self")?.cpu.saturating_sub(process.cpu));
-    let redis_per_run = before.per_run(load.redis.as_deref(), plan.sessions).await?;
+    let to = env.watch.look(&board).await?;
+    sampler.done()?;
+    let redis_per_run = before.per_run(redis, plan.sessions).await?;
     tokio::time::sleep(QUIET).await;
     phase.send_replace(Phase::Over);
+    let mut verified = Verified::default();
     while let Some(seen) = tasks.join_next().await {
         let (session, seen) = seen??;
-        verify(&plan, session, &seen)?;
+        verified.followers += 1;
+        if let Err(error) = verify(&plan, session, &seen) {
+            verified.changed += 1;
+            verified.problem(format!("{error:#}"));
+        }
     }
 
-    let cpu = used.as_secs_f64() / spent.as_secs_f64();
-    let figures = figures(&plan, load, targets.len(), cpu, redis_per_run)?;
-    report(
-        node,
-        &figures,
-        "every control had one outcome, every run one end, at every follower, which got every entry once and in order",
-    )
+    let mut report = env.report("control");
+    sampler.fill(&mut report, &from, &to);
+    report.verified = verified.judged(VERIFIED);
+    figures(&mut report, &plan, load)?;
+    for (name, calls) in redis_per_run.into_iter().flatten() {
+        report.figure(&format!("redis_{name}_per_run"), calls);
+    }
+    report.finish(&env.output)
 }
 
-fn figures(
-    plan: &Plan,
-    load: &ControlLoad,
-    nodes: usize,
-    cpu_cores_loadtest: f64,
-    redis_per_run: Option<BTreeMap<String, f64>>,
-) -> anyhow::Result<Controlled> {
-    let of = |kind| -> anyhow::Result<Figures> {
-        let [worker, worker_from_socket, outcome] = plan.latencies(kind).map(|all| Latency::of_micros(&all));
-        Ok(Figures { worker: worker?, worker_from_socket: worker_from_socket?, outcome: outcome? })
-    };
+fn figures(report: &mut Report, plan: &Plan, load: &ControlLoad) -> anyhow::Result<()> {
     let storm = plan.sessions - plan.singles;
-    let steer = plan.has_steers.then(|| of(Kind::Steer)).transpose()?;
-    let stormed = (storm > 0).then(|| of(Kind::Storm)).transpose()?;
-    let cancel = of(Kind::Cancel)?;
-    Ok(Controlled {
-        scenario: "control",
-        nodes,
-        runs: plan.sessions,
-        followers: load.followers,
-        workers: load.workers,
-        rate: load.rate,
-        every: load.every,
-        steer_worker: steer.as_ref().map(|figures| figures.worker),
-        steer_worker_from_socket: steer.as_ref().map(|figures| figures.worker_from_socket),
-        steer_settled: steer.as_ref().map(|figures| figures.outcome),
-        cancel_worker: cancel.worker,
-        cancel_worker_from_socket: cancel.worker_from_socket,
-        cancel_ended: cancel.outcome,
-        storm,
-        storm_worker: stormed.as_ref().map(|figures| figures.worker),
-        storm_ended: stormed.as_ref().map(|figures| figures.outcome),
-        cpu_cores_loadtest,
-        redis_per_run,
-    })
+    for (name, value) in [
+        ("runs", plan.sessions),
+        ("followers_per_session", load.followers as usize),
+        ("worker_connections", load.workers as usize),
+        ("storm", storm),
+    ] {
+        report.params.insert(name.to_owned(), value.into());
+    }
+    report.params.insert("controls_per_s".to_owned(), load.rate.into());
+    report.params.insert("block_every_s".to_owned(), load.every.into());
+    // From the time it was due to the worker; from the requester's socket to it; from due until the last follower knows.
+    let names = [
+        (plan.has_steers, Kind::Steer, ["steer_worker", "steer_worker_from_socket", "steer_settled"]),
+        (true, Kind::Cancel, ["cancel_worker", "cancel_worker_from_socket", "cancel_ended"]),
+        (storm > 0, Kind::Storm, ["storm_worker", "storm_worker_from_socket", "storm_ended"]),
+    ];
+    for (is_there, kind, names) in names {
+        for (name, all) in names.into_iter().zip(plan.latencies(kind)) {
+            latencies(report, &[(name, is_there.then(|| Latency::of_micros(&all)).transpose()?)]);
+        }
+    }
+    Ok(())
 }
 
 /// One end, and one outcome of each control, each as it must be.

@@ -1,15 +1,14 @@
 //! `deaths`: workers in processes of their own, each with one run that writes, are killed or frozen; what counts is the time
 //! until a follower sees the outcome.
 
-use crate::NodeArgs;
 use crate::control::{Phase, Plan, Watcher, Worker};
-use crate::measure::Latency;
-use crate::scenario::{create, report, request_runs, stamp};
-use crate::script::Start;
+use crate::meter::Latency;
+use crate::scenario::{Env, latencies};
+use crate::setup::{create, request_runs};
+use crate::shared::{Start, Verified};
 use crate::socket::Target;
 use anyhow::{Context as _, ensure};
 use everthread_protocol::AgentName;
-use serde::Serialize;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,23 +21,15 @@ const STEP_MAX: Duration = Duration::from_secs(60);
 /// How often a victim writes.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Figures of `deaths`.
-#[derive(Debug, Serialize)]
-struct Deaths {
-    scenario: &'static str,
-    kind: &'static str,
-    outcome_seen: Latency,
-}
-
 /// Runs it.
-pub async fn run(node: &NodeArgs, kills: u32, side_by_side: usize, freeze: bool) -> anyhow::Result<()> {
+pub async fn run(env: &Env, url: &str, kills: u32, side_by_side: usize, freeze: bool) -> anyhow::Result<()> {
     ensure!(kills > 0 && side_by_side > 0, "nothing to do");
-    let target = Target::resolve(&node.url, &node.token).await?;
-    let (stamp, gate) = (stamp(), Arc::new(Semaphore::new(side_by_side)));
+    let (target, stamp) = (&env.targets[0], env.stamp);
+    let gate = Arc::new(Semaphore::new(side_by_side));
     let mut tasks = JoinSet::new();
     for number in 0..kills {
         let permit = gate.clone().acquire_owned().await?;
-        let (target, name, url) = (target.clone(), format!("lt-{stamp}-{number}"), node.url.clone());
+        let (target, name, url) = (target.clone(), format!("lt-{stamp}-{number}"), url.to_owned());
         tasks.spawn(async move {
             let took = one(&target, &url, &name, freeze).await;
             drop(permit);
@@ -50,8 +41,12 @@ pub async fn run(node: &NodeArgs, kills: u32, side_by_side: usize, freeze: bool)
         took.push(u64::try_from(one??.as_micros())?);
     }
     let kind = if freeze { "SIGSTOP" } else { "SIGKILL" };
-    let outcome_seen = Latency::of_micros(&took)?;
-    report(node, &Deaths { scenario: "deaths", kind, outcome_seen }, "every run has ended once, as lost")
+    let mut report = env.report("deaths");
+    report.params.insert("signal".to_owned(), kind.into());
+    latencies(&mut report, &[("outcome_seen", Some(Latency::of_micros(&took)?))]);
+    let verified = Verified { followers: kills.into(), ..Verified::default() };
+    report.verified = verified.judged("every run has ended once, as lost");
+    report.finish(&env.output)
 }
 
 async fn one(target: &Target, url: &str, name: &str, freeze: bool) -> anyhow::Result<Duration> {
@@ -83,12 +78,12 @@ async fn one(target: &Target, url: &str, name: &str, freeze: bool) -> anyhow::Re
 }
 
 /// A worker that takes one run and writes until it is killed.
-pub async fn victim(node: &NodeArgs, agent: &str) -> anyhow::Result<()> {
-    let target = Target::resolve(&node.url, &node.token).await?;
+pub async fn victim(env: &Env, agent: &str) -> anyhow::Result<()> {
+    let target = &env.targets[0];
     let (plan, start) = (Arc::new(Plan::new(1, 0, 1.0, 1, false)), Arc::new(Start::new()));
     let (taken, _runs) = watch::channel(0);
     let (_phase, phases) = watch::channel(Phase::SetUp);
     let name = format!("victim-{}", std::process::id());
-    let worker = Worker::join(&target, &name, &agent.parse()?, 1, plan, start, Arc::new(taken)).await?;
+    let worker = Worker::join(target, &name, &agent.parse()?, 1, plan, start, Arc::new(taken)).await?;
     worker.run(EVERY, phases).await
 }

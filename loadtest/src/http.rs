@@ -19,8 +19,7 @@ pub struct Http {
 impl Http {
     /// Connects.
     pub async fn connect(target: &Target) -> anyhow::Result<Http> {
-        let stream = TcpStream::connect(target.address).await.context("cannot connect")?;
-        stream.set_nodelay(true)?;
+        let stream = target.connect(None).await?;
         Ok(Http { target: target.clone(), stream, inbox: BytesMut::new() })
     }
 

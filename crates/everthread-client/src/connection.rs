@@ -4,7 +4,7 @@ use crate::client::Builder;
 use crate::control::ControlBody;
 use crate::error::Error;
 use crate::follow::Event;
-use crate::sessions::{Head, Sessions};
+use crate::sessions::{Ended, Head, Sessions};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::Object;
 use everthread_protocol::frame::{
@@ -304,6 +304,10 @@ impl Connection {
             kind @ ("entries" | "snapshot" | "live" | "lag" | "reset" | "presence") => {
                 let head: Head = read(&frame)?;
                 self.sessions.frame(kind, &head, frame.clone());
+            }
+            "gone" => {
+                let Ended { attachment } = read(&frame)?;
+                self.sessions.gone(attachment);
             }
             "attached" => {
                 self.sessions.attached(&read(&frame)?);

@@ -43,6 +43,12 @@ impl Error {
         }
     }
 
+    /// The session was deleted.
+    pub(crate) fn deleted() -> Self {
+        let message = "the session was deleted".to_owned();
+        Error::Refused { code: Code::NoSession, message, retryable: false, after_ms: None }
+    }
+
     /// Whether it says how the session is, for the caller to decide about, rather than that something is in the way.
     pub(crate) fn is_verdict(&self) -> bool {
         matches!(self, Error::Refused { code: Code::Busy | Code::Held, .. })

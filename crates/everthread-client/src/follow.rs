@@ -43,7 +43,7 @@ pub enum Event {
     Presence(Presence),
     /// The connection is lost; it is being made again.
     Disconnected,
-    /// There is nothing more to come.
+    /// There is nothing more to come. Where the session was deleted, the error has the code `no_session`.
     Gone(Error),
 }
 

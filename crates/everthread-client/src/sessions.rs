@@ -103,6 +103,12 @@ pub(crate) struct Head {
     pub reason: Option<ResetReason>,
 }
 
+/// A `gone` frame, whatever its reason.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ended {
+    pub attachment: u32,
+}
+
 impl Sessions {
     /// How many requests wait for an answer, and controls for their outcome.
     pub(crate) fn pending(&self) -> usize {
@@ -313,6 +319,23 @@ impl Sessions {
         self.deliver(key, event, at);
     }
 
+    /// The session of an attachment was deleted: whoever waits for something of it is told so.
+    pub(crate) fn gone(&mut self, number: u32) {
+        let Some(key) = self.numbers.remove(&number) else { return };
+        let error = Error::deleted();
+        let Some(followed) = self.followed.get_mut(&key) else { return };
+        followed.number = None;
+        match followed.queue.try_send(Event::Gone(error.clone())) {
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                // When the follower has emptied its queue, it is attached again and learns that there is no session.
+                followed.overflowed.store(true, Ordering::Release);
+                followed.phase = Phase::Full;
+            }
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => drop(self.followed.remove(&key)),
+        }
+        self.refuse_pending(key, &error);
+    }
+
     /// Puts an event into the follower's queue; if it fits, the follower stands at `at`.
     fn deliver(&mut self, key: u64, event: Event, at: Option<Cursor>) {
         let Some(followed) = self.followed.get_mut(&key) else { return };
@@ -349,13 +372,18 @@ impl Sessions {
             self.numbers.remove(&number);
             self.send_detach(number);
         }
+        self.refuse_pending(key, &Error::Closed);
+    }
+
+    /// Nothing that was asked with a follower is answered any more.
+    fn refuse_pending(&mut self, key: u64, error: &Error) {
         let (gone, rest) = std::mem::take(&mut self.pending).into_iter().partition(|(_, p)| p.key == key);
         self.pending = rest;
         let gone: BTreeMap<u64, Pending> = gone;
         for (_, pending) in gone {
-            drop(pending.reply.send(Err(Error::Closed)));
+            drop(pending.reply.send(Err(error.clone())));
         }
-        self.controls.give_up(Some(key), &Error::Closed);
+        self.controls.give_up(Some(key), error);
     }
 
     fn send_detach(&mut self, attachment: u32) {
@@ -457,6 +485,7 @@ impl Body {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use everthread_protocol::Code;
 
     struct Harness {
         sessions: Sessions,
@@ -524,6 +553,36 @@ mod tests {
         h.sessions.attached(&as_number(2));
         entries(&mut h.sessions, 2, 3..=4);
         assert_eq!(seqs(&mut h.queue), [3, 4]);
+    }
+
+    #[test]
+    fn a_deleted_session_ends_its_follower_and_everything_asked_of_it() {
+        let no_session = |error: &Error| matches!(error, Error::Refused { code: Code::NoSession, .. });
+        let mut h = attached();
+        let (reply, mut answer) = oneshot::channel();
+        let body = Body::History { id: "h1".parse().unwrap(), before: None, limit: 1 };
+        h.sessions.command(Command::Request { key: 7, body, reply });
+        sent(&mut h.sessions);
+        h.sessions.gone(1);
+        assert!(no_session(&answer.try_recv().unwrap().unwrap_err()));
+        let events: Vec<Event> = std::iter::from_fn(|| h.queue.try_recv().ok()).collect();
+        assert!(matches!(events.last(), Some(Event::Gone(error)) if no_session(error)), "{events:?}");
+        h.sessions.disconnected();
+        h.sessions.connected();
+        assert_eq!(sent(&mut h.sessions), "", "nothing is asked for again, and nothing left");
+    }
+
+    #[test]
+    fn a_follower_whose_queue_is_full_learns_of_the_deletion_once_it_is_empty() {
+        let mut h = attached();
+        entries(&mut h.sessions, 1, 1..=2);
+        h.sessions.gone(1);
+        assert_eq!(sent(&mut h.sessions), "");
+        assert_eq!(seqs(&mut h.queue), [1, 2]);
+        h.sessions.command(Command::Drained { key: 7 });
+        assert!(sent(&mut h.sessions).contains("attach-7"));
+        assert!(h.sessions.reply("attach-7", Err(Error::deleted())));
+        assert!(matches!(h.queue.try_recv(), Ok(Event::Gone(_))));
     }
 
     #[test]

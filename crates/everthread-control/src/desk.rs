@@ -279,6 +279,9 @@ impl<S: Store> Desk<S> {
         };
         match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
             Ok(written) => {
+                if written.duplicate.is_none() && entries.1 > 0 {
+                    self.index(key, written.at).await;
+                }
                 match request {
                     Request::Open { .. } => self.arm_upkeep(key, &decision.state, written.at, true).await,
                     Request::Update { .. } => self.arm_upkeep(key, &decision.state, written.at, false).await,
@@ -294,11 +297,19 @@ impl<S: Store> Desk<S> {
 
     /// Sees to it that upkeep looks at a session that is new or told something else. It comes after the write, since the
     /// store's clock is not known before: if it is lost, the session's next run brings the keeper here.
-    async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis, is_new: bool) {
+    pub async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis, is_new: bool) {
         if let Some(look) = self.upkeep.first_look(key, state, at).map(|look| if is_new { look } else { at })
             && let Err(error) = self.store.arm(key, look).await
         {
             tracing::warn!(%key, %error, "a session is not looked after before its next run");
+        }
+    }
+
+    /// What was decided is seen by those who follow the tenant's sessions. The list is only an index: where this fails it is
+    /// behind, until the next decision or until somebody compares it.
+    async fn index(&self, key: &SessionKey, at: Millis) {
+        if let Err(error) = self.store.index(key, at).await {
+            tracing::debug!(%key, %error, "the list of sessions is behind");
         }
     }
 
@@ -425,10 +436,15 @@ impl<S: Store> Desk<S> {
 
 /// The state of a session. What a newer release wrote may not be readable at all, so its schema is looked at first.
 fn state_of(loaded: &Loaded) -> Result<State, Failure> {
-    if schema_of(&loaded.state)? > SCHEMA {
+    read_state(&loaded.state)
+}
+
+/// A core state as the store has it.
+pub fn read_state(state: &str) -> Result<State, Failure> {
+    if schema_of(state)? > SCHEMA {
         return Err(Refusal::NewerSchema.into());
     }
-    Ok(serde_json::from_str(&loaded.state)?)
+    Ok(serde_json::from_str(state)?)
 }
 
 /// When the lease of a run ends, if the store knows.

@@ -18,7 +18,7 @@ mod keeper;
 mod task_group;
 mod upkeep;
 
-pub use desk::{Decided, Desk, Failure, Numbered, run_producer, system_author};
+pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use keeper::Keeper;
 pub use task_group::TaskGroup;
@@ -51,6 +51,7 @@ impl Default for Leases {
     }
 }
 
-pub(crate) fn millis(duration: Duration) -> u64 {
+/// A duration as the store counts.
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

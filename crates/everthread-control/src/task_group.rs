@@ -2,14 +2,24 @@
 
 use std::future::Future;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Tasks that belong together: one token stops them, and [`TaskGroup::close`] waits until they have.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct TaskGroup {
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Where the group was made: a store may ask for a task from a thread of its own, which knows of no runtime.
+    runtime: Option<Handle>,
+}
+
+impl Default for TaskGroup {
+    fn default() -> Self {
+        let runtime = Handle::try_current().ok();
+        Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), runtime }
+    }
 }
 
 impl TaskGroup {
@@ -20,13 +30,16 @@ impl TaskGroup {
 
     /// Spawns a task. It should end soon after [`TaskGroup::stopped`].
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        match &self.runtime {
+            Some(runtime) => drop(self.tasks.spawn_on(task, runtime)),
+            None => drop(self.tasks.spawn(task)),
+        }
     }
 
     /// Spawns a task that may be dropped at any await once the group stops.
     pub fn spawn_until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             stop.run_until_cancelled(task).await;
         });
     }
@@ -56,5 +69,23 @@ impl TaskGroup {
         self.stop.cancel();
         self.tasks.close();
         tokio::time::timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_thread_without_a_runtime_can_spawn_into_the_group_of_one() {
+        let group = TaskGroup::new();
+        let (told, tells) = oneshot::channel();
+        let spawning = group.clone();
+        std::thread::spawn(move || spawning.spawn_until_stopped(async move { told.send(7).unwrap() }))
+            .join()
+            .unwrap();
+        assert_eq!(tells.await, Ok(7));
+        assert!(group.close(Duration::from_secs(10)).await);
     }
 }

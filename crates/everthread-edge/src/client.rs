@@ -7,6 +7,7 @@
 mod attachment;
 mod paced;
 mod request;
+mod watching;
 
 use crate::Edge;
 use crate::auth::Identity;
@@ -28,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use watching::{FEED, Watching};
 
 /// How long a client may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -64,6 +66,8 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         fetch: None,
         fetching: None,
         page: None,
+        watching: None,
+        reading: None,
         opened: Instant::now(),
         heard: Instant::now(),
         pinged: false,
@@ -101,6 +105,10 @@ struct Connection<S> {
     fetching: Option<u32>,
     /// What a read brought and the socket has not taken yet.
     page: Option<attachment::Pending>,
+    /// Its part in the feed, if it watches.
+    watching: Option<Watching>,
+    /// What is read for that.
+    reading: Option<BoxFuture<'static, watching::Read>>,
     opened: Instant,
     heard: Instant,
     pinged: bool,
@@ -158,6 +166,7 @@ impl<S: Store> Connection<S> {
         let takes_replies = self.outbox.bytes() < REPLIES_BYTES_MAX;
         let reads = self.request.is_none() && takes_replies;
         let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
+        let reads_feed = self.reading.is_some();
         let waits = !self.outbox.is_empty();
         // Nor is it sent receipts: they wait in the store.
         let tracks = !self.tracked.is_empty() && takes_replies;
@@ -174,6 +183,10 @@ impl<S: Store> Connection<S> {
                 self.fetching = None;
                 self.on_fetched(fetched);
             }
+            read = filled(&mut self.reading), if reads_feed => {
+                self.reading = None;
+                self.on_read(read);
+            }
             () = self.wake.woken() => self.on_wake(),
             writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
             () = tokio::time::sleep_until(next_time) => self.on_time()?,
@@ -185,7 +198,7 @@ impl<S: Store> Connection<S> {
 
     fn has_work(&self) -> bool {
         let all_wait = self.fetch.is_some() && self.all_ready_wait();
-        self.page.is_some() || !(self.ready.is_empty() || all_wait)
+        self.has_news() || self.page.is_some() || !(self.ready.is_empty() || all_wait)
     }
 
     /// Whether every ready attachment waits for the one read that is under way.
@@ -196,7 +209,9 @@ impl<S: Store> Connection<S> {
     fn on_wake(&mut self) {
         let mut marked = Vec::new();
         self.wake.take(&mut marked);
-        marked.into_iter().for_each(|id| self.make_ready(id));
+        for id in marked {
+            if id == FEED { self.on_news() } else { self.make_ready(id) }
+        }
     }
 
     /// Has an attachment served in its turn.
@@ -304,6 +319,7 @@ impl<S: Store> Connection<S> {
 
     /// Fills the outbox by one turn.
     fn fill(&mut self) {
+        self.serve_feed();
         if let Some(pending) = self.page.take() {
             self.send_pending(pending);
             return;

@@ -113,6 +113,11 @@ impl<S: Store> Track<S> {
         Track { edge, key, id, is_delivered: false, woken, _following: following }
     }
 
+    /// Which control.
+    pub fn control(&self) -> &ControlId {
+        &self.id
+    }
+
     /// The next stage after `accepted`; the last one is `settled`. While the store does not answer it goes on waiting: an
     /// error is of a kind that does not pass.
     pub async fn next(&mut self) -> Result<Receipt, Fault> {
@@ -136,29 +141,35 @@ impl<S: Store> Track<S> {
     }
 }
 
-/// The receipt of a control after up to `wait`: settled if it has its outcome by then, else as far as it got.
+/// The receipt of a control after up to `wait`: settled if it has its outcome by then, else as far as it got. An error only
+/// if the session was deleted meanwhile.
 pub async fn wait_for<S: Store>(
     edge: &Edge<S>,
     key: &SessionKey,
     mut receipt: Receipt,
     wait: Duration,
-) -> Receipt {
+) -> Result<Receipt, Fault> {
     if is_settled(&receipt) || wait.is_zero() {
-        return receipt;
+        return Ok(receipt);
     }
     let mut track = Track::new(edge, key, &receipt.control);
     let waited = async {
-        // A failure to wait is not one of the request: it is accepted.
-        while let Ok(next) = track.next().await {
-            let is_last = is_settled(&next);
-            receipt = next;
-            if is_last {
-                return;
+        loop {
+            match track.next().await {
+                Ok(next) => receipt = next,
+                Err(fault) if fault.code == Code::NoSession => return Err(fault),
+                // A failure to wait is not one of the request: it is accepted.
+                Err(_) => return Ok(()),
+            }
+            if is_settled(&receipt) {
+                return Ok(());
             }
         }
     };
-    drop(tokio::time::timeout(wait, waited).await);
-    receipt
+    match tokio::time::timeout(wait, waited).await {
+        Ok(Err(fault)) => Err(fault),
+        Ok(Ok(())) | Err(_) => Ok(receipt),
+    }
 }
 
 /// Whether nothing comes after it.

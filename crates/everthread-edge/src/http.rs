@@ -1,14 +1,18 @@
 //! HTTP: routes, typed errors for everything that goes wrong on the way to them, and the doors to the WebSockets.
 
+mod archive;
 mod branch;
 mod control;
 mod devices;
+mod fork;
 mod presence;
 mod read;
 
 use crate::auth::Identity;
+use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
-use crate::{Edge, client, socket, sse, worker};
+use crate::reader::fault_of;
+use crate::{Edge, client, feed, socket, sse, worker};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
@@ -18,6 +22,7 @@ use everthread_control::Numbered;
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
+use everthread_protocol::frame::Summary;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
     AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
@@ -25,10 +30,15 @@ use everthread_protocol::{
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
 use everthread_store::Store;
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+/// Sessions taken off a list at once, because they are gone.
+const UNINDEXED_AT_ONCE: usize = 16;
 
 /// A fault as a response.
 pub(crate) struct Failed(pub Fault);
@@ -58,15 +68,18 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
     Router::new()
         .route("/v1/connect", get(connect_client::<S>))
         .route("/v1/worker", get(connect_worker::<S>))
+        .route("/v1/feed", get(feed::sse::follow::<S>))
         .route("/v1/sessions", get(list::<S>).post(create::<S>))
-        .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>))
+        .route("/v1/sessions/{session}", get(show::<S>).patch(update::<S>).delete(delete::<S>))
         .route("/v1/sessions/{session}/input", post(input::<S>))
         .route("/v1/sessions/{session}/control", post(control::ask::<S>))
         .route("/v1/sessions/{session}/control/{control}", get(control::show::<S>))
         .route("/v1/sessions/{session}/hold", post(control::hold::<S>))
         .route("/v1/sessions/{session}/release", post(control::release::<S>))
         .route("/v1/sessions/{session}/regenerate", post(branch::regenerate::<S>))
+        .route("/v1/sessions/{session}/archive", post(archive::archive::<S>))
         .route("/v1/sessions/{session}/select", post(branch::select::<S>))
+        .route("/v1/sessions/{session}/fork", post(fork::make::<S>))
         .route("/v1/sessions/{session}/entries", get(read::entries::<S>).post(write_entries::<S>))
         .route("/v1/sessions/{session}/devices", get(devices::list::<S>))
         .route(
@@ -191,9 +204,6 @@ async fn create<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answ
     match edge.desk.decide(&key, &identity.author, &open, Numbered::No).await {
         Ok(decided) => {
             let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
-            if let Err(error) = edge.desk.store().index(&key, decided.written.at).await {
-                tracing::warn!(%key, %error, "a new session is not in the list");
-            }
             let body = json!({ "session": key.session, "cursor": cursor, "meta": meta });
             Ok(json_response(StatusCode::CREATED, &body))
         }
@@ -232,21 +242,23 @@ async fn list<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer
         .map(|(session, _)| SessionKey { tenant: identity.tenant.clone(), session: session.clone() })
         .collect();
     let read = devices::read_by(&edge, &keys, asked.device.as_ref()).await?;
-    let mut sessions = Vec::with_capacity(found.len());
-    for ((key, (_, at)), read) in keys.into_iter().zip(found).zip(read) {
-        match edge.desk.load(&key).await {
-            Ok((loaded, state)) => {
-                let mut session = json!({ "session": key.session, "active_at": at, "meta": state.meta });
-                if asked.device.is_some() {
-                    devices::add_unread(&mut session, &loaded, read.as_ref());
-                }
-                sessions.push(session);
-            }
-            // The index is only an index.
-            Err(failure) if failure.fault().code == Code::NoSession => {}
-            Err(failure) => return Err(failure.fault().into()),
-        }
+    let states = store.states(&keys).await.map_err(|e| e.fault())?;
+    let (mut sessions, mut gone) = (Vec::<Summary>::with_capacity(found.len()), Vec::new());
+    for (((key, (session, at)), listed), read) in keys.into_iter().zip(found).zip(states).zip(read) {
+        let Some(listed) = listed else {
+            gone.push((key, at));
+            continue;
+        };
+        let row = Row::of(session, at, listed);
+        sessions.push(if asked.device.is_some() { row.for_device(read.as_ref()) } else { row.summary });
     }
+    // The index is only an index.
+    let forget = stream::iter(gone).for_each_concurrent(UNINDEXED_AT_ONCE, |(key, at)| async move {
+        if let Err(error) = store.unindex(&key, at).await {
+            tracing::debug!(%key, %error, "a session that is gone stays in the index");
+        }
+    });
+    forget.await;
     let mut answer = json!({ "sessions": sessions });
     if let Some(next) = next {
         answer["next"] = Value::String(next);
@@ -258,6 +270,17 @@ fn read_page_mark(mark: &str) -> Result<(Millis, SessionId), Fault> {
     let bad = || Fault::bad_request("after is the \"next\" of the page before");
     let (at, session) = mark.split_once('.').ok_or_else(bad)?;
     Ok((Millis(at.parse().map_err(|_| bad())?), session.parse().map_err(|_| bad())?))
+}
+
+/// Deletes a session, whoever follows it or works in it.
+async fn delete<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
+    let (identity, key) = enter(&edge, &headers, &session)?;
+    let deleted = edge.desk.store().delete(&key).await.map_err(|e| fault_of(&key, &e))?;
+    if let Some(deleted) = &deleted {
+        edge.metrics.deletions.inc();
+        tracing::info!(%key, by = %identity.author.id, head = %deleted.head, "a session was deleted");
+    }
+    Ok(json_response(StatusCode::OK, &json!({ "deleted": deleted.is_some() })))
 }
 
 async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {

@@ -7,13 +7,16 @@
 //!
 //! A node holds nothing that another cannot rebuild from the store.
 
+pub mod archiving;
 pub mod auth;
 mod branch;
 mod client;
 mod conflate;
 mod control;
 pub mod devices;
+pub mod feed;
 pub mod folder;
+mod fork;
 pub mod http;
 pub mod metrics;
 pub mod presence;
@@ -26,11 +29,13 @@ mod sse;
 pub mod tail;
 mod worker;
 
+use archiving::Archiving;
 use auth::Auth;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup};
+use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
+use feed::Feeds;
 use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
@@ -59,6 +64,8 @@ pub struct Config {
     pub folding: folder::Options,
     /// How long sessions, and how much of them, are kept.
     pub retention: retention::Options,
+    /// When sessions are archived, if there is an archive.
+    pub archive: Option<archiving::Options>,
 }
 
 /// One edge node. Cheap to clone.
@@ -95,6 +102,8 @@ pub struct Shared<S> {
     pub acks: Acks<S>,
     /// Who is present in the sessions followed here.
     pub presences: Presences<S>,
+    /// What the sessions of tenants are doing.
+    pub feeds: Feeds<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
     /// Every task of the node.
@@ -112,12 +121,17 @@ impl<S: Store> Edge<S> {
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         let options = config.retention.clone();
         let retainer = Retainer::new(reader.clone(), folder.clone(), options, metrics.clone());
-        let desk = Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(retainer));
+        let archiving = Archiving::start(reader.clone(), config.archive.clone(), &tasks);
+        // Those that know of archived sessions when these are due come first; what is too old is not archived.
+        let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
+        let desk =
+            Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
         let times = config.presence.clone();
+        let feeds = Feeds::new(store.clone(), &metrics, &tasks);
         let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
@@ -129,6 +143,7 @@ impl<S: Store> Edge<S> {
                 dispatcher,
                 reader,
                 tails,
+                feeds,
                 folder,
                 acks,
                 presences,

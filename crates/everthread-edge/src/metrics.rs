@@ -22,6 +22,10 @@ pub struct Metrics {
     pub lags: IntCounter,
     /// Times that what a client held was not of the log.
     pub resets: IntCounter,
+    /// Attachments and SSE followers that were told that their session is gone.
+    pub gone: IntCounter,
+    /// Sessions that were deleted through this node.
+    pub deletions: IntCounter,
     /// Controls that a worker has confirmed to have got.
     pub controls_delivered: IntCounter,
     /// Acknowledgements of devices by what became of them: ok, foreign, dropped, or an error code.
@@ -32,6 +36,10 @@ pub struct Metrics {
     pub presence_frames: IntCounter,
     /// Times that who is present was read from the store.
     pub presence_reads: IntCounter,
+    /// Frames of the feed put on sockets.
+    pub feed_frames: IntCounter,
+    /// Sessions read for the feed.
+    pub feed_reads: IntCounter,
     /// Folds of logs in the store by result: done, raced, stale, dropped, error.
     pub folds: IntCounterVec,
     /// Entries that were folded in the store.
@@ -75,6 +83,8 @@ impl Metrics {
                 "everthread_presence_reads_total",
                 "Times that who is present was read from the store.",
             ),
+            feed_frames: counter("everthread_feed_frames_total", "Frames of the feed put on sockets."),
+            feed_reads: counter("everthread_feed_reads_total", "Sessions read for the feed."),
             connections,
             attachments,
             appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),
@@ -85,6 +95,8 @@ impl Metrics {
             ),
             lags: counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
             resets: counter("everthread_resets_total", "Clients whose state was not of the log."),
+            gone: counter("everthread_gone_total", "Followers whose session was deleted."),
+            deletions: counter("everthread_deletions_total", "Sessions deleted through this node."),
             controls_delivered: counter(
                 "everthread_controls_delivered_total",
                 "Controls that a worker has confirmed to have got.",
@@ -102,6 +114,15 @@ impl Metrics {
             ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,
+        }
+    }
+
+    /// Shows what somebody else counts, too.
+    pub fn also(&self, collectors: Vec<Box<dyn prometheus::core::Collector>>) {
+        for collector in collectors {
+            if let Err(error) = self.registry.register(collector) {
+                tracing::error!(%error, "something that is counted is not shown");
+            }
         }
     }
 

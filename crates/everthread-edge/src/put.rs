@@ -153,9 +153,6 @@ pub async fn carry_out<S: Store>(
     let cursor = Cursor { epoch: written.epoch, seq: written.to };
     match (decided.decision, written.duplicate) {
         (Some(decision), _) => {
-            if let Err(error) = edge.desk.store().index(key, written.at).await {
-                tracing::debug!(%key, %error, "the list of sessions is behind");
-            }
             let (run, control) = (decision.requested, decision.control);
             Ok(PutDone { cursor, message, run, control, duplicate: false })
         }

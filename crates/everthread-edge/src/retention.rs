@@ -11,12 +11,12 @@ use crate::folder::{Folder, written_at};
 use crate::metrics::Metrics;
 use crate::reader::{PAGE_BYTES, Reader};
 use crate::tail::{lock, since_of};
-use everthread_control::{Failure, Upkeep};
+use everthread_control::{AtHead, Failure, Upkeep, millis};
 use everthread_protocol::{Millis, Record, Seq, SessionKey, TenantId, Version};
 use everthread_session::view::View;
 use everthread_session::{Retention, State};
 use everthread_store::{Error, Head, Loaded, Store, Trim, Trimmed};
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,8 @@ const STEP_BYTES: usize = 8 * 1024 * 1024;
 const STEPS_MAX: usize = 16;
 /// A session with a bound on its age is looked at this often within that age: what is dropped is up to so much older.
 const LOOKS_PER_AGE: u64 = 100;
+/// An archived session with a bound on its age is brought back this often within that age.
+const BACK_PER_AGE: u64 = 10;
 /// When a session that only has a bound on its bytes is first looked at: from there on after folds.
 const SIZE_LOOK_MS: u64 = 60 * 60 * 1000;
 /// Looks that are remembered.
@@ -181,6 +183,33 @@ impl<S: Store> Retainer<S> {
         Ok(ends.into_iter().chain(again).chain(more).min())
     }
 
+    /// What is due of an archived session. Its last entry is older than its stub by the time after which it was archived, so
+    /// it is kept that much longer.
+    async fn look_at_stub(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<AtHead, Failure> {
+        let store = self.inner.reader.store();
+        let keys = std::slice::from_ref(key);
+        let (Some(Some(listed)), Some(Some(stub))) =
+            (store.states(keys).await?.pop(), store.stubbed(keys).await?.pop())
+        else {
+            // It has come back, or is gone.
+            return Ok(AtHead::Leave(Some(now)));
+        };
+        let wanted = self.of(key, &serde_json::from_str(&listed.state)?);
+        let ends = wanted.ends_at(stub.at);
+        if ends.is_some_and(|ends| ends <= now) && store.delete_if(key, head.version, head.seq).await? {
+            self.count("deleted");
+            return Ok(AtHead::Leave(None));
+        }
+        // What is in the archive gets too old there: now and then it is brought back, and goes there again without that.
+        let is_empty = head.floor > head.seq;
+        let trims = wanted.max_age_ms.filter(|_| !is_empty).map(|age| stub.at.plus(age.get() / BACK_PER_AGE));
+        if trims.is_some_and(|at| at <= now) {
+            store.load(key).await?;
+            return Ok(AtHead::Leave(Some(now)));
+        }
+        Ok(AtHead::Leave(ends.into_iter().chain(trims).min()))
+    }
+
     /// Deletes the session, if it is still as it was loaded.
     async fn delete(&self, key: &SessionKey, loaded: &Loaded) -> Result<bool, Error> {
         let is_gone = self.inner.reader.store().delete_if(key, loaded.version, loaded.head).await?;
@@ -291,6 +320,19 @@ impl<S: Store> Upkeep for Retainer<S> {
         times.chain(wanted.max_bytes.map(|_| SIZE_LOOK_MS)).min().map(|wait| now.plus(wait))
     }
 
+    fn at_head<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        head: &'a Head,
+        now: Millis,
+    ) -> BoxFuture<'a, Result<AtHead, Failure>> {
+        if head.archived {
+            self.look_at_stub(key, head, now).boxed()
+        } else {
+            ready(Ok(AtHead::Load)).boxed()
+        }
+    }
+
     fn keep<'a>(
         &'a self,
         key: &'a SessionKey,
@@ -300,8 +342,4 @@ impl<S: Store> Upkeep for Retainer<S> {
     ) -> BoxFuture<'a, Result<Option<Millis>, Failure>> {
         self.look(key, loaded, state).boxed()
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

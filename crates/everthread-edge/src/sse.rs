@@ -11,7 +11,7 @@ use bytes::Bytes;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Fault, Seq};
 use everthread_session::view::View;
-use everthread_store::{Error, Follower as _, Head, Page, Store};
+use everthread_store::{Error, Follower as _, Head, Page, Refusal, Store};
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Bytes taken from the ring in one step.
 const STEP_BYTES: usize = 64 * 1024;
 /// A comment is sent after this much silence, so that proxies keep the connection.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Pause before a read that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -42,7 +42,14 @@ pub(crate) async fn follow<S: Store>(
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let mut events = Events { cursor: start_of(&page), edge, tail, told_live: false, queue: VecDeque::new() };
+    let mut events = Events {
+        cursor: start_of(&page),
+        edge,
+        tail,
+        told_live: false,
+        is_over: false,
+        queue: VecDeque::new(),
+    };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
         Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
@@ -62,6 +69,7 @@ struct Events<S> {
     tail: Arc<Tail>,
     cursor: Cursor,
     told_live: bool,
+    is_over: bool,
     queue: VecDeque<Bytes>,
 }
 
@@ -72,7 +80,7 @@ enum Step {
 }
 
 impl<S: Store> Events<S> {
-    /// Ends when the node drains; the client comes back by itself, with `Last-Event-ID`.
+    /// Ends with the session, and when the node drains: then the client comes back by itself, with `Last-Event-ID`.
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
         let wake = Arc::new(Wake::default());
         let waiter = self.tail.wait(wake.clone(), 0);
@@ -82,8 +90,19 @@ impl<S: Store> Events<S> {
                 if let Some(event) = this.queue.pop_front() {
                     return Some((Ok(event), (this, wake, waiter, gauge)));
                 }
+                if this.is_over {
+                    return None;
+                }
                 waiter.rearm();
-                match this.step().await {
+                let step = match this.step().await {
+                    Err(Error::Refused(Refusal::NoSession)) => {
+                        // The tail finds the same, and wakes everybody.
+                        this.tail.doubt();
+                        Ok(Step::Wait)
+                    }
+                    step => step,
+                };
+                match step {
                     Ok(Step::Events) => {}
                     Ok(Step::Wait) => tokio::select! {
                         () = wake.woken() => wake.take(&mut Vec::new()),
@@ -123,6 +142,12 @@ impl<S: Store> Events<S> {
             }
             Found::Behind(_) | Found::Ahead => self.read_log().await,
             Found::Invalid => self.reset().await,
+            Found::Gone => {
+                self.is_over = true;
+                self.edge.metrics.gone.inc();
+                self.queue.push_back(event("gone", None, r#"{"reason":"deleted"}"#));
+                Ok(Step::Events)
+            }
         }
     }
 
@@ -181,7 +206,7 @@ fn entries_event(cursor: Option<Cursor>, suffix: &[u8]) -> Bytes {
 }
 
 /// JSON has no raw line breaks, so one `data` line always holds it.
-fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
+pub(crate) fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
     let data = data.replace(['\n', '\r'], " ");
     match cursor {
         Some(cursor) => Bytes::from(format!("id: {cursor}\nevent: {name}\ndata: {data}\n\n")),
@@ -190,10 +215,10 @@ fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
 }
 
 /// Counts a connection for as long as it lives.
-struct Counted(prometheus::IntGauge);
+pub(crate) struct Counted(prometheus::IntGauge);
 
 impl Counted {
-    fn new(gauge: prometheus::IntGauge) -> Self {
+    pub(crate) fn new(gauge: prometheus::IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

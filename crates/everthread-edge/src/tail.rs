@@ -6,18 +6,22 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
+mod waiters;
+
 use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
-use everthread_store::{Follower, Following, Interest, Page, Store};
+use everthread_store::{Error, Follower, Following, Interest, Page, Refusal, Store};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+
+pub(crate) use waiters::Waiters;
+pub use waiters::{Waiter, Wake};
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;
@@ -33,108 +37,6 @@ const CHECK_BATCH: usize = 256;
 const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
-
-/// Wakes one connection, and tells it which of its attachments have something new.
-#[derive(Debug, Default)]
-pub struct Wake {
-    notify: Notify,
-    dirty: Mutex<Vec<u32>>,
-}
-
-impl Wake {
-    /// Marks an attachment and wakes the connection.
-    pub fn mark(&self, attachment: u32) {
-        lock(&self.dirty).push(attachment);
-        self.notify.notify_one();
-    }
-
-    /// Ready when something was marked since the last call of `take`. Cancel safe.
-    pub async fn woken(&self) {
-        self.notify.notified().await;
-    }
-
-    /// What was marked.
-    pub fn take(&self, into: &mut Vec<u32>) {
-        into.append(&mut lock(&self.dirty));
-    }
-}
-
-/// One attachment's registration with a tail; dropping it ends the wake-ups.
-pub struct Waiter {
-    list: Arc<Waiters>,
-    id: u64,
-    state: Arc<AtomicU8>,
-}
-
-/// The next change marks it.
-const ARMED: u8 = 0;
-/// It is marked, and has not looked yet.
-const MARKED: u8 = 1;
-/// Only a change that cannot wait marks it: it looks by itself in time.
-const HELD: u8 = 2;
-
-impl Waiter {
-    /// From here on the next change marks the attachment again. Call before reading the ring.
-    pub fn rearm(&self) {
-        self.state.store(ARMED, Ordering::SeqCst);
-    }
-
-    /// From here on only what cannot wait marks it. Call before looking at the ring.
-    pub fn hold(&self) {
-        self.state.store(HELD, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        lock(&self.list.by_id).remove(&self.id);
-    }
-}
-
-/// Attachments that wait for the same thing.
-#[derive(Default)]
-pub(crate) struct Waiters {
-    by_id: Mutex<HashMap<u64, Waiting>>,
-    next: std::sync::atomic::AtomicU64,
-}
-
-struct Waiting {
-    wake: Arc<Wake>,
-    attachment: u32,
-    state: Arc<AtomicU8>,
-}
-
-impl Waiters {
-    /// Marks `attachment` at `wake` whenever all are woken from here on.
-    pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(AtomicU8::new(ARMED));
-        let waiting = Waiting { wake, attachment, state: state.clone() };
-        lock(&self.by_id).insert(id, waiting);
-        Waiter { list: self.clone(), id, state }
-    }
-
-    /// Marks everybody who is not marked yet.
-    pub(crate) fn wake_all(&self) {
-        self.wake(true);
-    }
-
-    /// Marks everybody who waits for this and is not marked yet: those on hold only if it is urgent.
-    fn wake(&self, is_urgent: bool) {
-        for waiting in lock(&self.by_id).values() {
-            let turn = |from| {
-                waiting.state.compare_exchange(from, MARKED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            };
-            if turn(ARMED) || is_urgent && turn(HELD) {
-                waiting.wake.mark(waiting.attachment);
-            }
-        }
-    }
-
-    fn is_shared(&self) -> bool {
-        lock(&self.by_id).len() > 1
-    }
-}
 
 /// The live end of one session on this node.
 pub struct Tail {
@@ -168,6 +70,8 @@ struct Ring {
     heard: Instant,
     /// Whether the head was learned from the store at all.
     known: bool,
+    /// The session was deleted. What has its name now has another tail.
+    is_gone: bool,
 }
 
 #[derive(Debug)]
@@ -205,6 +109,8 @@ pub enum Found {
     Ahead,
     /// The cursor is not of this log.
     Invalid,
+    /// The session was deleted.
+    Gone,
 }
 
 impl Ring {
@@ -218,30 +124,29 @@ impl Ring {
             active: false,
             heard: Instant::now(),
             known: false,
+            is_gone: false,
         }
-    }
-
-    fn since(&self) -> Seq {
-        self.epochs.last().map_or(Seq(1), |(_, since)| *since)
     }
 
     /// Takes a record from the feed; false if it does not follow the head and the log must be read.
     fn push(&mut self, record: &Record) -> bool {
-        if !self.known || record.epoch < self.head.epoch {
+        if self.is_gone || !self.known || record.epoch < self.head.epoch {
             return self.known;
         }
-        if record.epoch > self.head.epoch {
-            // Its first record tells where the new epoch begins, if it follows what is known.
-            if record.from != self.head.seq.next() {
-                return false;
-            }
-            self.epochs.push((record.epoch, record.from));
-        } else if record.to <= self.head.seq {
-            return true;
-        } else if record.from > self.head.seq.next() {
+        // Of another epoch: it may follow by its numbers only, on a tail that was lost and is written anew, or in a session
+        // that was deleted and made anew.
+        if record.epoch > self.head.epoch || record.from > self.head.seq.next() {
             return false;
         }
-        let suffix = record.frame_suffix(self.since());
+        if record.to > self.head.seq {
+            self.append(record);
+        }
+        true
+    }
+
+    /// Takes the record that follows the head.
+    fn append(&mut self, record: &Record) {
+        let suffix = record.frame_suffix(since_of(&self.epochs, record));
         self.bytes += suffix.len();
         let (at, len) = (self.pushed, suffix.len());
         // Nobody on hold may come to be far behind.
@@ -263,7 +168,28 @@ impl Ring {
                 self.bytes -= item.suffix.len();
             }
         }
-        true
+    }
+
+    /// The session is gone, if this is still where it stood before that was found.
+    fn end(&mut self, head: Cursor) -> bool {
+        self.is_gone |= self.known && self.head == head;
+        if self.is_gone {
+            self.items.clear();
+            self.bytes = 0;
+        }
+        self.is_gone
+    }
+
+    /// Whether a log with these epochs was begun after everything here was written: one of this name was deleted.
+    fn is_before(&self, epochs: &[(Epoch, Seq)]) -> bool {
+        self.known
+            && epochs.first().is_some_and(|(first, since)| *since == Seq(1) && *first > self.head.epoch)
+    }
+
+    /// Whether a page was read before the log here was begun.
+    fn is_after(&self, page: &Page) -> bool {
+        let began = self.epochs.first().filter(|(_, since)| self.known && *since == Seq(1));
+        began.is_some_and(|(first, _)| *first > page.head.epoch)
     }
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
@@ -271,6 +197,12 @@ impl Ring {
     /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
     fn learn(&mut self, page: &Page) {
         let end = cursor_of(page);
+        if self.is_before(&page.epochs) {
+            self.end(self.head);
+        }
+        if self.is_gone || self.is_after(page) {
+            return;
+        }
         if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
             // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
             return;
@@ -279,9 +211,10 @@ impl Ring {
         self.active = page.head.active > 0;
         self.heard = Instant::now();
         if is_continued {
+            self.epochs.clone_from(&page.epochs);
             for record in &page.records {
-                if record.to > self.head.seq && !self.push(record) {
-                    break;
+                if record.to > self.head.seq && record.from <= self.head.seq.next() {
+                    self.append(record);
                 }
             }
         }
@@ -301,6 +234,9 @@ impl Ring {
 
     /// Where in the ring what follows `cursor` begins, unless that is more than `far` bytes.
     fn index_after(&self, cursor: Cursor, far: usize) -> Result<usize, Found> {
+        if self.is_gone {
+            return Err(Found::Gone);
+        }
         if (cursor.epoch, cursor.seq) > (self.head.epoch, self.head.seq) {
             return Err(Found::Ahead);
         }
@@ -531,29 +467,36 @@ impl<S: Store> Tails<S> {
     }
 
     /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
-    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), everthread_store::Error> {
-        let tail = self.get(key);
-        let page = self.inner.reader.page(key, BEYOND, 1).await?;
-        let (is_behind, has_moved) = {
-            let mut ring = lock(&tail.ring);
-            let before = ring.head;
-            let is_behind = ring.known && page.head.seq > before.seq;
-            if !is_behind {
-                ring.learn(&page);
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), Error> {
+        loop {
+            let tail = self.get(key);
+            let page = self.inner.reader.page(key, BEYOND, 1).await?;
+            let (is_behind, has_moved, is_its) = {
+                let mut ring = lock(&tail.ring);
+                let before = ring.head;
+                let is_behind = ring.known && page.head.seq > before.seq && !ring.is_before(&page.epochs);
+                if !is_behind {
+                    ring.learn(&page);
+                }
+                (is_behind, ring.head != before, !ring.is_gone && !ring.is_after(&page))
+            };
+            if is_behind {
+                tail.want_repair();
+            } else if has_moved || !is_its {
+                tail.waiters.wake_all();
             }
-            (is_behind, ring.head != before)
-        };
-        if is_behind {
-            tail.want_repair();
-        } else if has_moved {
-            tail.waiters.wake_all();
+            // Else the session was deleted and made anew just now.
+            if is_its {
+                return Ok((tail, page));
+            }
         }
-        Ok((tail, page))
     }
 
     fn get(&self, key: &SessionKey) -> Arc<Tail> {
         let mut tails = lock(&self.inner.tails);
-        if let Some(tail) = tails.get(key).and_then(Weak::upgrade) {
+        if let Some(tail) = tails.get(key).and_then(Weak::upgrade)
+            && !lock(&tail.ring).is_gone
+        {
             return tail;
         }
         let this = self.clone();
@@ -607,10 +550,25 @@ impl<S: Store> Tails<S> {
         }
     }
 
-    async fn repair(&self, tail: &Tail) -> Result<(), everthread_store::Error> {
-        let after = lock(&tail.ring).head;
-        let page = self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await?;
-        lock(&tail.ring).learn(&page);
+    async fn repair(&self, tail: &Tail) -> Result<(), Error> {
+        let (after, is_gone) = {
+            let ring = lock(&tail.ring);
+            (ring.head, ring.is_gone)
+        };
+        if is_gone {
+            return Ok(());
+        }
+        match self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await {
+            Ok(page) => lock(&tail.ring).learn(&page),
+            // What nobody has opened yet is not there to be ended.
+            Err(Error::Refused(Refusal::NoSession)) => {
+                let mut ring = lock(&tail.ring);
+                if !ring.end(after) && ring.known {
+                    tail.repair.wanted.store(true, Ordering::SeqCst);
+                }
+            }
+            Err(error) => return Err(error),
+        }
         tail.waiters.wake_all();
         Ok(())
     }
@@ -634,8 +592,13 @@ impl<S: Store> Tails<S> {
         let keys: Vec<SessionKey> = batch.iter().map(|tail| tail.key.clone()).collect();
         let Ok(heads) = self.inner.reader.store().heads(&keys).await else { return };
         for (tail, head) in batch.iter().zip(heads) {
-            let Some(head) = head else { continue };
             let mut ring = lock(&tail.ring);
+            let Some(head) = head else {
+                ring.heard = Instant::now();
+                drop(ring);
+                tail.want_repair();
+                continue;
+            };
             ring.active = head.active > 0;
             ring.heard = Instant::now();
             let is_same = (head.epoch, head.seq) == (ring.head.epoch, ring.head.seq);

@@ -77,9 +77,10 @@ fn a_new_epoch_leaves_cursors_before_it_alone_and_resets_those_beyond() {
 }
 
 #[test]
-fn an_epoch_that_follows_goes_on_without_a_read() {
+fn an_epoch_that_follows_is_read_before_it_goes_on() {
     let mut ring = ring_at(3);
-    assert!(ring.push(&record(2, 4, 4)));
+    assert!(!ring.push(&record(2, 4, 4)), "it may follow by its number only");
+    ring.learn(&page(vec![record(2, 4, 4)], &[(1, 1), (2, 4)], 4));
     let Found::Frames(frames, cursor) = ring.after(at(1, 3), 1000) else { panic!() };
     assert_eq!(cursor, at(2, 4));
     assert!(std::str::from_utf8(&frames[0]).unwrap().contains("\"since\":4"));
@@ -118,9 +119,35 @@ fn a_page_that_was_read_before_the_feed_brought_more_takes_nothing_back() {
     assert_eq!(ring.head, at(1, 4));
     assert!(matches!(ring.after(at(1, 4), 1000), Found::Nothing(_)));
     // The same across the beginning of an epoch.
-    ring.push(&record(2, 5, 5));
+    ring.learn(&page(vec![record(2, 5, 5)], &[(1, 1), (2, 5)], 5));
     ring.learn(&page(vec![], &[(1, 1)], 4));
     assert!(matches!(ring.after(at(2, 5), 1000), Found::Nothing(_)));
+}
+
+#[test]
+fn a_log_that_was_begun_anew_is_not_this_one() {
+    let mut ring = ring_at(5);
+    assert!(!ring.push(&record(2, 1, 1)));
+    assert!(!ring.push(&record(2, 6, 6)), "nor when its numbers would fit");
+    ring.learn(&page(vec![record(2, 6, 6)], &[(2, 1)], 6));
+    assert!(matches!(ring.after(at(1, 5), 1000), Found::Gone));
+    assert!(matches!(ring.after(at(2, 6), 1000), Found::Gone), "the new one has a tail of its own");
+    assert!(ring.push(&record(2, 7, 7)), "and nothing is asked for this one any more");
+
+    // A page that was read before it was begun teaches its tail nothing.
+    let mut ring = Ring::new();
+    ring.learn(&page(vec![], &[(2, 1)], 2));
+    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3));
+    assert!(matches!(ring.after(at(2, 2), 1000), Found::Nothing(_)));
+}
+
+#[test]
+fn a_ring_that_has_moved_since_is_not_ended() {
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 4));
+    assert!(!ring.end(at(1, 3)));
+    assert!(ring.end(at(1, 4)));
+    assert!(!Ring::new().end(Ring::new().head), "what nobody has opened has no end");
 }
 
 #[test]

@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
+mod feed;
 mod from;
 mod people;
 mod request;
 
+pub use feed::*;
 pub use from::From;
 pub use people::*;
 pub use request::{Hold, Regenerate, Release, Select};
@@ -49,6 +51,10 @@ pub enum ClientFrame<'a> {
     Select(Select),
     /// Read older messages.
     History(History),
+    /// Follow the sessions of the tenant.
+    Watch(Watch),
+    /// No longer.
+    Unwatch(Unwatch),
     /// Note how far this device has read.
     Ack(Ack),
     /// Answer to `ping`.
@@ -239,17 +245,16 @@ impl<'a> ClientFrame<'a> {
             _ => {}
         }
         let frame = parse(bytes)?;
-        if let ClientFrame::History(History { limit, .. }) = &frame
-            && !(1..=HISTORY_MESSAGES_MAX).contains(limit)
-        {
-            return Err(Fault::bad_request(format!("limit is 1 to {HISTORY_MESSAGES_MAX}")));
+        match &frame {
+            ClientFrame::History(History { limit, .. }) if !(1..=HISTORY_MESSAGES_MAX).contains(limit) => {
+                Err(Fault::bad_request(format!("limit is 1 to {HISTORY_MESSAGES_MAX}")))
+            }
+            ClientFrame::Attach(Attach { fold_ms: Some(fold_ms), .. }) if *fold_ms > FOLD_MS_MAX => {
+                Err(Fault::bad_request(format!("fold_ms is 0 to {FOLD_MS_MAX}")))
+            }
+            ClientFrame::Watch(watch) => watch.check().map(|()| frame),
+            _ => Ok(frame),
         }
-        if let ClientFrame::Attach(Attach { fold_ms: Some(fold_ms), .. }) = &frame
-            && *fold_ms > FOLD_MS_MAX
-        {
-            return Err(Fault::bad_request(format!("fold_ms is 0 to {FOLD_MS_MAX}")));
-        }
-        Ok(frame)
     }
 
     /// The frame as text.
@@ -301,6 +306,13 @@ pub enum ServerFrame<'a> {
         /// Why.
         reason: ResetReason,
     },
+    /// The attachment is over, and its number is not used again.
+    Gone {
+        /// Which attachment.
+        attachment: AttachmentId,
+        /// Why.
+        reason: GoneReason,
+    },
     /// A request without an answer of its own is done.
     Ok(Done),
     /// A request failed.
@@ -310,6 +322,8 @@ pub enum ServerFrame<'a> {
     /// A page of older messages. Read apart, too.
     #[serde(skip_deserializing)]
     History(HistoryPage<'a>),
+    /// What the sessions of the tenant are doing.
+    Sessions(Sessions),
     /// Who is present.
     Presence(Presence),
     /// Answer with `pong`.
@@ -385,6 +399,14 @@ pub enum ResetReason {
     Epoch,
     /// The cursor is older than what is kept.
     Retention,
+}
+
+/// Why an attachment is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoneReason {
+    /// The session was deleted.
+    Deleted,
 }
 
 /// A session as it stands at `seq`.

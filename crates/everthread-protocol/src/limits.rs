@@ -22,6 +22,8 @@ pub const PAGE_ENTRIES_MAX: usize = 5000;
 pub const PAGE_SESSIONS_MAX: usize = 500;
 /// Milliseconds between two `entries` frames that an attachment may ask for.
 pub const FOLD_MS_MAX: u64 = 500;
+/// Sessions that `watch` may ask for.
+pub const FEED_SESSIONS_MAX: usize = 200;
 /// Attachments of one connection.
 pub const ATTACHMENTS_MAX: usize = 1024;
 /// Agents one worker connection may offer.

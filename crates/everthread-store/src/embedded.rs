@@ -30,7 +30,7 @@ mod writer;
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
     Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    Trim, Trimmed, WorkItem, Write, Written,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
@@ -95,6 +95,7 @@ struct Shared {
     views: views::Views,
     followers: Arc<registry::Registry<SessionKey, Interested>>,
     watchers: Arc<registry::Registry<PoolKey, Wake>>,
+    tenants: Arc<registry::Registry<TenantId, Arc<dyn TenantFollower>>>,
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
     presence: presence::Presence,
@@ -119,6 +120,7 @@ impl Embedded {
             views: views::Views::default(),
             followers: Arc::default(),
             watchers: Arc::default(),
+            tenants: Arc::default(),
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
             presence: presence::Presence::default(),
@@ -333,6 +335,13 @@ impl Store for Embedded {
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         let key = key.clone();
         self.ask(|reply| Request::Index(key, at, reply)).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        let following = self.0.shared.tenants.add(tenant, follower.clone());
+        // Whatever was indexed before this line may have been missed.
+        follower.doubt();
+        following
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {

@@ -8,6 +8,7 @@
 //! followers. A follower that missed the wake-up finds the record with [`Store::read`]. The log never loses what the
 //! feed may. Later [`Store::fold`] puts a folded record in the place of it and its neighbours.
 
+mod archiver;
 pub mod embedded;
 mod fold;
 mod people;
@@ -17,6 +18,7 @@ mod trim;
 mod types;
 mod whole;
 
+pub use archiver::{Archived, Archiver};
 pub use fold::{Fold, Folded};
 pub use people::*;
 pub use plant::*;
@@ -164,12 +166,18 @@ pub trait Store: Send + Sync + 'static {
     /// re-established, or whenever something may have been missed, `follower` is told to [`Follower::doubt`].
     fn follow(&self, key: &SessionKey, interest: Interest, follower: Arc<dyn Follower>) -> Following;
 
-    /// Notes in the tenant's index that the session exists and was active at `at`. Never moves it back.
+    /// Notes in the tenant's index that the session exists and was active at `at`, and wakes followers of the tenant. Never
+    /// moves it back.
     fn index(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Takes a session that is gone off its tenant's list, where it was last active `at`. Without effect if the index says
     /// otherwise by now.
     fn unindex(&self, key: &SessionKey, at: Millis) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Wakes `follower` when a session of the tenant is indexed or taken off the index, from here on, until the guard is
+    /// dropped. Lossy, as [`Store::follow`]: when it begins, and whenever something may have been missed, it is told to
+    /// [`TenantFollower::doubt`], and compares itself with the index.
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following;
 
     /// Sessions of a tenant, most recently active first, beginning after `after`.
     fn sessions(
@@ -307,6 +315,14 @@ pub trait Follower: Send + Sync {
     /// changed, with [`Interest::Presence`]. May come twice, may be lost.
     fn changed(&self);
     /// Something may have been lost: compare with the store.
+    fn doubt(&self);
+}
+
+/// Wakes a follower of all sessions of a tenant. Called from the store's own tasks: must not block.
+pub trait TenantFollower: Send + Sync {
+    /// A session was active at `at`, or is not there any more. May come twice, may be lost.
+    fn changed(&self, session: SessionId, at: Millis);
+    /// Something may have been lost: compare with the index.
     fn doubt(&self);
 }
 

@@ -30,8 +30,8 @@ use self::link::{Dialer, Failure, Link};
 use self::script::Scripts;
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken, Trim,
-    Trimmed, WorkItem, Write, Written,
+    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
@@ -242,6 +242,10 @@ impl Store for Redis {
 
     async fn index(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
         self.index_session(key, at).await
+    }
+
+    fn follow_tenant(&self, tenant: &TenantId, follower: Arc<dyn TenantFollower>) -> Following {
+        self.inner.feed.follow(self.inner.keys.changed(tenant), Sink::Tenant(follower))
     }
 
     async fn unindex(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {

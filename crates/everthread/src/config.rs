@@ -1,5 +1,7 @@
 //! Flags and environment, and what they mean together.
 
+use crate::archive::ArchiveArgs;
+use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -71,6 +73,10 @@ pub struct NodeArgs {
     /// How long a stopping node waits for its connections, in milliseconds.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
+    #[command(flatten)]
+    pub keeping: KeepingArgs,
+    #[command(flatten)]
+    pub archive: ArchiveArgs,
     /// Form of the log.
     #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -263,15 +269,21 @@ pub fn start_log_with(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 
 /// `check-config`: everything `serve` would refuse, without starting.
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
-pub fn check(args: NodeArgs) -> anyhow::Result<()> {
+pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
     args.token(Mode::Serve)?;
+    args.keeping.folding()?;
+    args.keeping.retention()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),
         None => format!("embedded in {}", args.data_dir.display()),
     };
-    println!("the configuration is good: listen {}, admin {}, store {store}", args.listen, args.admin);
+    let archive = args.archive.check().await?;
+    println!(
+        "the configuration is good: listen {}, admin {}, store {store}{archive}",
+        args.listen, args.admin
+    );
     Ok(())
 }
 

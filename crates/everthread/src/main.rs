@@ -3,9 +3,11 @@
 //! Only this crate reads the environment, installs signal handlers and picks defaults.
 
 mod admin;
+mod archive;
 mod config;
 mod console;
 mod demo;
+mod keeping;
 mod openai;
 mod serve;
 mod tail;
@@ -72,6 +74,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let token = config::client_token(args.token.clone())?;
             tail::run(args, token, serve::stop_on_signal()?).await
         }
-        Command::CheckConfig(args) => config::check(args),
+        Command::CheckConfig(args) => config::check(args).await,
     }
 }

@@ -4,9 +4,10 @@ use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
 use crate::{admin, config, console, demo, openai};
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
+use everthread_archive::Archive;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, folder, http};
+use everthread_edge::{Config, Edge, archiving, http};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{self, Embedded};
@@ -33,12 +34,15 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     start_log(&args)?;
     let token = args.token(mode)?;
     args.leases()?;
+    args.keeping.folding()?;
+    args.keeping.retention()?;
     let node: NodeId = match &args.node {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
     };
     let public = bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let admin = bind(args.admin).with_context(|| format!("cannot listen on {} (--admin)", args.admin))?;
+    let archive = args.archive.open()?;
     let background = TaskGroup::new();
     let sockets = Sockets { public, admin };
     match &args.redis {
@@ -49,7 +53,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
                 .await
                 .with_context(|| format!("cannot use the Redis at {}", without_password(url)))?;
             tracing::info!(url = without_password(url), prefix = args.redis_prefix, "store: Redis");
-            node_until_stopped(mode, args, token, node, Arc::new(store), sockets).await?;
+            node_until_stopped(mode, args, token, node, store, archive, sockets).await?;
         }
         None => {
             let durability = match args.durability {
@@ -59,7 +63,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
             let options = embedded::Options { dir: Some(args.data_dir.clone()), durability };
             let store = tokio::task::spawn_blocking(move || Embedded::open(options)).await??;
             tracing::info!(dir = %args.data_dir.display(), "store: embedded");
-            node_until_stopped(mode, args, token, node, Arc::new(store), sockets).await?;
+            node_until_stopped(mode, args, token, node, store, archive, sockets).await?;
         }
     }
     background.close(Duration::from_secs(1)).await;
@@ -84,9 +88,14 @@ async fn node_until_stopped<S: Store>(
     args: NodeArgs,
     token: String,
     node: NodeId,
-    store: Arc<S>,
+    store: S,
+    archive: Option<everthread_archive::Options>,
     sockets: Sockets,
 ) -> anyhow::Result<()> {
+    let archived_after = archive.as_ref().map(|options| options.after);
+    let store = Arc::new(Archive::new(Arc::new(store), archive));
+    let archiving = archived_after.map(|after| archiving::Options { archiver: store.clone(), after });
+    let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
     let config = Config {
         node,
@@ -95,9 +104,12 @@ async fn node_until_stopped<S: Store>(
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max: Duration::from_millis(args.stall_ms),
         presence: args.presence()?,
-        folding: folder::Options::default(),
+        folding: args.keeping.folding()?,
+        retention: args.keeping.retention()?,
+        archive: archiving,
     };
     let edge = Edge::start(store, config);
+    edge.metrics.also(counts);
     let draining = Arc::new(AtomicBool::new(false));
     let stop_accepting = CancellationToken::new();
 

@@ -1,7 +1,7 @@
 //! A client that follows one session, checks every frame, and, if it is the session's first, asks for what is due.
 
 use super::plan::{Kind, Phase, Plan};
-use crate::script::Start;
+use crate::shared::Start;
 use crate::socket::{Socket, Target};
 use anyhow::{Context as _, bail, ensure};
 use everthread_protocol::control::Mode;

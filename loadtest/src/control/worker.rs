@@ -2,7 +2,7 @@
 //! runs writes a little.
 
 use super::plan::{Kind, Phase, Plan};
-use crate::script::Start;
+use crate::shared::Start;
 use crate::socket::{Socket, Target, Turn};
 use anyhow::{Context as _, bail};
 use everthread_protocol::entry::{ControlKind, ControlOutcome, Outcome};

@@ -3,6 +3,7 @@
 import { Backoff } from "./backoff.js";
 import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
+import { Feed, type WatchOptions } from "./feed.js";
 import { Http } from "./http.js";
 import { type Ending, type Hello, Link, type WebSocketConstructor } from "./link.js";
 import type { SessionOptions } from "./options.js";
@@ -45,6 +46,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   readonly #url: URL;
   readonly #sessions = new Map<string, Session>();
   readonly #backoff = new Backoff();
+  #feed: Feed | undefined;
   #state: ConnectionState = { phase: "idle" };
   #link: Link | undefined;
   #welcomedAt: number | undefined;
@@ -76,12 +78,11 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     const known = this.#sessions.get(id);
     if (known) return known;
     const host = {
-      link: () => (this.#state.phase === "open" ? this.#link : undefined),
+      http: this.http,
+      link: () => this.#openLink,
       serverNow: () => this.serverNow(),
       self: { subject: this.#options.subject, kind: this.#options.kind ?? "user", device: this.#options.device },
-      wanted: () => {
-        if (this.#state.phase === "idle" || this.#state.phase === "stopped") this.connect();
-      },
+      wanted: () => this.#wanted(),
       forget: (session: Session) => {
         if (this.#sessions.get(id) === session) this.#sessions.delete(id);
       },
@@ -89,6 +90,31 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     const session = new Session(id, host, options);
     this.#sessions.set(id, session);
     return session;
+  }
+
+  /**
+   * The sessions of the tenant as they change; the same feed until it is closed. With the option `device` of the client each
+   * session tells what this device has not read.
+   */
+  watch(options: WatchOptions = {}): Feed {
+    if (this.#feed) return this.#feed;
+    const feed = new Feed(
+      {
+        newId: () => ulid(this.serverNow()),
+        forget: () => (this.#feed = undefined),
+      },
+      options,
+    );
+    this.#feed = feed;
+    this.#wanted();
+    const link = this.#openLink;
+    if (link) feed.linkUp(link);
+    return feed;
+  }
+
+  /** Removes a session and all that is kept of it, for everybody; false if there was none. */
+  delete(session: string): Promise<boolean> {
+    return this.http.deleteSession(session);
   }
 
   /** The time on the server's clock. */
@@ -114,7 +140,16 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   /** Ends everything. */
   close(): void {
     for (const session of [...this.#sessions.values()]) session.close();
+    this.#feed?.close();
     this.disconnect();
+  }
+
+  get #openLink(): Link | undefined {
+    return this.#state.phase === "open" ? this.#link : undefined;
+  }
+
+  #wanted(): void {
+    if (this.#state.phase === "idle" || this.#state.phase === "stopped") this.connect();
   }
 
   async #connect(): Promise<void> {
@@ -133,6 +168,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
       WebSocket: this.#options.WebSocket ?? (globalThis.WebSocket as unknown as WebSocketConstructor),
       hello: this.#hello(token),
       onWelcome: (welcome) => this.#welcomed(link, welcome),
+      onSessions: (frame) => this.#feed?.receive(frame),
       onEnd: (ending) => this.#ended(link, ending),
     });
     this.#link = link;
@@ -144,6 +180,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     this.#welcomedAt = performance.now();
     this.#setState({ phase: "open", connection: welcome.connection, node: welcome.node });
     for (const session of [...this.#sessions.values()]) session.linkUp(link);
+    this.#feed?.linkUp(link);
   }
 
   #ended(link: Link, ending: Ending): void {
@@ -177,6 +214,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     this.#welcomedAt = undefined;
     link?.close();
     for (const session of [...this.#sessions.values()]) session.linkDown();
+    this.#feed?.linkDown();
   }
 
   async #token(): Promise<string | undefined> {

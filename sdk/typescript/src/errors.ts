@@ -26,4 +26,10 @@ export class EverthreadError extends Error {
       no_side_effects: !sent,
     });
   }
+
+  /** The session is gone. */
+  static noSession(session: string): EverthreadError {
+    const message = `session ${session} is no more`;
+    return new EverthreadError({ code: "no_session", message, retryable: false, no_side_effects: false });
+  }
 }

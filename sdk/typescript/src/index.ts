@@ -4,9 +4,11 @@ export { type ConnectionState, Everthread, type EverthreadOptions } from "./clie
 export { ControlHandle } from "./control.js";
 export { type Cursor, parseCursor } from "./cursor.js";
 export { EverthreadError } from "./errors.js";
-export { Http, type SessionListItem } from "./http.js";
+export { Feed, type FeedStatus, type WatchOptions } from "./feed.js";
+export * from "./http.js";
 export type { WebSocketConstructor, WebSocketLike } from "./link.js";
 export type * from "./options.js";
+export { Past, type Searched } from "./past.js";
 export type * from "./protocol.js";
 export { Presence } from "./presence.js";
 export { Session } from "./session.js";

@@ -4,7 +4,7 @@
 // Replies are handed over synchronously: the frame after `attached` may be in the same packet, and must find its
 // attachment known.
 
-import type { AuthorKind, ErrorBody, Receipt, ServerFrame, SessionFrame, Welcome } from "./protocol.js";
+import type { AuthorKind, ErrorBody, Receipt, ServerFrame, SessionFrame, SessionsFrame, Welcome } from "./protocol.js";
 
 const HANDSHAKE_MS = 10_000;
 
@@ -46,6 +46,7 @@ export interface LinkOptions {
   WebSocket: WebSocketConstructor;
   hello: Hello;
   onWelcome: (welcome: Welcome) => void;
+  onSessions: (frame: SessionsFrame) => void;
   onEnd: (ending: Ending) => void;
 }
 
@@ -124,8 +125,11 @@ export class Link {
       case "live":
       case "lag":
       case "presence":
+      case "gone":
         this.#attachments.get(frame.attachment)?.(frame);
         return;
+      case "sessions":
+        return this.#options.onSessions(frame);
       case "receipt":
         return this.#reply(frame.control, frame, frame.stage === "settled");
       case "error":

@@ -10,21 +10,29 @@ import type { TargetLike } from "./target.js";
  * - `lag`: this client is slower than the session, and gets it folded
  * - `live`: it has everything there is
  * - `failed`: the server refused it; `open` tries again
+ * - `gone`: there is no such session any more; `open` looks whether there is a new one of its name
  */
-export type SessionStatus = "closed" | "offline" | "catching-up" | "lag" | "live" | "failed";
+export type SessionStatus = "closed" | "offline" | "catching-up" | "lag" | "live" | "failed" | "gone";
 
 /** Keeps views over restarts of the program. The cursor is in the view, so both are always of one moment. */
 export interface ViewStorage {
   load(session: string): Promise<ViewJson | undefined> | ViewJson | undefined;
   save(session: string, view: ViewJson): Promise<void> | void;
+  /** The session is gone: what was kept of it is of no use. */
+  forget?(session: string): Promise<void> | void;
 }
 
 export interface SessionOptions {
-  /** Where to begin without a stored view: `{ recent: 50 }` messages unless told otherwise. */
-  from?: "start" | { recent: number };
+  /**
+   * Where to begin without a stored view: `{ recent: 50 }` messages unless told otherwise. `device` begins after what this
+   * device has read: the view then knows nothing from before that but what `loadOlder` brings.
+   */
+  from?: "start" | "device" | { recent: number };
   storage?: ViewStorage;
   /** Be present, and learn who else is: see `Session.presence`. */
   presence?: boolean;
+  /** Get what is written within so many milliseconds (at most 500) as one frame. Every frame at once unless told otherwise. */
+  foldMs?: number;
 }
 
 export interface SentMessage {

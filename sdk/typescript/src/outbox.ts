@@ -66,9 +66,10 @@ export class Outbox {
     handle.settled.then(done, done);
   }
 
-  close(): void {
+  /** Nothing is sent any more. */
+  close(reason?: EverthreadError): void {
     this.#target = undefined;
-    for (const item of this.#items) item.reject(EverthreadError.closed(item.id !== undefined));
+    for (const item of this.#items) item.reject(reason ?? EverthreadError.closed(item.id !== undefined));
     this.#items.clear();
   }
 

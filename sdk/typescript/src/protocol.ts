@@ -266,14 +266,15 @@ export interface Snapshot {
   epoch: string;
   seq: number;
   since: number;
+  /** The first seq that is kept: what came before was dropped. */
   floor: number;
   state: ViewState;
   messages: Message[];
   more: boolean;
 }
 
-/** A cursor, `start`, `device`, or the last messages. */
-export type From = string | { recent: number };
+/** A cursor, `start`, `device` (after what this device has read), or the last messages. */
+export type From = "start" | "device" | (string & {}) | { recent: number };
 
 export interface ErrorBody {
   code: string;
@@ -341,6 +342,38 @@ export interface Done {
   duplicate?: boolean;
 }
 
+/** What a list shows of a session: of one that a node cannot say more about, only the first lines. */
+export interface SessionSummary {
+  session: string;
+  active_at: number;
+  meta: JsonObject;
+  /** Head of its log. */
+  seq?: number;
+  /** Open ones. */
+  runs?: { run: string; agent: string; status: Run["status"] }[];
+  /** What they wait for. */
+  approvals?: { run: string; approval: string; reason?: string; expires: number }[];
+  /** The run that ended last. */
+  ended?: { run: string; outcome: Outcome; at: number };
+  held?: true;
+  closed?: true;
+  /** Of the device that asks: up to where it has read, and how many entries come after that. */
+  acked?: number;
+  unread_entries?: number;
+}
+
+/** What `watch` brings: the most recent sessions (`sessions`, a fresh beginning), or what is different. */
+export interface SessionsFrame {
+  t: "sessions";
+  n: number;
+  sessions?: SessionSummary[];
+  changed?: SessionSummary[];
+  gone?: string[];
+}
+
+/** Why a session is no more. Treat what is not here as text. */
+export type GoneReason = "deleted" | (string & {});
+
 /** What became of a control. `seq` is the one after which that holds. */
 export type Receipt =
   | { t: "receipt"; control: string; stage: "accepted"; seq: number }
@@ -366,14 +399,18 @@ export interface HistoryPage {
   more: boolean;
 }
 
+/** Why a cursor was not taken: the log lost its tail, or has dropped what came after it. */
+export type ResetReason = "epoch" | "retention";
+
 /** Frames that belong to one attachment. */
 export type SessionFrame =
-  | { t: "reset"; attachment: number; reason: "epoch" | "retention" }
+  | { t: "reset"; attachment: number; reason: ResetReason }
   | ({ t: "snapshot"; attachment: number } & Snapshot)
   | ({ t: "entries"; attachment: number } & Entries)
   | { t: "live"; attachment: number; seq: number }
   | PresenceFrame
-  | { t: "lag"; attachment: number; behind: number };
+  | { t: "lag"; attachment: number; behind: number }
+  | { t: "gone"; attachment: number; reason: GoneReason };
 
 export type ServerFrame =
   | SessionFrame
@@ -382,6 +419,7 @@ export type ServerFrame =
   | Done
   | Receipt
   | HistoryPage
+  | SessionsFrame
   | ({ t: "error"; id?: string } & ErrorBody)
   | { t: "ping" }
   | { t: "bye"; code: number; reconnect: boolean; after_ms: number };

@@ -6,6 +6,7 @@ import { referenceOf } from "./branches.js";
 import { ControlHandle } from "./control.js";
 import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
+import type { Forked, ForkOptions, Http } from "./http.js";
 import type { Link, Reply } from "./link.js";
 import type {
   AnswerOptions,
@@ -20,6 +21,7 @@ import type {
 } from "./options.js";
 import { Mark, type Self } from "./mark.js";
 import { Outbox } from "./outbox.js";
+import { messageAt, Past, type Searched, searchBack } from "./past.js";
 import { Presence } from "./presence.js";
 import type {
   Attached,
@@ -27,10 +29,12 @@ import type {
   ControlKind,
   Done,
   From,
+  GoneReason,
   HistoryPage,
   JsonObject,
   Message,
   PutPart,
+  ResetReason,
   SessionFrame,
   Target,
   WhenBusy,
@@ -44,6 +48,7 @@ const SAVE_AFTER_MS = 500;
 
 /** What a session needs of its client. */
 export interface Host {
+  http: Http;
   /** The link that has been welcomed, if there is one. */
   link(): Link | undefined;
   serverNow(): number;
@@ -56,6 +61,10 @@ export interface Host {
 interface SessionEvents {
   change: [view: View, change: Change];
   status: [status: SessionStatus];
+  /** The cursor was not taken: a snapshot follows, and what the view held may be missing from it. */
+  reset: [reason: ResetReason];
+  /** The session is no more. */
+  gone: [reason: GoneReason];
   error: [error: EverthreadError];
 }
 
@@ -76,6 +85,8 @@ export class Session extends Emitter<SessionEvents> {
   readonly #controls = new Map<string, ControlHandle>();
   #attachment: { link: Link; number: number } | undefined;
   #attaching: Link | undefined;
+  /** Of the log, when it was attached. */
+  #epoch = "0";
   /** Cursor of the last gap: a second one at the same place means that the view cannot be continued. */
   #gapAt: string | undefined;
   #opening: Promise<void> | undefined;
@@ -118,7 +129,9 @@ export class Session extends Emitter<SessionEvents> {
 
   /** Follows the session; resolves when everything there is has arrived for the first time. */
   open(): Promise<void> {
-    if (this.#status !== "closed" && this.#status !== "failed") return this.#opening ?? Promise.resolve();
+    if (!this.#isOver) return this.#opening ?? Promise.resolve();
+    // Of a session that is gone, a new one of its name is another.
+    if (this.#status === "gone") this.#view = new View();
     this.#setStatus("offline");
     this.#opening = new Promise((resolve, reject) => (this.#opened = { resolve, reject }));
     // Who does not wait for it hears of a failure by the `error` event; the promise must not end the program.
@@ -129,13 +142,13 @@ export class Session extends Emitter<SessionEvents> {
 
   /** Stops following. Requests without an answer fail; their fate is in the log. */
   close(): void {
+    if (this.#status === "closed") return;
     this.#leave();
     clearTimeout(this.#saving);
     this.#save();
     this.#outbox.close();
     this.#setStatus("closed");
-    this.#opened?.reject(EverthreadError.closed(false));
-    this.#opened = undefined;
+    this.#notOpened(EverthreadError.closed(false));
     this.#host.forget(this);
   }
 
@@ -278,22 +291,51 @@ export class Session extends Emitter<SessionEvents> {
     this.#changed(noChange(true));
   }
 
+  /** Messages around a place in the log, which may be far from those of the view. */
+  async past(seq: number): Promise<Past> {
+    const past = new Past((page) => this.history(page), () => this.#view);
+    await past.goTo(seq);
+    return past;
+  }
+
+  /** Takes messages of the past that go on to those of the view into the view; false if there are others between them. */
+  join(past: Past): boolean {
+    if (!past.meetsView) return false;
+    this.#view.prepend(past.messages, past.more);
+    this.#changed(noChange(true));
+    return true;
+  }
+
+  /** The newest message that began by `time` (milliseconds on the server's clock), wherever it is. */
+  messageAt(time: number): Promise<Message | undefined> {
+    return messageAt((page) => this.history(page), this.#view.seq, time);
+  }
+
+  /** Looks for messages from the newest back, page by page, for as long as somebody reads on. */
+  search(matches: (message: Message) => boolean): AsyncGenerator<Searched, void, undefined> {
+    return searchBack((page) => this.history(page), matches);
+  }
+
+  /** Makes a new session of this one, up to `at` or as it is. Both go on by themselves. */
+  fork(options: ForkOptions = {}): Promise<Forked> {
+    return this.#host.http.fork(this.id, options);
+  }
+
   /** The client has a welcomed link. Called by the client. */
   linkUp(link: Link): void {
-    if (this.#status === "closed" || this.#status === "failed" || this.#attaching === link) return;
+    if (this.#isOver || this.#attaching === link) return;
     this.#attach(link);
   }
 
   /** The link is gone. Called by the client. */
   linkDown(): void {
     this.#detached();
-    if (this.#status !== "closed" && this.#status !== "failed") this.#setStatus("offline");
+    if (!this.#isOver) this.#setStatus("offline");
   }
 
   /** The client may not connect. Called by the client. */
   refused(error: EverthreadError): void {
-    if (this.#status === "closed" || this.#status === "failed") return;
-    this.#fail(error);
+    if (!this.#isOver) this.#fail(error);
   }
 
   #answer(approval: string, decision: "approved" | "denied", options: AnswerOptions): ControlHandle {
@@ -315,7 +357,7 @@ export class Session extends Emitter<SessionEvents> {
   #ask(kind: ControlKind, request: () => { target: Target } & Record<string, unknown>): ControlHandle {
     const handle = new ControlHandle(this.#newId());
     try {
-      if (this.#isGone) throw EverthreadError.closed(false);
+      if (this.#isOver) throw this.#overError;
       const frame = { t: "control", kind, ...request() };
       this.#controls.set(handle.id, handle);
       const forget = () => void this.#controls.delete(handle.id);
@@ -328,12 +370,17 @@ export class Session extends Emitter<SessionEvents> {
     return handle;
   }
 
-  get #isGone(): boolean {
-    return this.#status === "closed" || this.#status === "failed";
+  /** Nothing comes any more, until `open` is called. */
+  get #isOver(): boolean {
+    return this.#status === "closed" || this.#status === "failed" || this.#status === "gone";
+  }
+
+  get #overError(): EverthreadError {
+    return this.#status === "gone" ? EverthreadError.noSession(this.id) : EverthreadError.closed(false);
   }
 
   #request(frame: { t: string } & Record<string, unknown>): Promise<Reply> {
-    return this.#isGone ? Promise.reject(EverthreadError.closed(false)) : this.#outbox.request(frame);
+    return this.#isOver ? Promise.reject(this.#overError) : this.#outbox.request(frame);
   }
 
   async #begin(): Promise<void> {
@@ -355,8 +402,9 @@ export class Session extends Emitter<SessionEvents> {
     this.#attaching = link;
     this.#setStatus("catching-up");
     const from: From = this.#view.begun ? this.#view.cursor : (this.#options.from ?? { recent: 50 });
-    const presence = this.#options.presence ? { presence: true } : {};
-    link.request({ t: "attach", id: this.#newId(), session: this.id, from, ...presence }, (reply) => {
+    const { presence, foldMs } = this.#options;
+    const options = { ...(presence ? { presence } : {}), ...(foldMs === undefined ? {} : { fold_ms: foldMs }) };
+    link.request({ t: "attach", id: this.#newId(), session: this.id, from, ...options }, (reply) => {
       if (this.#attaching !== link || !reply) return;
       this.#attaching = undefined;
       if (reply.t === "error") return this.#attachRefused(link, new EverthreadError(reply));
@@ -367,6 +415,7 @@ export class Session extends Emitter<SessionEvents> {
   #attached(link: Link, attached: Attached): void {
     const { attachment } = attached;
     this.#attachment = { link, number: attachment };
+    this.#epoch = attached.epoch;
     link.listen(attachment, (frame) => this.#receive(frame));
     this.#outbox.attached(link, attachment);
     this.#mark.attached(link, attached);
@@ -374,6 +423,8 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   #attachRefused(link: Link, error: EverthreadError): void {
+    // It was there before.
+    if (error.code === "no_session" && this.#view.begun) return this.#gone("deleted");
     if (!error.retryable) return this.#fail(error);
     setTimeout(
       () => {
@@ -387,14 +438,18 @@ export class Session extends Emitter<SessionEvents> {
   #receive(frame: SessionFrame): void {
     switch (frame.t) {
       case "reset":
-        return; // a snapshot follows; until then the old view is better than none
+        // A snapshot follows; until then the old view is better than none.
+        return this.emit("reset", frame.reason);
       case "snapshot":
         this.#view = new View();
         this.#view.load(frame);
         return this.#changed(noChange(true));
       case "entries":
+        // Begun after what the device had read, the view stands before the first frame it is sent.
+        if (!this.#view.begun && frame.from > 1) this.#view.standAt(frame.epoch, frame.from - 1);
         return this.#apply(frame);
       case "live":
+        if (!this.#view.begun && frame.seq > 0) this.#view.standAt(this.#epoch, frame.seq);
         this.#gapAt = undefined;
         this.#retry.reset();
         this.#setStatus("live");
@@ -406,6 +461,8 @@ export class Session extends Emitter<SessionEvents> {
       case "lag":
         this.behind = frame.behind;
         return this.#setStatus("lag");
+      case "gone":
+        return this.#gone(frame.reason);
     }
   }
 
@@ -449,9 +506,28 @@ export class Session extends Emitter<SessionEvents> {
   #fail(error: EverthreadError): void {
     this.#setStatus("failed");
     this.#outbox.close();
+    this.#notOpened(error);
+    this.emit("error", error);
+  }
+
+  /** The attachment is over by itself; what was asked for and not answered never will be. */
+  #gone(reason: GoneReason): void {
+    const attachment = this.#attachment;
+    attachment?.link.unlisten(attachment.number);
+    this.#detached();
+    clearTimeout(this.#saving);
+    this.#saving = undefined;
+    this.#setStatus("gone");
+    const error = this.#overError;
+    this.#outbox.close(error);
+    this.#notOpened(error);
+    void Promise.resolve(this.#options.storage?.forget?.(this.id)).catch(() => undefined);
+    this.emit("gone", reason);
+  }
+
+  #notOpened(error: EverthreadError): void {
     this.#opened?.reject(error);
     this.#opened = undefined;
-    this.emit("error", error);
   }
 
   #changed(change: Change): void {
@@ -467,7 +543,7 @@ export class Session extends Emitter<SessionEvents> {
 
   #save(): void {
     this.#saving = undefined;
-    if (!this.#view.begun) return;
+    if (!this.#view.begun || this.#status === "gone") return;
     void Promise.resolve(this.#options.storage?.save(this.id, this.#view.toJSON())).catch(() => undefined);
   }
 

@@ -56,6 +56,8 @@ export class View implements ViewJson {
   events: LatestEvent[] = [];
   /** Whether there are older messages than these: see `Session.loadOlder`. */
   more = false;
+  /** The first seq of the log that is kept, as far as is known: what came before was dropped. */
+  floor = 1;
 
   /** What has not ended, by run and id, so that an append costs a few look-ups. */
   readonly #open = new Map<string, OpenRun>();
@@ -168,6 +170,24 @@ export class View implements ViewJson {
   /** Becomes what a `snapshot` frame describes. */
   load(snapshot: Snapshot): void {
     this.#replace(snapshot.epoch, snapshot.seq, snapshot.state, snapshot.messages, snapshot.more);
+    this.floor = snapshot.floor;
+  }
+
+  /** Begins at a place in the log without what came before it. */
+  standAt(epoch: string, seq: number): void {
+    this.epoch = epoch;
+    this.seq = seq;
+    this.more = seq > 0;
+  }
+
+  /** This session at the same place with other messages: what a page of its past shows. */
+  withMessages(messages: Message[], more: boolean): View {
+    const { session, epoch, seq } = this;
+    const state: ViewState = { session, runs: [], controls: [], values: {}, events: [] };
+    const view = new View();
+    view.#replace(epoch, seq, state, messages, more);
+    view.floor = this.floor;
+    return view;
   }
 
   /** Puts a page of history before what is here. */

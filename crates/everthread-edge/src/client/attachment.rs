@@ -6,10 +6,10 @@ use crate::presence::Joined;
 use crate::reader::Reader;
 use crate::tail::{Found, Tail, Waiter, lost, since_of, start_of};
 use bytes::Bytes;
-use everthread_protocol::frame::{ResetReason, ServerFrame, Snapshot};
+use everthread_protocol::frame::{GoneReason, ResetReason, ServerFrame, Snapshot};
 use everthread_protocol::{Cursor, SessionKey};
 use everthread_session::view::{self, View};
-use everthread_store::{Error, Follower as _, Head, Page, Store};
+use everthread_store::{Error, Follower as _, Head, Page, Refusal, Store};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -195,7 +195,18 @@ impl<S: Store> Connection<S> {
             }
             Found::Ahead => self.start_fetch(id, Fetch::Page),
             Found::Invalid => self.start_fetch(id, Fetch::Reset(ResetReason::Epoch)),
+            Found::Gone => self.end_attachment(id),
         }
+    }
+
+    /// The session was deleted: nothing comes any more.
+    fn end_attachment(&mut self, id: u32) {
+        if self.attachments.remove(&id).is_none() {
+            return;
+        }
+        self.edge.metrics.attachments.dec();
+        self.edge.metrics.gone.inc();
+        self.outbox.text(ServerFrame::Gone { attachment: id, reason: GoneReason::Deleted }.encode());
     }
 
     /// Sends what is new of who is present.
@@ -237,6 +248,11 @@ impl<S: Store> Connection<S> {
                 self.outbox.text(reset.encode());
                 self.outbox.text(frame);
                 self.ready.push_back(id);
+            }
+            Err((_, Error::Refused(Refusal::NoSession))) => {
+                // The tail finds the same, and wakes everybody.
+                attachment.waiter.rearm();
+                attachment.tail.doubt();
             }
             Err((key, error)) => {
                 // The attachment keeps its cursor and tries again; the store's trouble is reported once, by the store.

@@ -99,6 +99,14 @@ impl<S: Store> Connection<S> {
                 Ok(key) => self.on_history(history, key),
                 Err(fault) => self.error(Some(history.id.to_string()), fault),
             },
+            ClientFrame::Watch(watch) => {
+                self.on_watch(&watch, &identity);
+                self.outbox.text(ServerFrame::Ok(done(watch.id)).encode());
+            }
+            ClientFrame::Unwatch(unwatch) => {
+                self.on_unwatch();
+                self.outbox.text(ServerFrame::Ok(done(unwatch.id)).encode());
+            }
             ClientFrame::Ack(ack) => {
                 if let Err(fault) = self.on_ack(&ack, identity) {
                     self.error(None, fault);
@@ -224,7 +232,13 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_tracked(&mut self, (receipt, track): Tracked<S>) {
-        let Ok(receipt) = receipt else { return };
+        let receipt = match receipt {
+            Ok(receipt) => receipt,
+            Err(fault) if fault.code == Code::NoSession => {
+                return self.error(Some(track.control().to_string()), fault);
+            }
+            Err(_) => return,
+        };
         let is_last = control::is_settled(&receipt);
         self.outbox.text(ServerFrame::Receipt(receipt).encode());
         if !is_last {

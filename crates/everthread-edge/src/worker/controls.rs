@@ -7,7 +7,7 @@ use super::hosted::Hosted;
 use super::job::{self, SteerRead};
 use everthread_protocol::entry::{ControlKind, Outcome};
 use everthread_protocol::worker_frame::{ChildEnded, WorkerControl, WorkerServerFrame};
-use everthread_protocol::{ControlId, Fault, Fence, Millis, RunId, SessionKey};
+use everthread_protocol::{Code, ControlId, Fault, Fence, Millis, RunId, SessionKey};
 use everthread_session::State;
 use everthread_session::state::{Control, RunStatus};
 use everthread_store::{Loaded, Store};
@@ -33,6 +33,12 @@ impl<S: Store> Connection<S> {
                 for run in runs {
                     self.tell(&run, &loaded, &state);
                 }
+            }
+            Err(fault) if fault.code == Code::NoSession => {
+                // It was deleted, and its runs with it.
+                let runs = self.runs.iter().filter(|(_, hosted)| hosted.watch == number);
+                let runs: Vec<RunId> = runs.map(|(run, _)| run.clone()).collect();
+                runs.iter().for_each(|run| self.fenced(run));
             }
             // The next renewal looks again.
             Err(fault) => tracing::debug!(%fault, "a session's state could not be looked at"),

@@ -263,6 +263,7 @@ impl<S: Store> Connection<S> {
                 hosted.next = next;
                 hosted.is_rebuilt = true;
             }
+            Err(fault) if fault.code == Code::NoSession => self.fenced(run),
             Err(fault) => {
                 // Refuse what waits: it was not written, and the worker sends it again.
                 let waiting: Vec<Bytes> = hosted.queue.drain(..).collect();
@@ -321,7 +322,7 @@ impl<S: Store> Connection<S> {
                 }
             }
             Err(fault) => {
-                let is_lost = fault.code == Code::Fenced;
+                let is_lost = matches!(fault.code, Code::Fenced | Code::NoSession);
                 self.error(Some(id.to_string()), fault);
                 if let Some(hosted) = self.hosted(&run, fence) {
                     hosted.parts = None;
@@ -378,6 +379,12 @@ impl<S: Store> Connection<S> {
                 }
             }
             Job::Work((run, fence), Err((key, error))) => {
+                if error == Error::Refused(Refusal::NoSession) {
+                    if self.hosted(&run, fence).is_some() {
+                        self.drop_run(&run);
+                    }
+                    return Ok(());
+                }
                 let fault = fault_of(&key, &error);
                 tracing::warn!(%key, %run, %fault, "a claimed run could not be handed out");
                 if let Some(attempt) = self.hosted(&run, fence).map(|hosted| hosted.attempt) {
@@ -392,7 +399,7 @@ impl<S: Store> Connection<S> {
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
-                    if self.watched.get(&number).is_some_and(|watched| watched.version != version) {
+                    if self.watched.get(&number).is_some_and(|watched| Some(watched.version) != version) {
                         self.wake.mark(number);
                     }
                 }

@@ -36,7 +36,8 @@ pub(super) enum Job {
     Looked(u32, Result<(Loaded, State), Fault>),
     Steers((RunId, Fence), Vec<SteerRead>),
     Marked,
-    Renewed(Vec<(u32, Version)>),
+    /// The versions of the watched sessions; none of one that is gone.
+    Renewed(Vec<(u32, Option<Version>)>),
 }
 
 /// A steer with its message, or why that could not be read.
@@ -341,7 +342,7 @@ pub(super) async fn renew<S: Store>(
     match renewed {
         Ok(heads) => {
             let known = numbers.into_iter().zip(heads);
-            Job::Renewed(known.filter_map(|(number, head)| Some((number, head?.version))).collect())
+            Job::Renewed(known.map(|(number, head)| (number, head.map(|head| head.version))).collect())
         }
         Err(_) => Job::Renewed(Vec::new()),
     }

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 pub use begun::Begun;
 pub use client::Client;
 pub use http::Request;
-pub use socket::Socket;
+pub use socket::{Heard, Socket};
 pub use worker::Worker;
 
 /// Opens every node of the tests.
@@ -196,6 +196,7 @@ impl<E: Engine> World<E> {
             presence: self.presence.clone(),
             folding: self.folding,
             retention: self.retention.clone(),
+            archive: None,
         };
         Node::start(Edge::start(self.engine.store(&id).await, config))
     }

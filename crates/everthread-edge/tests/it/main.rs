@@ -10,9 +10,17 @@ mod branch;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod deleting;
+#[cfg(test)]
 mod devices;
 #[cfg(test)]
+mod fairness;
+#[cfg(test)]
+mod feed;
+#[cfg(test)]
 mod folding;
+#[cfg(test)]
+mod fork;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

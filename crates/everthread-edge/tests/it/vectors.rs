@@ -43,7 +43,9 @@ async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<
         if frame["id"] == id {
             return answer;
         }
-        if !["entries", "live", "lag", "presence", "work", "fenced"].contains(&frame["t"].as_str().unwrap()) {
+        if !["entries", "live", "lag", "presence", "sessions", "work", "fenced"]
+            .contains(&frame["t"].as_str().unwrap())
+        {
             answer.get_or_insert(frame);
         }
     }

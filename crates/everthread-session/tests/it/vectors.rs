@@ -171,11 +171,13 @@ fn client_kind(frame: &ServerFrame<'_>) -> &'static str {
         ServerFrame::Live { .. } => "live",
         ServerFrame::Lag { .. } => "lag",
         ServerFrame::Reset { .. } => "reset",
+        ServerFrame::Gone { .. } => "gone",
         ServerFrame::Ok(_) => "ok",
         ServerFrame::Error(_) => "error",
         ServerFrame::Receipt(_) => "receipt",
         ServerFrame::History(_) => "history",
         ServerFrame::Presence(_) => "presence",
+        ServerFrame::Sessions(_) => "sessions",
         ServerFrame::Ping {} => "ping",
         ServerFrame::Bye(_) => "bye",
     }
@@ -218,7 +220,7 @@ fn server_frame_vectors_are_current() {
         assert_eq!(serde_json::from_str::<Value>(&read.encode()).unwrap(), *frame);
         seen_worker.insert(worker_kind(&read));
     }
-    assert_eq!((seen.len(), seen_worker.len()), (13, 10), "one example of each: {seen:?} {seen_worker:?}");
+    assert_eq!((seen.len(), seen_worker.len()), (14, 10), "one example of each: {seen:?} {seen_worker:?}");
     current("server_frames.json", &vectors);
 }
 

@@ -1,5 +1,6 @@
 //! The data of the vectors other than `view.json`.
 
+use crate::vectors_feed;
 use serde_json::{Value, json};
 
 pub fn cursors() -> Value {
@@ -19,11 +20,11 @@ pub fn cursors() -> Value {
     })
 }
 
-fn accepted(name: &str, frame: impl ToString) -> Value {
+pub fn accepted(name: &str, frame: impl ToString) -> Value {
     json!({"name": name, "frame": frame.to_string(), "accepted": true})
 }
 
-fn refused(name: &str, code: &str, frame: impl ToString) -> Value {
+pub fn refused(name: &str, code: &str, frame: impl ToString) -> Value {
     json!({"name": name, "frame": frame.to_string(), "code": code})
 }
 
@@ -33,10 +34,6 @@ fn put(entries: Value) -> Value {
 
 fn attach(from: Value) -> Value {
     json!({"t": "attach", "id": "a1", "session": "s1", "from": from})
-}
-
-fn attach_folded(fold_ms: Value) -> Value {
-    json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "fold_ms": fold_ms})
 }
 
 fn control(kind: &str, target: Value) -> Value {
@@ -53,6 +50,7 @@ pub fn client_frames() -> Vec<Value> {
     cases.extend(client_controls());
     cases.extend(client_branches());
     cases.extend(client_people());
+    cases.extend(vectors_feed::client_feed());
     cases.extend([
         accepted("put: a message", put(json!([input]))),
         accepted("put: a message whose id the server makes", put(json!([unnamed]))),
@@ -316,12 +314,6 @@ fn client_requests() -> Vec<Value> {
 fn client_people() -> Vec<Value> {
     vec![
         accepted("attach: from the device's cursor", attach(json!("device"))),
-        accepted("attach: folded", attach_folded(json!(40))),
-        accepted("attach: folded as much as may be", attach_folded(json!(500))),
-        accepted("attach: not folded", attach_folded(json!(0))),
-        refused("attach: folded too much", "bad_request", attach_folded(json!(501))),
-        refused("attach: folded less than not", "bad_request", attach_folded(json!(-1))),
-        refused("attach: folded by a text", "bad_request", attach_folded(json!("40"))),
         accepted(
             "attach: with presence",
             json!({"t": "attach", "id": "a1", "session": "s1", "from": "start", "presence": true}),
@@ -563,6 +555,7 @@ pub fn server_frames() -> Value {
             {"t": "lag", "attachment": 1, "behind": 120},
             {"t": "reset", "attachment": 1, "reason": "epoch"},
             {"t": "reset", "attachment": 1, "reason": "retention"},
+            {"t": "gone", "attachment": 1, "reason": "deleted"},
             {"t": "ok", "id": "3"},
             {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "duplicate": true},
             error("indeterminate", true, false),
@@ -581,6 +574,8 @@ pub fn server_frames() -> Value {
             {"t": "presence", "attachment": 2, "n": 2, "joined": [member], "changed": [member], "left": ["user/bob/tv"]},
             {"t": "presence", "attachment": 2, "n": 3, "count": 201},
             {"t": "history", "id": "4", "messages": [message], "more": false},
+            {"t": "sessions", "n": 1, "sessions": [vectors_feed::summary()]},
+            {"t": "sessions", "n": 2, "changed": [vectors_feed::brief()], "gone": ["s3"]},
             {"t": "ping"},
             {"t": "bye", "code": 4503, "reconnect": true, "after_ms": 250},
         ],

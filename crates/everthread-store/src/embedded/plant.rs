@@ -260,6 +260,10 @@ impl Writer {
         meta.floor = plant.floor;
         meta.folded_bytes = plant.folded_bytes;
         meta.next_due = plant.next_due;
+        if plant.over.is_none() {
+            // One of this name that was deleted had fences, too.
+            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
+        }
         let first = plant.first.as_ref().map(|first| self.first(&mut meta, first)).transpose()?;
         group.planting.cleared.extend(old_number);
         group.planting.bases.extend(plant.base.map(|base| (meta.number, meta.floor, base)));
@@ -286,13 +290,14 @@ impl Writer {
     fn first(&mut self, meta: &mut Meta, first: &(Vec<u8>, u32)) -> Result<(Bytes, Record), Error> {
         let (tail, count) = first;
         let (from, to) = (meta.head.next(), Seq(meta.head.0 + u64::from(*count)));
+        let (now, now_us) = self.shared.clock.both();
         // Greater than any that a session ever had, also one of this name that was deleted.
-        let epoch = Epoch(self.numbers.epoch.max(meta.epoch().0.0) + 1);
-        let stored = stored_record(epoch, from, self.shared.clock.now(), tail);
+        self.numbers.epoch = self.numbers.epoch.max(meta.epoch().0.0);
+        let epoch = self.numbers.next_epoch(now_us);
+        let stored = stored_record(epoch, from, now, tail);
         let record = Record::from_stored(&stored, to).map_err(|e| {
             Error::Corrupt(format!("the plant was refused, its block cannot be read back: {e}"))
         })?;
-        self.numbers.epoch = epoch.0;
         meta.epochs.push((epoch, from));
         let excess = meta.epochs.len().saturating_sub(EPOCHS_MAX);
         meta.epochs.drain(..excess);

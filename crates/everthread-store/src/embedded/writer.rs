@@ -311,9 +311,12 @@ impl Writer {
     }
 
     fn publish(&mut self, group: &mut Group) {
-        if let Some((key, _)) = group.deleted.take() {
-            self.forget_deleted(&key);
+        let deleted = group.deleted.take();
+        if let Some((key, _)) = &deleted {
+            self.forget_deleted(key);
         }
+        let deleted = deleted.map(|(key, _)| (key, Millis(0)));
+        let listed = group.index.drain(..).chain(group.unindex.drain(..)).chain(deleted).collect::<Vec<_>>();
         let sessions = &mut self.sessions;
         let recent = |views: &super::views::Views| -> usize {
             group.sessions.keys().map(|key| views.recent_bytes(key)).sum()
@@ -340,6 +343,11 @@ impl Writer {
                 if interest == Interest::Control {
                     follower.changed();
                 }
+            }
+        }
+        for (key, at) in listed {
+            for follower in self.shared.tenants.of(&key.tenant) {
+                follower.changed(key.session.clone(), at);
             }
         }
         for pool in group.woken.drain() {

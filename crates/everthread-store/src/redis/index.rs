@@ -98,9 +98,12 @@ impl Redis {
 
     /// See [`crate::Store::index`].
     pub(super) async fn index_session(&self, key: &SessionKey, at: Millis) -> Result<(), Error> {
-        let mut request = cmd("ZADD");
-        request.arg(self.inner.keys.sessions(&key.tenant)).arg("GT").arg(at.0).arg(key.session.as_str());
-        self.link(&key.tenant).command::<()>(&request).await.map_err(Failure::of_write)
+        let mut request = ::redis::pipe();
+        let (index, changed) = (self.inner.keys.sessions(&key.tenant), self.inner.keys.changed(&key.tenant));
+        request.cmd("ZADD").arg(index).arg("GT").arg(at.0).arg(key.session.as_str()).ignore();
+        // After it: whoever is woken finds it.
+        request.cmd("SPUBLISH").arg(changed).arg(format!("{} {}", at.0, key.session)).ignore();
+        self.link(&key.tenant).pipeline::<()>(&request).await.map_err(Failure::of_write)
     }
 
     /// See [`crate::Store::sessions`].

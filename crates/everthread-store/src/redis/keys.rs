@@ -102,6 +102,11 @@ impl Keys {
         format!("{}:{{sessions:{tenant}:{PARTITION}}}", self.prefix)
     }
 
+    /// Channel: a session of a tenant was indexed, or taken off the index.
+    pub(super) fn changed(&self, tenant: &TenantId) -> String {
+        format!("{}:{{sessions:{tenant}:{PARTITION}}}:changed", self.prefix)
+    }
+
     /// String that expires: who holds a worker.
     pub(super) fn worker(&self, tenant: &TenantId, worker: &WorkerId) -> String {
         format!("{}:{{worker:{tenant}:{worker}}}", self.prefix)
@@ -143,6 +148,7 @@ mod tests {
         assert_eq!(keys.pool_wake(&pool), "et:{agent:acme:guide:0}:wake");
         assert_eq!(keys.deadlines(), "et:{deadlines:0}");
         assert_eq!(keys.sessions(&pool.tenant), "et:{sessions:acme:0}");
+        assert_eq!(keys.changed(&pool.tenant), "et:{sessions:acme:0}:changed");
         assert_eq!(keys.worker(&pool.tenant, &worker), "et:{worker:acme:w1}");
         assert_eq!(keys.node(&node), "et:{node:n1}");
         assert_eq!(keys.probe(&node), "et:{node:n1}:probe");

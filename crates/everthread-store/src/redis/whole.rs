@@ -98,7 +98,8 @@ impl Redis {
 
     async fn unindex_at(&self, key: &SessionKey, at: &str) -> Result<(), Error> {
         let sessions = self.inner.keys.sessions(&key.tenant);
-        let args = [key.session.as_str().as_bytes(), at.as_bytes()];
+        let changed = self.inner.keys.changed(&key.tenant);
+        let args = [key.session.as_str().as_bytes(), at.as_bytes(), changed.as_bytes()];
         let script = &self.inner.scripts.unindex;
         self.link(&key.tenant).script(script, &[&sessions], &args).await.map_err(Failure::of_write)
     }

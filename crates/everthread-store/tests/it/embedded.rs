@@ -3,7 +3,10 @@
 use crate::suite::{self, append, change, created, entries, granted, one, producer, read_all, refused, run};
 use everthread_protocol::{Fence, Millis, PoolKey, Seq, SessionKey};
 use everthread_store::embedded::{Durability, Embedded, Options};
-use everthread_store::{Change, Error, Loaded, Refusal, Renewal, Store, WorkItem, Write};
+use everthread_store::{
+    Change, Error, First, Loaded, Over, Plant, Planted, Refusal, Renewal, Store, Stub, Stubbed, WorkItem,
+    Write,
+};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -225,4 +228,87 @@ async fn a_restart_finds_nothing_of_a_deleted_session_and_knows_its_numbers() {
     drop(store);
     let store = open(dir.path());
     assert!(store.write(&key, one()).await.unwrap().epoch > made.epoch);
+}
+
+#[tokio::test]
+async fn what_is_staged_when_the_engine_stops_is_gone_and_what_was_planted_stays() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let (source, _) = created(&store).await;
+    for _ in 0..5 {
+        store.write(&source, one()).await.unwrap();
+    }
+    let records = read_all(&store, &source, Seq(0), suite::ALL).await;
+    let (planted, staged) = (suite::fresh(), suite::fresh());
+    let whole = |epochs| Plant {
+        over: Over::Nothing,
+        epochs,
+        head: Seq(6),
+        changes: 1,
+        fence_last: 0,
+        floor: Seq(1),
+        base: None,
+        folded_bytes: 0,
+        state: "s",
+        next_due: None,
+        first: Some(First { by: suite::BY, entries: r#"[{"type":"x-own"}]"#, count: 1 }),
+    };
+    let epochs = store.load(&source).await.unwrap().unwrap().epochs;
+    for key in [&planted, &staged] {
+        store.stage(key, "a", &records).await.unwrap();
+    }
+    store.plant(&planted, "a", whole(&epochs)).await.unwrap();
+    let before = store.load(&planted).await.unwrap().unwrap();
+    drop(store);
+
+    let store = open(dir.path());
+    let refused = store.plant(&staged, "a", whole(&epochs)).await.unwrap_err();
+    assert_eq!(refused, Error::Refused(Refusal::NotStaged));
+    let after = store.load(&planted).await.unwrap().unwrap();
+    assert_eq!(Loaded { now: before.now, ..after }, before);
+    assert_eq!(read_all(&store, &planted, Seq(0), suite::ALL).await[..6], records);
+    // The start begins an epoch above those that were given to planted sessions.
+    let written = store.write(&planted, one()).await.unwrap();
+    assert!(written.epoch > before.version.epoch);
+    drop(store);
+    // Nothing of what was staged is left in the file.
+    let file = redb::Database::open(dir.path().join("everthread.redb")).unwrap();
+    let folded = redb::TableDefinition::<(u64, u64), &[u8]>::new("folded");
+    let table = redb::ReadableDatabase::begin_read(&file).unwrap().open_table(folded).unwrap();
+    assert_eq!(redb::ReadableTableMetadata::len(&table).unwrap(), 6);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_a_stub_and_it_comes_back() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let (key, first) = created(&store).await;
+    let records = read_all(&store, &key, Seq(0), suite::ALL).await;
+    let before = store.load(&key).await.unwrap().unwrap();
+    let stub = Stub { expect: first.version, head: first.to, object: "o", state: "brief", at: Millis(5) };
+    assert_eq!(store.stub(&key, stub).await, Ok(Stubbed::Done));
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(refused(&store, &key, one()).await, Refusal::Archived);
+    let info = store.stubbed(std::slice::from_ref(&key)).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!((info.object.as_str(), info.at, info.head.seq), ("o", Millis(5), first.to));
+    store.stage(&key, "a", &records).await.unwrap();
+    let plant = Plant {
+        over: Over::Stub { object: "o" },
+        epochs: &[],
+        head: first.to,
+        changes: 0,
+        fence_last: 0,
+        floor: Seq(1),
+        base: None,
+        folded_bytes: 1,
+        state: &before.state,
+        next_due: None,
+        first: None,
+    };
+    assert!(matches!(store.plant(&key, "a", plant).await, Ok(Planted::Done { .. })));
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await, records);
+    assert_eq!(store.load(&key).await.unwrap().unwrap().epochs, before.epochs);
 }

@@ -10,7 +10,10 @@ use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::embedded::Embedded;
 use everthread_store::redis::{Options, Redis};
-use everthread_store::{Change, Error, Fold, Folded, Interest, Refusal, Renewal, Store, WorkItem, Write};
+use everthread_store::{
+    Change, Error, Fold, Folded, Interest, Over, Plant, Planted, Refusal, Renewal, Store, Stub, Stubbed,
+    WorkItem, Write,
+};
 use everthread_testkit::{Proxy, RedisOptions, RedisServer};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -585,4 +588,55 @@ async fn of_a_deleted_session_its_tombstone_alone_is_left_for_a_while() {
     assert_eq!(tell(&format!("STRLEN {gone}")).await, format!(":{}", text.len()));
     let made = store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
     assert_eq!(made.epoch.0, ahead + 2);
+}
+
+#[tokio::test]
+async fn what_is_staged_expires_and_what_is_planted_does_not() {
+    let (store, (_stop, server)) = fresh_server().await;
+    let (source, _) = created(&store).await;
+    let records = read_all(&store, &source, Seq(0), suite::ALL).await;
+    let key = suite::fresh();
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let staged = format!("et:{{{key}}}:staged:a");
+    let mut ttl = async |name: &str| -> i64 {
+        ::redis::cmd("PTTL").arg(name).query_async(&mut connection).await.unwrap()
+    };
+    store.stage(&key, "a", &records).await.unwrap();
+    let left = ttl(&staged).await;
+    let kept = i64::try_from(everthread_store::STAGED_KEPT.as_millis()).unwrap();
+    assert!(left > 0 && left <= kept, "{left}");
+    let plant = Plant {
+        over: Over::Nothing,
+        epochs: &[(everthread_protocol::Epoch(1), Seq(1))],
+        head: Seq(1),
+        changes: 1,
+        fence_last: 0,
+        floor: Seq(1),
+        base: None,
+        folded_bytes: 1,
+        state: "s",
+        next_due: None,
+        first: None,
+    };
+    assert!(matches!(store.plant(&key, "a", plant).await, Ok(Planted::Done { .. })));
+    for name in ["meta", "folded"] {
+        assert_eq!(ttl(&format!("et:{{{key}}}:{name}")).await, -1, "{name} stays");
+    }
+    assert_eq!(ttl(&staged).await, -2, "what was staged is gone");
+    // Of a stub, only what it keeps is there; who was answered is remembered for a while.
+    let numbered = Write { producer: producer("put:ann:1", 1, 1), ..one() };
+    store.write(&key, numbered).await.unwrap();
+    let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+    let stub = Stub { expect: head.version, head: head.seq, object: "o", state: "", at: Millis(1) };
+    assert_eq!(store.stub(&key, stub).await, Ok(Stubbed::Done));
+    for name in ["log", "folded", "base"] {
+        assert_eq!(ttl(&format!("et:{{{key}}}:{name}")).await, -2, "{name}");
+    }
+    assert!(ttl(&format!("et:{{{key}}}:producers")).await > 0);
+    assert_eq!(ttl(&format!("et:{{{key}}}:meta")).await, -1);
+    // A device of a stub gets no consumer group, since there is no stream to have it.
+    let cursor = Cursor { epoch: head.epoch, seq: head.seq };
+    assert_eq!(store.ack(&key, &"phone".parse().unwrap(), cursor).await, Ok(Some(cursor)));
+    assert_eq!(ttl(&format!("et:{{{key}}}:log")).await, -2);
 }

@@ -11,6 +11,7 @@ pub mod leases;
 pub mod people;
 pub mod planting;
 pub mod reading;
+pub mod tenant;
 pub mod trimming;
 pub mod writing;
 
@@ -60,6 +61,10 @@ macro_rules! conformance {
             what_a_follower_is_given_can_be_read_back,
             a_dropped_follower_hears_nothing,
         );
+        $crate::suite::conformance!(@ $open, tenant,
+            a_tenants_followers_hear_of_its_sessions_and_of_no_others,
+            a_deletion_wakes_followers_of_the_tenant,
+        );
         $crate::suite::conformance!(@ $open, folding,
             from_every_cursor_a_folded_log_reads_the_same,
             a_fold_changes_nothing_but_the_seam,
@@ -79,8 +84,11 @@ macro_rules! conformance {
             a_stub_refuses_what_needs_log_or_state,
             a_session_that_has_changed_is_not_made_a_stub,
             a_session_that_comes_back_is_as_it_was,
+            a_floor_and_its_base_go_and_come_with_the_session,
             readers_of_a_session_that_goes_and_comes_find_it_whole,
             followers_hear_of_a_plant,
+            a_session_that_was_deleted_can_be_planted_anew,
+            a_stub_is_listed_and_deleted_like_a_session,
             a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
         );
         $crate::suite::conformance!(@ $open, trimming,

@@ -8,6 +8,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("everthread-protocol", &[]),
     ("everthread-session", &["everthread-protocol"]),
     ("everthread-store", &["everthread-protocol", "everthread-session"]),
+    ("everthread-archive", &["everthread-protocol", "everthread-session", "everthread-store"]),
     ("everthread-control", &["everthread-protocol", "everthread-session", "everthread-store"]),
     (
         "everthread-edge",
@@ -25,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "everthread-protocol",
             "everthread-session",
             "everthread-store",
+            "everthread-archive",
             "everthread-control",
             "everthread-edge",
             "everthread-worker",
@@ -57,6 +59,7 @@ const IMPURE: &[&str] = &[
 const OWNERS: &[(&str, &[&str])] = &[
     ("redis", &["everthread-store"]),
     ("redb", &["everthread-store"]),
+    ("object_store", &["everthread-archive"]),
     // Programs, and nothing that is linked into another.
     ("clap", &["everthread", "everthread-loadtest"]),
 ];

@@ -3,8 +3,8 @@
 //! Invariant: a channel with followers is either confirmed, or asked for, or dirty; so it is subscribed sooner or later,
 //! and its followers hear of it ([`Sink::doubt`]) when it is.
 
-use crate::Follower;
-use everthread_protocol::{Record, Seq};
+use crate::{Follower, TenantFollower};
+use everthread_protocol::{Millis, Record, Seq, SessionId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub(crate) enum Sink {
     Log(Arc<dyn Follower>),
     /// Wants changes, of the state or of who is present.
     Control(Arc<dyn Follower>),
+    /// Wants sessions of a tenant.
+    Tenant(Arc<dyn TenantFollower>),
     /// Wants new work.
     Pool(Arc<dyn Fn() + Send + Sync>),
 }
@@ -29,6 +31,7 @@ impl Sink {
     pub(super) fn doubt(&self) {
         match self {
             Sink::Log(follower) | Sink::Control(follower) => follower.doubt(),
+            Sink::Tenant(follower) => follower.doubt(),
             Sink::Pool(wake) => wake(),
         }
     }
@@ -51,6 +54,10 @@ pub(super) fn deliver(sinks: &[(u64, Sink)], payload: &[u8]) {
                 }
             }
             Sink::Control(follower) => follower.changed(),
+            Sink::Tenant(follower) => match parse_change(payload) {
+                Some((session, at)) => follower.changed(session, at),
+                None => follower.doubt(),
+            },
             Sink::Pool(wake) => wake(),
         }
     }
@@ -60,6 +67,11 @@ fn parse(payload: &[u8]) -> Option<Record> {
     let at = payload.iter().position(|b| *b == b' ')?;
     let to = std::str::from_utf8(&payload[..at]).ok()?.parse().ok()?;
     Record::from_stored(&payload[at + 1..], Seq(to)).ok()
+}
+
+fn parse_change(payload: &[u8]) -> Option<(SessionId, Millis)> {
+    let (at, session) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
+    Some((session.parse().ok()?, Millis(at.parse().ok()?)))
 }
 
 /// One channel.

@@ -1,6 +1,6 @@
 -- Makes a session out of what was staged for it: in the place of nothing, or of a stub.
 --
--- KEYS  1 meta  2 log  3 folded  4 staged  5 base  6 producers  7 gone
+-- KEYS  1 meta  2 log  3 folded  4 staged  5 base  6 producers  7 tombstone
 -- ARGV  1 '' for nothing, or the object that the stub names
 --       2 table of epochs   3 head   4 changes   5 last fence   6 floor   7 base or ''   8 bytes of what was staged
 --       9 state   10 next due in ms, or ''   11 '1' if something was staged   12 seq after the head
@@ -49,6 +49,7 @@ if over == '' then
   local fence = ARGV[5]
   if gone_fence and tonumber(gone_fence) > tonumber(fence) then fence = gone_fence end
   put('fence_last', fence)
+  redis.call('DEL', KEYS[7])
   -- The last epoch, and where it begins.
   local since
   for e, s in string.gmatch(epochs, '(%d+):(%d+)') do epoch, since = e, s end

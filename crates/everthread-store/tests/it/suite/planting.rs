@@ -10,7 +10,8 @@ use everthread_protocol::{Cursor, Epoch, Millis, Record, Seq, SessionKey, Versio
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::{
-    Change, Error, First, Fold, Head, Interest, Over, Plant, Planted, Refusal, Store, Stub, Stubbed, Write,
+    Base, Change, Error, First, Fold, Head, Interest, Over, Plant, Planted, Refusal, Store, Stub, Stubbed,
+    Trim, Write,
 };
 use futures_util::future::join_all;
 
@@ -194,6 +195,9 @@ pub async fn a_stub_refuses_what_needs_log_or_state<S: Store>(store: &S) {
     let folded = fold(&records, Limits::default()).unwrap();
     let folding = store.fold(&key, Fold { epoch: before.epoch, records: &folded }).await;
     assert_eq!(refusal(folding), Refusal::Archived);
+    assert_eq!(refusal(store.base(&key).await), Refusal::Archived);
+    let trim = Trim { expect: version, from: Seq(1), floor: Seq(2), bytes: 0, base: "b" };
+    assert_eq!(refusal(store.trim(&key, trim).await), Refusal::Archived);
     // One that exists is not made anew.
     let anew = Write { change: Some(change(None, "s")), ..one() };
     assert_eq!(refused(store, &key, anew).await, Refusal::Exists);
@@ -283,6 +287,34 @@ pub async fn a_session_that_comes_back_is_as_it_was<S: Store>(store: &S) {
     assert!(store.write(&key, Write { change: Some(fenced), ..one() }).await.unwrap().fence.is_some());
 }
 
+pub async fn a_floor_and_its_base_go_and_come_with_the_session<S: Store>(store: &S) {
+    let (_, records, _) = source(store, 10).await;
+    let key = fresh();
+    let kept = &records[4..];
+    let floor = kept[0].from;
+    let based = Plant { base: Some("base"), ..plant(kept, &[(Epoch(1), Seq(1))]) };
+    store.stage(&key, "a", kept).await.unwrap();
+    assert!(matches!(store.plant(&key, "a", based).await, Ok(Planted::Done { .. })));
+    let base = Base { floor, text: "base".to_owned() };
+    assert_eq!(store.base(&key).await, Ok(Some(base.clone())));
+    let before = head(store, &key).await.unwrap();
+    assert_eq!((before.floor, before.folded_bytes), (floor, based.folded_bytes));
+    let whole = read_all(store, &key, Seq(0), ALL).await;
+    assert_eq!(whole[..kept.len()], *kept, "a page from before the floor begins there");
+    let folded = fold(&whole, Limits::default()).unwrap();
+    assert_eq!(stub(store, &key).await, Stubbed::Done);
+    let over = Over::Stub { object: OBJECT };
+    // One that lost its base on the way has none, and one that got another has that.
+    for base in [None, Some(base)] {
+        store.stage(&key, "a", &folded).await.unwrap();
+        let text = base.as_ref().map(|base| base.text.as_str());
+        let back = Plant { over, base: text, first: None, ..plant(&folded, &[]) };
+        assert!(matches!(store.plant(&key, "a", back).await, Ok(Planted::Done { .. })));
+        assert_eq!(store.base(&key).await, Ok(base));
+        assert_eq!(stub(store, &key).await, Stubbed::Done);
+    }
+}
+
 pub async fn readers_of_a_session_that_goes_and_comes_find_it_whole<S: Store>(store: &S) {
     let (key, _, from) = source(store, 40).await;
     let records =
@@ -366,7 +398,10 @@ pub async fn a_session_of_which_nothing_is_left_but_its_end_can_be_planted<S: St
     let planted = store.plant(&key, "a", empty).await.unwrap();
     let version = Version { epoch: Epoch(3), n: 4 };
     assert_eq!(planted, Planted::Done { epoch: Epoch(3), to: Seq(40), version });
-    assert_eq!(head(store, &key).await.unwrap().folded_to, Seq(40));
+    let now = head(store, &key).await.unwrap();
+    assert_eq!((now.folded_to, now.floor, now.folded_bytes), (Seq(40), Seq(41), 0));
+    let base = Base { floor: Seq(41), text: "{}".to_owned() };
+    assert_eq!(store.base(&key).await, Ok(Some(base)));
     // Without entries of its own, its first write begins an epoch.
     let written = store.write(&key, one()).await.unwrap();
     assert!(written.epoch > Epoch(3));
@@ -380,4 +415,37 @@ pub async fn a_session_of_which_nothing_is_left_but_its_end_can_be_planted<S: St
     ] {
         assert!(matches!(store.plant(&fresh(), "a", bad).await, Err(Error::Corrupt(_))), "{bad:?}");
     }
+}
+
+pub async fn a_session_that_was_deleted_can_be_planted_anew<S: Store>(store: &S) {
+    let (_, records, _) = source(store, 5).await;
+    let (key, granted) = granted(store).await;
+    let deleted = store.delete(&key).await.unwrap().unwrap();
+    store.stage(&key, "a", &records).await.unwrap();
+    let planted = store.plant(&key, "a", plant(&records, &[(Epoch(1), Seq(1))])).await.unwrap();
+    let Planted::Done { epoch, version, .. } = planted else { panic!("{planted:?}") };
+    assert!(epoch > deleted.epoch, "{epoch} after {}", deleted.epoch);
+    // Nor do fences repeat.
+    let fenced = Change { grant: Some(&run("r1")), ..change(Some(version), "s") };
+    let again = store.write(&key, Write { change: Some(fenced), ..one() }).await.unwrap();
+    assert!(again.fence > granted.fence, "{again:?}");
+    assert!(store.delete(&key).await.unwrap().is_some());
+    assert_eq!(head(store, &key).await, None);
+}
+
+pub async fn a_stub_is_listed_and_deleted_like_a_session<S: Store>(store: &S) {
+    let (key, records, before) = source(store, 5).await;
+    assert_eq!(stub(store, &key).await, Stubbed::Done);
+    let listed = store.states(std::slice::from_ref(&key)).await.unwrap().pop().unwrap().unwrap();
+    assert_eq!((listed.head, listed.state.as_str()), (Head { archived: true, ..before }, "brief"));
+    assert_eq!(listed.epochs, [(before.epoch, Seq(1))]);
+    let deleted = store.delete(&key).await.unwrap().unwrap();
+    assert_eq!((deleted.epoch, deleted.head), (before.epoch, before.seq));
+    assert_eq!(store.stubbed(std::slice::from_ref(&key)).await.unwrap(), [None]);
+    // Who was about to bring it back brings nothing back.
+    store.stage(&key, "a", &records).await.unwrap();
+    let back = Plant { over: Over::Stub { object: OBJECT }, first: None, ..plant(&records, &[]) };
+    assert_eq!(store.plant(&key, "a", back).await.unwrap(), Planted::Elsewhere);
+    let anew = Write { change: Some(change(None, "s")), ..one() };
+    assert!(store.write(&key, anew).await.unwrap().epoch > before.epoch);
 }

@@ -1,0 +1,239 @@
+//! Forks: a session that begins with a part of another one.
+//!
+//! The source's log is read up to the cut, folded on the way, staged page by page, and planted with the block that ends
+//! what was open there. Nothing of the source changes. Who dies on the way leaves nothing but what is staged, which the
+//! store forgets. A repeat finds the fork by what its meta says, so its id makes the request idempotent.
+
+use crate::Edge;
+use crate::reader::{PAGE_BYTES, fault_of};
+use crate::tail::since_of;
+use everthread_protocol::entry::Object;
+use everthread_protocol::{Author, Code, Cursor, Epoch, Fault, Record, Seq, SessionKey};
+use everthread_session::fold::{Limits, fold};
+use everthread_session::forked::{Forked, fork, forked_from, truncate};
+use everthread_session::state::SCHEMA;
+use everthread_session::view::{self, View};
+use everthread_session::{Refusal, State};
+use everthread_store::{Error, First, Loaded, Over, Plant, Planted, Store};
+
+/// How often the source is read anew because it was trimmed meanwhile.
+const TRIES_MAX: u32 = 4;
+
+/// A fork that is there.
+pub(crate) struct Done {
+    /// Where its log ends.
+    pub cursor: Cursor,
+    /// Its meta.
+    pub meta: Object,
+    /// The last seq that it has from its source.
+    pub at: Seq,
+    /// It was there before.
+    pub existed: bool,
+}
+
+/// What was read of the source, and is staged.
+struct Cut {
+    view: View,
+    epochs: Vec<(Epoch, Seq)>,
+    floor: Seq,
+    /// What stands for the part of the source below the floor.
+    base: Option<String>,
+    bytes: u64,
+}
+
+/// Makes `target` a fork of `source` as it stood at `at`, or now; `patch` changes its meta.
+pub(crate) async fn make<S: Store>(
+    edge: &Edge<S>,
+    source: &SessionKey,
+    target: &SessionKey,
+    by: &Author,
+    at: Option<Seq>,
+    patch: &Object,
+) -> Result<Done, Fault> {
+    // Before the source: that may be gone, or be folded in another way, since the first answer was lost.
+    if let Some(done) = existing(edge, source, target).await?
+        && at.is_none_or(|at| at == done.at)
+    {
+        return Ok(done);
+    }
+    let (loaded, state) = edge.desk.load(source).await.map_err(|failure| failure.fault())?;
+    let at = check(&loaded, &state, at)?;
+    let (name, cut) = staged(edge, source, target, at).await?;
+    let forked = fork(&cut.view, &source.session, patch).map_err(|refusal| refusal.fault())?;
+    match plant(edge, target, by, &name, &cut, &forked).await.map_err(|error| fault_of(target, &error))? {
+        Planted::Done { epoch, to, .. } => {
+            let done = Done {
+                cursor: Cursor { epoch, seq: to },
+                meta: forked.state.meta.clone(),
+                at: cut.view.seq(),
+                existed: false,
+            };
+            edge.desk.arm_upkeep(target, &forked.state, loaded.now, true).await;
+            list(edge, target, &loaded).await;
+            Ok(done)
+        }
+        Planted::Elsewhere => {
+            let found = existing(edge, source, target).await?.filter(|done| done.at == cut.view.seq());
+            found.ok_or_else(|| Fault::new(Code::IdConflict, "the session exists, and is no such fork"))
+        }
+    }
+}
+
+/// The target, if it exists. One that is no fork of the source is a conflict.
+async fn existing<S: Store>(
+    edge: &Edge<S>,
+    source: &SessionKey,
+    target: &SessionKey,
+) -> Result<Option<Done>, Fault> {
+    let (loaded, state) = match edge.desk.load(target).await.map_err(|failure| failure.fault()) {
+        Ok(found) => found,
+        Err(fault) if fault.code == Code::NoSession => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    match forked_from(&state.meta) {
+        Some((session, at)) if session == source.session => {
+            // Whoever made it may have died before it was in the list.
+            list(edge, target, &loaded).await;
+            let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
+            Ok(Some(Done { cursor, meta: state.meta, at, existed: true }))
+        }
+        _ => Err(Fault::new(Code::IdConflict, "the session exists, and is no fork of this one")),
+    }
+}
+
+async fn list<S: Store>(edge: &Edge<S>, key: &SessionKey, loaded: &Loaded) {
+    if let Err(error) = edge.desk.store().index(key, loaded.now).await {
+        tracing::warn!(%key, %error, "a fork is not in the list");
+    }
+}
+
+/// Where the source is cut.
+fn check(loaded: &Loaded, state: &State, at: Option<Seq>) -> Result<Seq, Fault> {
+    if state.schema > SCHEMA {
+        return Err(Refusal::NewerSchema.fault());
+    }
+    match at {
+        Some(at) if at == Seq::ZERO || at > loaded.head => {
+            Err(Fault::bad_request(format!("at is a seq of the session: 1 to {}", loaded.head)))
+        }
+        at => Ok(at.unwrap_or(loaded.head)),
+    }
+}
+
+/// Stages the source up to `at` for the target, under a name that is returned.
+async fn staged<S: Store>(
+    edge: &Edge<S>,
+    source: &SessionKey,
+    target: &SessionKey,
+    at: Seq,
+) -> Result<(String, Cut), Fault> {
+    for _ in 0..TRIES_MAX {
+        let name = ulid::Ulid::generate().to_string();
+        if let Some(cut) = stage(edge, source, target, at, &name).await? {
+            return Ok((name, cut));
+        }
+    }
+    Err(changed())
+}
+
+/// Where the reading of the source begins.
+async fn beginning<S: Store>(edge: &Edge<S>, source: &SessionKey, at: Seq) -> Result<Cut, Fault> {
+    let base = edge.desk.store().base(source).await.map_err(|error| fault_of(source, &error))?;
+    let Some(base) = base else {
+        return Ok(Cut { view: View::new(), epochs: Vec::new(), floor: Seq(1), base: None, bytes: 0 });
+    };
+    let view = View::from_base(&base.text).map_err(broken)?;
+    if at < view.seq() {
+        let message = format!("the session is kept from {} on: it cannot be forked before that", base.floor);
+        return Err(Fault::new(Code::BadCursor, message));
+    }
+    Ok(Cut { view, epochs: Vec::new(), floor: base.floor, base: Some(base.text), bytes: 0 })
+}
+
+/// Reads the source up to `at` and stages it for the target; `None` if it was trimmed in the middle.
+async fn stage<S: Store>(
+    edge: &Edge<S>,
+    source: &SessionKey,
+    target: &SessionKey,
+    at: Seq,
+    name: &str,
+) -> Result<Option<Cut>, Fault> {
+    let mut cut = beginning(edge, source, at).await?;
+    loop {
+        let read = edge.reader.page(source, cut.view.seq(), PAGE_BYTES).await;
+        let page = read.map_err(|error| fault_of(source, &error))?;
+        if page.head.floor > cut.view.seq().next() {
+            return Ok(None);
+        }
+        cut.epochs.clone_from(&page.epochs);
+        let (mut folded, mut raw) = (Vec::new(), Vec::new());
+        for record in &page.records {
+            let part = if record.from > at { None } else { truncate(record, at).map_err(broken)? };
+            let Some(part) = part else { break };
+            cut.view.apply(&part, since_of(&page.epochs, &part)).map_err(|error| match error {
+                view::Error::Gap { .. } => changed(),
+                error => broken(error),
+            })?;
+            if record.to <= page.head.folded_to {
+                folded.push(part)
+            } else {
+                raw.push(part)
+            }
+            if cut.view.seq() < record.to {
+                break;
+            }
+        }
+        let is_last = page.records.last().is_none_or(|last| cut.view.seq() < last.to || last.to >= at);
+        folded.extend(fold(&raw, Limits::default()).map_err(broken)?);
+        cut.bytes += folded.iter().map(|record: &Record| record.blocks.len() as u64).sum::<u64>();
+        let staged = edge.desk.store().stage(target, name, &folded).await;
+        staged.map_err(|error| fault_of(target, &error))?;
+        if is_last {
+            return Ok(Some(cut));
+        }
+    }
+}
+
+async fn plant<S: Store>(
+    edge: &Edge<S>,
+    target: &SessionKey,
+    by: &Author,
+    name: &str,
+    cut: &Cut,
+    forked: &Forked,
+) -> Result<Planted, Error> {
+    let text = |e: serde_json::Error| Error::Corrupt(e.to_string());
+    let by = serde_json::to_string(by).map_err(text)?;
+    let entries = serde_json::to_string(&forked.entries).map_err(text)?;
+    let state = serde_json::to_string(&forked.state).map_err(text)?;
+    let head = cut.view.seq();
+    // What began after the cut is of the source alone.
+    let epochs: Vec<_> = cut.epochs.iter().copied().filter(|(_, since)| *since <= head).collect();
+    let plant = Plant {
+        over: Over::Nothing,
+        epochs: &epochs,
+        head,
+        changes: 1,
+        fence_last: 0,
+        floor: cut.floor,
+        base: cut.base.as_deref(),
+        folded_bytes: cut.bytes,
+        state: &state,
+        next_due: None,
+        first: Some(First {
+            by: &by,
+            entries: &entries,
+            count: u32::try_from(forked.entries.len()).unwrap_or(u32::MAX),
+        }),
+    };
+    edge.desk.store().plant(target, name, plant).await
+}
+
+fn changed() -> Fault {
+    Fault::new(Code::Conflict, "the session lost a part while it was forked: try again")
+}
+
+fn broken(error: impl std::fmt::Display) -> Fault {
+    tracing::error!(%error, "a session cannot be forked");
+    Fault::new(Code::Internal, "the server cannot read this session")
+}
