@@ -82,7 +82,11 @@ impl<S: Store> Keeper<S> {
 
     async fn keep(&self, due: Due, head: Option<Head>) {
         let handled = match head {
-            Some(head) => self.handle(&due, &head).await,
+            Some(head) => {
+                // A claim runs out so long after it was made.
+                let now = Millis(due.claim.0.saturating_sub(crate::millis(DUE_VISIBILITY)));
+                self.handle(&due.key, &head, now).await
+            }
             None => Ok(None),
         };
         match handled {
@@ -99,10 +103,7 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Does what is due in a session and says when to look again.
-    async fn handle(&self, due: &Due, head: &Head) -> Result<Option<Millis>, Failure> {
-        let key = &due.key;
-        // The store's clock when the session was claimed.
-        let now = Millis(due.claim.0.saturating_sub(crate::millis(DUE_VISIBILITY)));
+    async fn handle(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<Option<Millis>, Failure> {
         match self.desk.upkeep().at_head(key, head, now).await? {
             AtHead::Leave(next) => return Ok(next),
             AtHead::Load => {}

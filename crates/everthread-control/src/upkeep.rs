@@ -25,8 +25,7 @@ pub trait Upkeep: Send + Sync + 'static {
     /// When a session that was made at `now`, or whose `meta` changed then, is looked at; `None` if it need not be.
     fn first_look(&self, key: &SessionKey, state: &State, now: Millis) -> Option<Millis>;
 
-    /// A session is due, and nothing but its head is known, and that it is `now` or later. For those that must not be
-    /// loaded, such as archived ones.
+    /// A session is due, at about `now`, and nothing but its head is known. For those that must not be loaded, such as archived ones.
     fn at_head<'a>(
         &'a self,
         _key: &'a SessionKey,

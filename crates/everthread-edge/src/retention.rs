@@ -11,12 +11,12 @@ use crate::folder::{Folder, written_at};
 use crate::metrics::Metrics;
 use crate::reader::{PAGE_BYTES, Reader};
 use crate::tail::{lock, since_of};
-use everthread_control::{AtHead, Failure, Upkeep, millis, read_state};
+use everthread_control::{AtHead, Failure, Upkeep, millis};
 use everthread_protocol::{Millis, Record, Seq, SessionKey, TenantId, Version};
 use everthread_session::view::View;
 use everthread_session::{Retention, State};
 use everthread_store::{Error, Head, Loaded, Store, Trim, Trimmed};
-use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,8 @@ const STEP_BYTES: usize = 8 * 1024 * 1024;
 const STEPS_MAX: usize = 16;
 /// A session with a bound on its age is looked at this often within that age: what is dropped is up to so much older.
 const LOOKS_PER_AGE: u64 = 100;
+/// An archived session with a bound on its age is brought back this often within that age.
+const BACK_PER_AGE: u64 = 10;
 /// When a session that only has a bound on its bytes is first looked at: from there on after folds.
 const SIZE_LOOK_MS: u64 = 60 * 60 * 1000;
 /// Looks that are remembered.
@@ -159,7 +161,7 @@ impl<S: Store> Retainer<S> {
         let now = loaded.now;
         let last = self.last_written(key, loaded.head).await?;
         let ends = last.and_then(|last| wanted.ends_at(last));
-        if ends.is_some_and(|ends| ends <= now) && self.delete(key, loaded.version, loaded.head).await? {
+        if ends.is_some_and(|ends| ends <= now) && self.delete(key, loaded).await? {
             return Ok(None);
         }
         let too_old = wanted.too_old_at(now);
@@ -181,30 +183,36 @@ impl<S: Store> Retainer<S> {
         Ok(ends.into_iter().chain(again).chain(more).min())
     }
 
-    /// What becomes of an archived session: it is deleted where it is, or looked at when its time has come.
-    async fn look_at_archived(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<AtHead, Failure> {
+    /// What is due of an archived session. Its last entry is older than its stub by the time after which it was archived, so
+    /// it is kept that much longer.
+    async fn look_at_stub(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<AtHead, Failure> {
         let store = self.inner.reader.store();
         let keys = std::slice::from_ref(key);
         let (Some(Some(listed)), Some(Some(stub))) =
             (store.states(keys).await?.pop(), store.stubbed(keys).await?.pop())
         else {
-            // It has come back, or gone.
-            return Ok(AtHead::Load);
+            // It has come back, or is gone.
+            return Ok(AtHead::Leave(Some(now)));
         };
-        let Some(ends) = self.of(key, &read_state(&listed.state)?).ends_at(stub.at) else {
+        let wanted = self.of(key, &serde_json::from_str(&listed.state)?);
+        let ends = wanted.ends_at(stub.at);
+        if ends.is_some_and(|ends| ends <= now) && store.delete_if(key, head.version, head.seq).await? {
+            self.count("deleted");
             return Ok(AtHead::Leave(None));
-        };
-        if ends > now {
-            return Ok(AtHead::Leave(Some(ends)));
         }
-        let is_gone = self.delete(key, head.version, head.seq).await?;
-        let soon = now.plus(millis(self.inner.options.pause));
-        Ok(AtHead::Leave((!is_gone).then_some(soon)))
+        // What is in the archive gets too old there: now and then it is brought back, and goes there again without that.
+        let is_empty = head.floor > head.seq;
+        let trims = wanted.max_age_ms.filter(|_| !is_empty).map(|age| stub.at.plus(age.get() / BACK_PER_AGE));
+        if trims.is_some_and(|at| at <= now) {
+            store.load(key).await?;
+            return Ok(AtHead::Leave(Some(now)));
+        }
+        Ok(AtHead::Leave(ends.into_iter().chain(trims).min()))
     }
 
-    /// Deletes the session, if it is still at this version and ends there.
-    async fn delete(&self, key: &SessionKey, version: Version, head: Seq) -> Result<bool, Error> {
-        let is_gone = self.inner.reader.store().delete_if(key, version, head).await?;
+    /// Deletes the session, if it is still as it was loaded.
+    async fn delete(&self, key: &SessionKey, loaded: &Loaded) -> Result<bool, Error> {
+        let is_gone = self.inner.reader.store().delete_if(key, loaded.version, loaded.head).await?;
         if is_gone {
             self.count("deleted");
             tracing::info!(%key, "a session was deleted after its time");
@@ -318,10 +326,11 @@ impl<S: Store> Upkeep for Retainer<S> {
         head: &'a Head,
         now: Millis,
     ) -> BoxFuture<'a, Result<AtHead, Failure>> {
-        let look = async move {
-            if head.archived { self.look_at_archived(key, head, now).await } else { Ok(AtHead::Load) }
-        };
-        look.boxed()
+        if head.archived {
+            self.look_at_stub(key, head, now).boxed()
+        } else {
+            ready(Ok(AtHead::Load)).boxed()
+        }
     }
 
     fn keep<'a>(

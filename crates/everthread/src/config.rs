@@ -1,8 +1,8 @@
 //! Flags and environment, and what they mean together.
 
 use crate::archive::ArchiveArgs;
+use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
-use crate::retention::RetentionArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
@@ -84,9 +84,9 @@ pub struct NodeArgs {
     #[arg(long, env = "EVERTHREAD_FOLD_KEEP", default_value_t = folder::Options::default().keep_entries)]
     pub fold_keep: u64,
     #[command(flatten)]
-    pub archive: ArchiveArgs,
+    pub keeping: KeepingArgs,
     #[command(flatten)]
-    pub retention: RetentionArgs,
+    pub archive: ArchiveArgs,
     /// Form of the log.
     #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -299,6 +299,8 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
     args.folding()?;
     args.token(Mode::Serve)?;
+    args.keeping.folding()?;
+    args.keeping.retention()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),

@@ -7,8 +7,8 @@ mod archive;
 mod config;
 mod console;
 mod demo;
+mod keeping;
 mod openai;
-mod retention;
 mod serve;
 mod tail;
 
