@@ -193,7 +193,11 @@ mod tests {
         assert_eq!(rows, ["s3071@1", "s3070@1", "s3069@1"]);
         for n in 0..3 * ROWS_MAX as u64 {
             assert!(board.remove(&format!("s{n}").parse().unwrap()));
-            assert_eq!(told(board.news(&mut quick, 9)), (false, vec![], 1), "told of it, and told that it is gone");
+            assert_eq!(
+                told(board.news(&mut quick, 9)),
+                (false, vec![], 1),
+                "told of it, and told that it is gone"
+            );
         }
         assert!(board.rows.is_empty() && board.by_number.len() <= ROWS_MAX);
     }
