@@ -225,6 +225,11 @@ impl<S: Store> Archive<S> {
                 upload.abort().await;
                 return Ok(Archived::Busy);
             }
+            // Another node was faster.
+            Err(Error::Store(StoreError::Refused(Refusal::Archived))) => {
+                upload.abort().await;
+                return Ok(Archived::Already);
+            }
             Err(error) => {
                 upload.abort().await;
                 return Err(error);

@@ -290,8 +290,10 @@ impl<S: Store> Desk<S> {
                 if written.duplicate.is_none() && entries.1 > 0 {
                     self.index(key, written.at).await;
                 }
-                if matches!(request, Request::Open { .. } | Request::Update { .. }) {
-                    self.arm_upkeep(key, &decision.state, written.at).await;
+                match request {
+                    Request::Open { .. } => self.arm_upkeep(key, &decision.state, written.at, true).await,
+                    Request::Update { .. } => self.arm_upkeep(key, &decision.state, written.at, false).await,
+                    _ => {}
                 }
                 let decision = written.duplicate.is_none().then_some(decision);
                 Ok(Some(Decided { written, decision }))
@@ -303,8 +305,8 @@ impl<S: Store> Desk<S> {
 
     /// Sees to it that upkeep looks at a session that is new or told something else. It comes after the write, since the
     /// store's clock is not known before: if it is lost, the session's next run brings the keeper here.
-    pub async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis) {
-        if let Some(look) = self.upkeep.first_look(key, state, at)
+    pub async fn arm_upkeep(&self, key: &SessionKey, state: &State, at: Millis, is_new: bool) {
+        if let Some(look) = self.upkeep.first_look(key, state, at).map(|look| if is_new { look } else { at })
             && let Err(error) = self.store.arm(key, look).await
         {
             tracing::warn!(%key, %error, "a session is not looked after before its next run");

@@ -6,7 +6,7 @@ use crate::AtHead;
 use crate::desk::{Desk, Failure, Numbered, lease_of, system_author};
 use everthread_protocol::{Millis, RunId, SessionKey, WorkerId};
 use everthread_session::{Refusal, Request, State};
-use everthread_store::{Due, Error, Head, Loaded, Refusal as WriteRefusal, Store};
+use everthread_store::{DUE_VISIBILITY, Due, Error, Head, Loaded, Refusal as WriteRefusal, Store};
 use futures_util::{StreamExt as _, stream};
 use std::time::{Duration, Instant};
 
@@ -82,7 +82,11 @@ impl<S: Store> Keeper<S> {
 
     async fn keep(&self, due: Due, head: Option<Head>) {
         let handled = match head {
-            Some(head) => self.handle(&due.key, &head).await,
+            Some(head) => {
+                // A claim runs out so long after it was made.
+                let now = Millis(due.claim.0.saturating_sub(crate::millis(DUE_VISIBILITY)));
+                self.handle(&due.key, &head, now).await
+            }
             None => Ok(None),
         };
         match handled {
@@ -99,8 +103,8 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Does what is due in a session and says when to look again.
-    async fn handle(&self, key: &SessionKey, head: &Head) -> Result<Option<Millis>, Failure> {
-        match self.desk.upkeep().at_head(key, head).await? {
+    async fn handle(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<Option<Millis>, Failure> {
+        match self.desk.upkeep().at_head(key, head, now).await? {
             AtHead::Leave(next) => return Ok(next),
             AtHead::Load => {}
         }

@@ -25,11 +25,12 @@ pub trait Upkeep: Send + Sync + 'static {
     /// When a session that was made at `now`, or whose `meta` changed then, is looked at; `None` if it need not be.
     fn first_look(&self, key: &SessionKey, state: &State, now: Millis) -> Option<Millis>;
 
-    /// A session is due, and nothing but its head is known. For those that must not be loaded, such as archived ones.
+    /// A session is due, at about `now`, and nothing but its head is known. For those that must not be loaded, such as archived ones.
     fn at_head<'a>(
         &'a self,
         _key: &'a SessionKey,
         _head: &'a Head,
+        _now: Millis,
     ) -> BoxFuture<'a, Result<AtHead, Failure>> {
         ready(Ok(AtHead::Load)).boxed()
     }
@@ -88,10 +89,15 @@ impl Upkeep for Upkeeps {
         self.0.iter().filter_map(|upkeep| upkeep.first_look(key, state, now)).min()
     }
 
-    fn at_head<'a>(&'a self, key: &'a SessionKey, head: &'a Head) -> BoxFuture<'a, Result<AtHead, Failure>> {
+    fn at_head<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        head: &'a Head,
+        now: Millis,
+    ) -> BoxFuture<'a, Result<AtHead, Failure>> {
         let all = async move {
             for upkeep in self.0.iter() {
-                match upkeep.at_head(key, head).await? {
+                match upkeep.at_head(key, head, now).await? {
                     AtHead::Load => {}
                     leave => return Ok(leave),
                 }

@@ -138,6 +138,7 @@ async fn compare<S: Store>(
         presence: everthread_edge::presence::Times::default(),
         folding: Options::default(),
         archive: None,
+        retention: everthread_edge::retention::Options::default(),
     };
     let edge = Edge::start(store.clone(), config);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

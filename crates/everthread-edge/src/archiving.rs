@@ -80,7 +80,12 @@ impl<S: Store> Upkeep for Archiving<S> {
         self.work.as_ref().map(|work| now.plus(millis(work.options.after)))
     }
 
-    fn at_head<'a>(&'a self, _key: &'a SessionKey, head: &'a Head) -> BoxFuture<'a, Result<AtHead, Failure>> {
+    fn at_head<'a>(
+        &'a self,
+        _key: &'a SessionKey,
+        head: &'a Head,
+        _now: Millis,
+    ) -> BoxFuture<'a, Result<AtHead, Failure>> {
         let at_head = if head.archived { AtHead::Leave(None) } else { AtHead::Load };
         ready(Ok(at_head)).boxed()
     }

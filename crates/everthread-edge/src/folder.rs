@@ -10,9 +10,9 @@ use crate::metrics::Metrics;
 use crate::reader::Reader;
 use crate::tail::lock;
 use everthread_control::TaskGroup;
-use everthread_protocol::{Entry, Record, Seq, SessionKey};
+use everthread_protocol::{Entry, Millis, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold, numbered};
-use everthread_store::{Error, Fold, Folded, Store, Written};
+use everthread_store::{Error, Fold, Folded, Head, Store, Written};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +24,8 @@ const QUEUE_MAX: usize = 1024;
 const FOLDS_MAX: usize = 2;
 /// Bytes of raw blocks that one fold takes, several hundred tokens: bounds how long one step keeps a core and the store.
 const STEP_BYTES: usize = 128 * 1024;
+/// Before every time.
+const AT_ONCE: Millis = Millis(1);
 /// Pause before a session whose fold has failed may be folded again.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -116,33 +118,81 @@ impl<S: Store> Folder<S> {
         };
         let mut folded_to = head.folded_to;
         let mut least = at_end_entries;
+        let mut has_folded = false;
         loop {
             let page = reader.page(key, folded_to, STEP_BYTES).await?;
             let head = page.head;
             if head.folded_to != folded_to {
                 self.count("raced");
-                return Ok(());
+                break;
             }
             let raw = head.seq.0 - folded_to.0;
             let old = cut(&page.records, Seq(head.seq.0.saturating_sub(keep_entries)))?;
             if raw < least || old.is_empty() {
-                return Ok(());
+                break;
             }
-            let records = fold(old, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))?;
-            let folded = reader.store().fold(key, Fold { epoch: head.epoch, records: &records }).await?;
-            self.count(match folded {
-                Folded::Done => "done",
-                Folded::Elsewhere { .. } => "raced",
-                Folded::NewEpoch { .. } | Folded::NoSuchRecord => "stale",
-            });
-            if folded != Folded::Done {
-                return Ok(());
-            }
-            let to = old.last().map_or(folded_to, |record| record.to);
-            self.inner.metrics.folded_entries.inc_by(to.0 - folded_to.0);
+            let Some(to) = self.put(key, &head, old).await? else { break };
+            has_folded = true;
             // What the cut has left is a beginning: it is folded with what comes after it.
             (folded_to, least) = (to, at_entries);
         }
+        if has_folded {
+            // It weighs more now: upkeep looks whether that is too much.
+            reader.store().arm(key, AT_ONCE).await?;
+        }
+        Ok(())
+    }
+
+    /// Folds everything that was written up to a time, also what would stay raw otherwise.
+    pub async fn fold_until(&self, key: &SessionKey, until: Millis) -> Result<(), Error> {
+        let reader = &self.inner.reader;
+        let Some(Some(head)) = reader.store().heads(std::slice::from_ref(key)).await?.pop() else {
+            return Ok(());
+        };
+        let mut folded_to = head.folded_to;
+        loop {
+            let page = reader.page(key, folded_to, STEP_BYTES).await?;
+            if page.head.folded_to != folded_to {
+                self.count("raced");
+                return Ok(());
+            }
+            let mut old = 0;
+            for record in &page.records {
+                if written_at(record)? > until {
+                    break;
+                }
+                old += 1;
+            }
+            // Where more follows that is as old, up to an end of something.
+            let is_all = page.records.last().is_none_or(|last| last.to == page.head.seq);
+            let old = if is_all || old < page.records.len() {
+                &page.records[..old]
+            } else {
+                cut(&page.records, page.head.seq)?
+            };
+            if old.is_empty() {
+                return Ok(());
+            }
+            let Some(to) = self.put(key, &page.head, old).await? else { return Ok(()) };
+            folded_to = to;
+        }
+    }
+
+    /// Puts raw records into the store folded; up to where, if it took them.
+    async fn put(&self, key: &SessionKey, head: &Head, raw: &[Record]) -> Result<Option<Seq>, Error> {
+        let records = fold(raw, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))?;
+        let fold = Fold { epoch: head.epoch, records: &records };
+        let folded = self.inner.reader.store().fold(key, fold).await?;
+        self.count(match folded {
+            Folded::Done => "done",
+            Folded::Elsewhere { .. } => "raced",
+            Folded::NewEpoch { .. } | Folded::NoSuchRecord => "stale",
+        });
+        let (Folded::Done, Some(first), Some(last)) = (folded, raw.first(), raw.last()) else {
+            return Ok(None);
+        };
+        self.inner.metrics.folded_entries.inc_by(last.to.0 - first.from.0 + 1);
+        Ok(Some(last.to))
     }
 
     fn count(&self, result: &str) {
@@ -160,6 +210,12 @@ fn cut(records: &[Record], limit: Seq) -> Result<&[Record], Error> {
         }
     }
     Ok(old)
+}
+
+/// When the last block of a record was written.
+pub(crate) fn written_at(record: &Record) -> Result<Millis, Error> {
+    let blocks = record.parse_blocks().map_err(|e| Error::Corrupt(e.to_string()))?;
+    Ok(blocks.iter().map(|block| block.at).max().unwrap_or_default())
 }
 
 fn has_end(record: &Record) -> Result<bool, everthread_protocol::record::InvalidRecord> {

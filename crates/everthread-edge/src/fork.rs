@@ -76,7 +76,7 @@ pub(crate) async fn make<S: Store>(
                 at: cut.view.seq(),
                 existed: false,
             };
-            edge.desk.arm_upkeep(target, &forked.state, loaded.now).await;
+            edge.desk.arm_upkeep(target, &forked.state, loaded.now, true).await;
             list(edge, target, &loaded).await;
             Ok(done)
         }
@@ -101,7 +101,7 @@ async fn existing<S: Store>(
     match forked_from(&state.meta) {
         Some((session, at)) if session == source.session => {
             // Whoever made it may have died before it was in the list, and due.
-            edge.desk.arm_upkeep(target, &state, loaded.now).await;
+            edge.desk.arm_upkeep(target, &state, loaded.now, true).await;
             list(edge, target, &loaded).await;
             let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
             Ok(Some(Done { cursor, meta: state.meta, at, existed: true }))

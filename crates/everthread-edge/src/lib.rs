@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod presence;
 pub mod put;
 pub mod reader;
+pub mod retention;
 mod run_token;
 pub mod socket;
 mod sse;
@@ -39,6 +40,7 @@ use folder::Folder;
 use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
+use retention::Retainer;
 use std::sync::Arc;
 use std::time::Duration;
 use tail::Tails;
@@ -63,6 +65,8 @@ pub struct Config {
     pub folding: folder::Options,
     /// When sessions are archived, if there is an archive.
     pub archive: Option<archiving::Options>,
+    /// How long sessions, and how much of them, are kept.
+    pub retention: retention::Options,
 }
 
 /// One edge node. Cheap to clone.
@@ -115,14 +119,17 @@ impl<S: Store> Edge<S> {
     /// A node on a store. Its keeper of deadlines starts at once.
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
+        let metrics = Metrics::new();
         let reader = Reader::new(store.clone());
-        // Those that know of archived sessions when these are due come first.
-        let upkeeps: [Arc<dyn Upkeep>; 1] =
-            [Arc::new(Archiving::start(reader.clone(), config.archive.clone(), &tasks))];
+        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
+        let options = config.retention.clone();
+        let retainer = Retainer::new(reader.clone(), folder.clone(), options, metrics.clone());
+        // Retention comes first: it knows how long those are kept that are archived, too.
+        let archiving = Archiving::start(reader.clone(), config.archive.clone(), &tasks);
+        let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk =
             Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
-        let metrics = Metrics::new();
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
         tasks.spawn(async move { keeper_of_acks.run(stop).await });
@@ -132,7 +139,6 @@ impl<S: Store> Edge<S> {
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
-        let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         Edge {
             shared: Arc::new(Shared {
                 config,

@@ -44,6 +44,10 @@ pub struct Metrics {
     pub folds: IntCounterVec,
     /// Entries that were folded in the store.
     pub folded_entries: IntCounter,
+    /// What retention did to sessions: trimmed, deleted, raced.
+    pub retained: IntCounterVec,
+    /// Bytes of blocks that were dropped.
+    pub dropped_bytes: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
 }
@@ -102,6 +106,11 @@ impl Metrics {
             folded_entries: counter(
                 "everthread_folded_entries_total",
                 "Entries that were folded in the store.",
+            ),
+            retained: counters("everthread_retention_total", "What retention did to sessions.", "what"),
+            dropped_bytes: counter(
+                "everthread_dropped_bytes_total",
+                "Bytes of old blocks that were dropped.",
             ),
             errors: counters("everthread_errors_total", "Requests refused or failed by error code.", "code"),
             registry,

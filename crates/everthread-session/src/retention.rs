@@ -1,8 +1,10 @@
 //! Retention: how long a session, and how much of it, is kept.
 
+use crate::state::{ControlStage, State};
 use everthread_protocol::Millis;
 use everthread_protocol::entry::Object;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::num::NonZeroU64;
 
 /// Key of [`Retention`] in the meta of a session.
@@ -57,6 +59,19 @@ impl Retention {
     /// What was written up to then is too old at `now`.
     pub fn too_old_at(&self, now: Millis) -> Option<Millis> {
         self.max_age_ms.and_then(|age| now.0.checked_sub(age.get())).map(Millis)
+    }
+}
+
+impl State {
+    /// The messages that somebody will still ask for: the input of open runs, what pending controls carry, and what was said
+    /// since a person took the session over. As references.
+    pub fn needed_messages(&self) -> HashSet<String> {
+        let inputs = self.open_runs().flat_map(|(_, run)| run.input.iter().cloned());
+        let pending =
+            self.controls.values().filter(|control| matches!(control.stage, ControlStage::Pending { .. }));
+        let carried = pending.filter_map(|control| control.message.as_ref().map(ToString::to_string));
+        let held = self.held.iter().flat_map(|hold| hold.input.iter().cloned());
+        inputs.chain(carried).chain(held).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Flags and environment, and what they mean together.
 
 use crate::archive::ArchiveArgs;
+use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -82,6 +83,8 @@ pub struct NodeArgs {
     /// So many of the most recent entries stay raw.
     #[arg(long, env = "EVERTHREAD_FOLD_KEEP", default_value_t = folder::Options::default().keep_entries)]
     pub fold_keep: u64,
+    #[command(flatten)]
+    pub keeping: KeepingArgs,
     #[command(flatten)]
     pub archive: ArchiveArgs,
     /// Form of the log.
@@ -296,6 +299,8 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
     args.folding()?;
     args.token(Mode::Serve)?;
+    args.keeping.folding()?;
+    args.keeping.retention()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),

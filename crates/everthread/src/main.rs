@@ -7,6 +7,7 @@ mod archive;
 mod config;
 mod console;
 mod demo;
+mod keeping;
 mod openai;
 mod serve;
 mod tail;

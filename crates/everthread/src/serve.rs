@@ -34,7 +34,8 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     start_log(&args)?;
     let token = args.token(mode)?;
     args.leases()?;
-    args.folding()?;
+    args.keeping.folding()?;
+    args.keeping.retention()?;
     let node: NodeId = match &args.node {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
@@ -103,7 +104,8 @@ async fn node_until_stopped<S: Store>(
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max: Duration::from_millis(args.stall_ms),
         presence: args.presence()?,
-        folding: args.folding()?,
+        folding: args.keeping.folding()?,
+        retention: args.keeping.retention()?,
         archive: archiving,
     };
     let edge = Edge::start(store, config);

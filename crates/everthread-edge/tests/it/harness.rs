@@ -12,7 +12,7 @@ use everthread_archive::{Archive, Bucket};
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
 use everthread_edge::presence::Times;
-use everthread_edge::{Config, Edge, archiving, folder, http as routes};
+use everthread_edge::{Config, Edge, archiving, folder, http as routes, retention};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
@@ -143,6 +143,7 @@ pub struct World<E> {
     pub hosts: Vec<String>,
     pub presence: Times,
     pub folding: folder::Options,
+    pub retention: retention::Options,
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
@@ -172,7 +173,15 @@ impl<E: Engine> World<E> {
         };
         let presence =
             Times { grace: Duration::from_millis(1_500), whole: Duration::from_secs(2), ..Times::default() };
-        Self { engine, leases, hosts: Vec::new(), folding: FOLDING, presence, nodes_made: 0.into() }
+        Self {
+            engine,
+            leases,
+            hosts: Vec::new(),
+            folding: FOLDING,
+            presence,
+            retention: retention::Options::default(),
+            nodes_made: 0.into(),
+        }
     }
 
     /// One more node.
@@ -202,6 +211,7 @@ impl<E: Engine> World<E> {
             presence: self.presence.clone(),
             folding: self.folding,
             archive: None,
+            retention: self.retention.clone(),
         }
     }
 }

@@ -46,6 +46,8 @@ mod receipts;
 #[cfg(test)]
 mod resilience;
 #[cfg(test)]
+mod retention;
+#[cfg(test)]
 mod run_token;
 #[cfg(test)]
 mod steer;

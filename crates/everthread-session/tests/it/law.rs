@@ -1,7 +1,7 @@
 //! The law: what a session looks like is the same for every way of cutting and folding its log, and from every cursor.
 
 use crate::log::{Log, Step, make, steps};
-use everthread_protocol::{Record, Seq};
+use everthread_protocol::{Millis, Record, Seq};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::{Applied, View};
 use proptest::prelude::*;
@@ -111,8 +111,12 @@ fn law(steps: &[Step], folds: &[Fold]) {
         assert_eq!(json_of(&recent), expected, "resumed from a small snapshot at {cut}");
 
         if !view.has_open_messages() {
-            let mut based = View::from_base(&view.base().unwrap()).unwrap();
-            assert_eq!(view.base().unwrap(), based.base().unwrap(), "a base of a base at {cut}");
+            let mut based = View::from_base(&view.base(Millis(7)).unwrap()).unwrap();
+            assert_eq!(
+                view.base(Millis(7)).unwrap(),
+                based.base(Millis(7)).unwrap(),
+                "a base of a base at {cut}"
+            );
             let mut carried = json_of(&based);
             assert_eq!(carried["messages"], json!([]));
             carried["known"] = view.controls().iter().map(|c| json!(c.control)).collect();

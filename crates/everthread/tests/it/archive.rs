@@ -26,7 +26,10 @@ impl Random {
     /// Text that hardly gets smaller when it is packed.
     fn text(&mut self) -> String {
         let letter = |n: u64| {
-            char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[n as usize % 64])
+            char::from(
+                b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+                    [usize::try_from(n % 64).unwrap()],
+            )
         };
         (0..MESSAGE_BYTES).map(|_| letter(self.next())).collect()
     }

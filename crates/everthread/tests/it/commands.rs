@@ -22,6 +22,8 @@ fn a_configuration_that_cannot_work_is_refused_with_what_to_do() {
         (&["check-config", "--token", TOKEN, "--return-grace-ms", "9000"], "--return-grace-ms"),
         (&["check-config", "--token", "short", "--listen", "0.0.0.0:7400"], "too short"),
         (&["check-config", "--token", TOKEN, "--log", "everthread=loud"], "--log"),
+        (&["check-config", "--token", TOKEN, "--retention", "ttl=9w"], "--retention"),
+        (&["check-config", "--token", TOKEN, "--fold-keep", "9999"], "--fold-keep"),
         (&["dev", "--listen", "0.0.0.0:0"], "--token"),
     ] {
         let told = refusal(args);

@@ -11,10 +11,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const NODES: usize = 3;
+/// Marks of one burst: more than are left raw.
+pub const BURST: u64 = 20;
 /// Folds and archives as soon as there is anything: every reader meets them.
 const SOON: [&str; 8] =
     ["--fold-at", "16", "--fold-at-end", "8", "--fold-keep", "4", "--archive-after", "1s"];
@@ -69,6 +72,8 @@ pub struct Shared {
     pub ends: watch::Sender<Option<Vec<u64>>>,
     /// What was acknowledged: marks with the seq that their answer named, by session.
     pub marks: Mutex<Vec<Vec<(String, u64)>>>,
+    /// Bursts of marks that were acknowledged, by session. Others may have come through all the same.
+    pub bursts: Mutex<Vec<Vec<String>>>,
     /// Messages whose input was acknowledged, with the run that they asked for, by session.
     pub asked: Mutex<Vec<Vec<(String, String)>>>,
     /// Tokens of each run that were confirmed to its worker, and whether its end was.
@@ -144,6 +149,46 @@ impl Shared {
     }
 }
 
+/// Begins something in every session at one node that is about to be killed; counts the kills that came before an answer.
+fn begin(
+    shared: &Arc<Shared>,
+    at: usize,
+    what: &'static str,
+    route: &'static str,
+    body: fn(&Shared) -> Option<Value>,
+) -> JoinHandle<()> {
+    let shared = shared.clone();
+    let asking = async move {
+        let each = (0..shared.sessions.len()).map(|session| {
+            let (path, body) = (format!("/v1/sessions/{}/{route}", shared.sessions[session]), body(&shared));
+            let shared = &shared;
+            async move {
+                let answer = shared.ask(&shared.urls[at], &path, body.as_ref()).await;
+                let burst = body.as_ref().and_then(|body| body["id"].as_str());
+                if let (Some(burst), Some((202, _))) = (burst, &answer) {
+                    shared.bursts.lock().unwrap()[session].push(burst.to_owned());
+                }
+                answer.is_none()
+            }
+        });
+        let was_cut = futures_util::future::join_all(each).await.contains(&true);
+        shared.tally.add(what, u64::from(was_cut));
+    };
+    tokio::spawn(asking)
+}
+
+fn archive_body(_: &Shared) -> Option<Value> {
+    Some(json!({}))
+}
+
+/// So much at once that it is folded right after.
+fn burst(shared: &Shared) -> Option<Value> {
+    let id = format!("burst-{}", shared.seeds.fetch_add(1, Ordering::Relaxed));
+    let mark = |n| json!({ "type": "x-mark", "mark": format!("{id}-{n}") });
+    let entries: Vec<Value> = (0..BURST).map(mark).collect();
+    Some(json!({ "id": id, "entries": entries }))
+}
+
 /// The nodes, and what they stand on.
 pub struct Fleet {
     nodes: Vec<Option<Node>>,
@@ -179,6 +224,7 @@ impl Fleet {
             stopping: CancellationToken::new(),
             ends: watch::Sender::new(None),
             marks: Mutex::new(vec![Vec::new(); sessions.len()]),
+            bursts: Mutex::new(vec![Vec::new(); sessions.len()]),
             asked: Mutex::new(vec![Vec::new(); sessions.len()]),
             confirmed: Mutex::default(),
             http: reqwest::Client::new(),
@@ -208,41 +254,26 @@ impl Fleet {
             tokio::time::sleep(Duration::from_millis(200 + self.random.below(800))).await;
             let at = usize::try_from(self.random.below(NODES as u64)).unwrap();
             self.note(at, shared).await;
-            let session = self.random.one_of(&shared.sessions).clone();
-            let url = shared.urls[at].clone();
-            let doing = shared.clone();
-            let unanswered = match self.random.below(3) {
-                0 => Some((
-                    "kills before an archiving was answered",
-                    tokio::spawn(async move {
-                        let path = format!("/v1/sessions/{session}/archive");
-                        doing.ask(&url, &path, Some(&json!({}))).await.is_none()
-                    }),
-                )),
+            let begun = match self.random.below(3) {
+                0 => begin(shared, at, "kills before an archiving was answered", "archive", archive_body),
                 1 => {
-                    // Through another node, so that this one has to bring it back.
-                    let other = &shared.urls[(at + 1) % NODES];
-                    let path = format!("/v1/sessions/{session}/archive");
-                    drop(shared.ask(other, &path, Some(&json!({}))).await);
-                    Some((
-                        "kills before a read of an archived session was answered",
-                        tokio::spawn(async move {
-                            doing.ask(&url, &format!("/v1/sessions/{session}/state"), None).await.is_none()
-                        }),
-                    ))
+                    // Through another node, so that this one has to bring them back.
+                    for session in &shared.sessions {
+                        let path = format!("/v1/sessions/{session}/archive");
+                        drop(shared.ask(&shared.urls[(at + 1) % NODES], &path, Some(&json!({}))).await);
+                    }
+                    begin(shared, at, "kills before an archived session was read", "state", |_| None)
                 }
-                _ => None,
+                _ => begin(shared, at, "kills after a burst that starts a fold", "entries", burst),
             };
-            tokio::time::sleep(Duration::from_micros(self.random.below(12_000))).await;
+            tokio::time::sleep(Duration::from_micros(self.random.below(8_000))).await;
             let mut node = self.nodes[at].take().unwrap();
             node.kill9();
             shared.tally.add("kills", 1);
             let args = self.args();
             let node = node.restart(self.dir.path(), &args).await;
             self.nodes[at] = Some(node);
-            if let Some((what, unanswered)) = unanswered {
-                shared.tally.add(what, u64::from(unanswered.await.unwrap()));
-            }
+            begun.await.unwrap();
         }
     }
 

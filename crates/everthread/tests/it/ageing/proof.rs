@@ -1,6 +1,6 @@
 //! What must be true in the end: all nodes say the same, it is what was acknowledged, and every reader holds it.
 
-use super::fleet::{Fleet, Shared};
+use super::fleet::{BURST, Fleet, Shared};
 use super::reader::Held;
 use super::writers::{check_counting, count};
 use crate::node::Node;
@@ -120,7 +120,17 @@ fn check_acknowledged(shared: &Shared, session: usize, log: &Log, proof: &mut Pr
     }
     // Each was written after the one before it was acknowledged.
     let in_order: Vec<&str> = acknowledged.iter().map(|(mark, _)| mark.as_str()).collect();
-    assert_eq!(marks.iter().map(|(_, mark)| mark.as_str()).collect::<Vec<_>>(), in_order);
+    let alone = marks.iter().map(|(_, mark)| mark.as_str()).filter(|mark| !mark.starts_with("burst"));
+    assert_eq!(alone.collect::<Vec<_>>(), in_order);
+    for burst in &shared.bursts.lock().unwrap()[session] {
+        assert!(places.contains_key(format!("{burst}-0").as_str()), "{burst} was acknowledged");
+    }
+    for (seq, first) in marks.iter().filter(|(_, mark)| mark.starts_with("burst") && mark.ends_with("-0")) {
+        for n in 0..BURST {
+            let mark = format!("{}{n}", first.trim_end_matches('0'));
+            assert_eq!(places.get(mark.as_str()), Some(&(seq + n)), "{mark} is not where its burst is");
+        }
+    }
     proof.marks += marks.len();
 
     check_counting(&log.view);

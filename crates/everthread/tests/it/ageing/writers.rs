@@ -118,9 +118,6 @@ pub async fn archive(shared: Arc<Shared>) {
         if let Some((status, text)) = answer {
             let is_expected = status == 200 || text.contains(r#""retryable":true"#);
             assert!(is_expected, "{status} {text}");
-            if status == 503 {
-                eprintln!("{text}");
-            }
         }
         shared.pause(random.below(60)).await;
     }
