@@ -36,6 +36,9 @@ pub const ARCHIVE_MAX: Duration = Duration::from_secs(10 * 60);
 const RESTORES_MAX: usize = 16;
 /// Sessions archived at once per node. Each holds a page and a part of an upload.
 const ARCHIVES_MAX: usize = 4;
+/// How often an object is deleted before it is left behind, and the pause before the second time.
+const DELETES_MAX: u32 = 4;
+const DELETE_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of blocks that are read, or staged, at once.
 const PAGE_BYTES: usize = 512 * 1024;
 
@@ -222,6 +225,11 @@ impl<S: Store> Archive<S> {
                 upload.abort().await;
                 return Ok(Archived::Busy);
             }
+            // Another node was faster.
+            Err(Error::Store(StoreError::Refused(Refusal::Archived))) => {
+                upload.abort().await;
+                return Ok(Archived::Already);
+            }
             Err(error) => {
                 upload.abort().await;
                 return Err(error);
@@ -332,16 +340,27 @@ impl<S: Store> Archive<S> {
         }
     }
 
-    /// Deletes all objects of a session that is about to be deleted.
-    pub(crate) async fn forget(&self, key: &SessionKey) -> Result<(), StoreError> {
+    /// Names of all objects of a session.
+    pub(crate) async fn objects(&self, key: &SessionKey) -> Result<Vec<String>, StoreError> {
+        let Some(options) = &self.options else { return Ok(Vec::new()) };
+        options.bucket.list(key).await.map_err(Error::of_store)
+    }
+
+    /// Deletes objects of a session that is deleted, and tries for a while: nobody looks for them later.
+    pub(crate) async fn forget(&self, key: &SessionKey, objects: &[String]) -> Result<(), StoreError> {
         let Some(options) = &self.options else { return Ok(()) };
-        let forgotten = async {
-            for name in options.bucket.list(key).await? {
-                options.bucket.delete(key, &name).await?;
+        for name in objects {
+            let mut tries = 1;
+            while let Err(error) = options.bucket.delete(key, name).await {
+                if tries == DELETES_MAX {
+                    tracing::warn!(%key, name, %error, "an object of a deleted session is left behind");
+                    return Err(error.of_store());
+                }
+                tokio::time::sleep(DELETE_PAUSE * tries).await;
+                tries += 1;
             }
-            Ok(())
-        };
-        forgotten.await.map_err(Error::of_store)
+        }
+        Ok(())
     }
 }
 

@@ -58,15 +58,18 @@ impl<S: Store> Store for Archive<S> {
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
-        self.forget(key).await?;
+        // First: whoever is told that it is deleted must not find it in the bucket. Where this fails, the rest is repeated.
+        self.forget(key, &self.objects(key).await?).await?;
         self.store.delete(key).await
     }
 
     async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
-        // The other way round than `delete`: what is refused must not have lost its object.
+        // The other way round than `delete`: what is refused must not have lost its object. They are listed before, so that
+        // none is of a session that is made anew.
+        let objects = self.objects(key).await?;
         let is_deleted = self.store.delete_if(key, expect, head).await?;
         if is_deleted {
-            self.forget(key).await?;
+            self.forget(key, &objects).await?;
         }
         Ok(is_deleted)
     }

@@ -137,8 +137,8 @@ async fn compare<S: Store>(
         stall_max: Duration::from_secs(60),
         presence: everthread_edge::presence::Times::default(),
         folding: Options::default(),
-        retention: everthread_edge::retention::Options::default(),
         archive: None,
+        retention: everthread_edge::retention::Options::default(),
     };
     let edge = Edge::start(store.clone(), config);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

@@ -6,7 +6,7 @@
 
 use crate::Edge;
 use crate::reader::{PAGE_BYTES, fault_of};
-use crate::tail::since_of;
+use crate::tail::{goes_on, since_of};
 use everthread_protocol::entry::Object;
 use everthread_protocol::{Author, Code, Cursor, Epoch, Fault, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
@@ -15,9 +15,14 @@ use everthread_session::state::SCHEMA;
 use everthread_session::view::{self, View};
 use everthread_session::{Refusal, State};
 use everthread_store::{Error, First, Loaded, Over, Plant, Planted, Store};
+use std::time::Duration;
 
 /// How often the source is read anew because it was trimmed meanwhile.
 const TRIES_MAX: u32 = 4;
+/// Forks that a node makes at once: each holds a View and fills the store. Others wait …
+pub const FORKS_MAX: usize = 4;
+/// … for so long.
+const TURN_MAX: Duration = Duration::from_secs(10);
 
 /// A fork that is there.
 pub(crate) struct Done {
@@ -56,6 +61,9 @@ pub(crate) async fn make<S: Store>(
     {
         return Ok(done);
     }
+    let Ok(Ok(_turn)) = tokio::time::timeout(TURN_MAX, edge.forks.acquire()).await else {
+        return Err(Fault::new(Code::Overloaded, "FORKS_MAX: too many forks at once on this node"));
+    };
     let (loaded, state) = edge.desk.load(source).await.map_err(|failure| failure.fault())?;
     let at = check(&loaded, &state, at)?;
     let (name, cut) = staged(edge, source, target, at).await?;
@@ -92,7 +100,8 @@ async fn existing<S: Store>(
     };
     match forked_from(&state.meta) {
         Some((session, at)) if session == source.session => {
-            // Whoever made it may have died before it was in the list.
+            // Whoever made it may have died before it was in the list, and due.
+            edge.desk.arm_upkeep(target, &state, loaded.now, true).await;
             list(edge, target, &loaded).await;
             let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
             Ok(Some(Done { cursor, meta: state.meta, at, existed: true }))
@@ -111,6 +120,10 @@ async fn list<S: Store>(edge: &Edge<S>, key: &SessionKey, loaded: &Loaded) {
 fn check(loaded: &Loaded, state: &State, at: Option<Seq>) -> Result<Seq, Fault> {
     if state.schema > SCHEMA {
         return Err(Refusal::NewerSchema.fault());
+    }
+    // Known before anything is staged; of an earlier place only the log tells.
+    if state.closed && at.is_none_or(|at| at == loaded.head) {
+        return Err(Refusal::Closed.fault());
     }
     match at {
         Some(at) if at == Seq::ZERO || at > loaded.head => {
@@ -165,6 +178,10 @@ async fn stage<S: Store>(
         if page.head.floor > cut.view.seq().next() {
             return Ok(None);
         }
+        // What was read so far is of another log.
+        if !goes_on(&page, Cursor { epoch: cut.view.epoch(), seq: cut.view.seq() }) {
+            return Err(changed());
+        }
         cut.epochs.clone_from(&page.epochs);
         let (mut folded, mut raw) = (Vec::new(), Vec::new());
         for record in &page.records {
@@ -189,7 +206,7 @@ async fn stage<S: Store>(
         let staged = edge.desk.store().stage(target, name, &folded).await;
         staged.map_err(|error| fault_of(target, &error))?;
         if is_last {
-            return Ok(Some(cut));
+            return if cut.view.seq() == Seq::ZERO { Err(changed()) } else { Ok(Some(cut)) };
         }
     }
 }

@@ -44,6 +44,7 @@ use retention::Retainer;
 use std::sync::Arc;
 use std::time::Duration;
 use tail::Tails;
+use tokio::sync::Semaphore;
 
 /// What an edge node is told at its start.
 #[derive(Debug, Clone)]
@@ -62,10 +63,10 @@ pub struct Config {
     pub presence: presence::Times,
     /// When logs are folded in the store.
     pub folding: folder::Options,
-    /// How long sessions, and how much of them, are kept.
-    pub retention: retention::Options,
     /// When sessions are archived, if there is an archive.
     pub archive: Option<archiving::Options>,
+    /// How long sessions, and how much of them, are kept.
+    pub retention: retention::Options,
 }
 
 /// One edge node. Cheap to clone.
@@ -106,6 +107,8 @@ pub struct Shared<S> {
     pub feeds: Feeds<S>,
     /// Folds logs in the store.
     pub folder: Folder<S>,
+    /// Turns to make forks.
+    pub forks: Semaphore,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -121,8 +124,8 @@ impl<S: Store> Edge<S> {
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         let options = config.retention.clone();
         let retainer = Retainer::new(reader.clone(), folder.clone(), options, metrics.clone());
+        // Retention comes first: it knows how long those are kept that are archived, too.
         let archiving = Archiving::start(reader.clone(), config.archive.clone(), &tasks);
-        // Those that know of archived sessions when these are due come first; what is too old is not archived.
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk =
             Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
@@ -145,6 +148,7 @@ impl<S: Store> Edge<S> {
                 tails,
                 feeds,
                 folder,
+                forks: Semaphore::new(fork::FORKS_MAX),
                 acks,
                 presences,
                 tasks,

@@ -1,6 +1,7 @@
 //! Reads of the log: a bounded number of them at once per node, folded where asked.
 
-use everthread_protocol::{Fault, Seq, SessionKey};
+use crate::tail::{goes_on, since_of};
+use everthread_protocol::{Cursor, Epoch, Fault, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::{Error, Page, Store};
@@ -77,7 +78,7 @@ impl<S: Store> Reader<S> {
                 return Ok(read);
             }
         }
-        Err(Error::Unavailable("the session is trimmed faster than it is read".into()))
+        Err(Error::Unavailable("the session changes faster than it is read".into()))
     }
 
     /// The session as it stood when everything below the floor was dropped; `None` if nothing was.
@@ -86,26 +87,29 @@ impl<S: Store> Reader<S> {
         View::from_base(&base.text).map(Some).map_err(|e| Error::Corrupt(format!("a base: {e}")))
     }
 
-    /// `None` if the log was trimmed in the middle.
+    /// `None` if the log lost something in the middle.
     async fn try_view(&self, key: &SessionKey, limit: Seq) -> Result<Option<(View, Page)>, Error> {
         let mut view = View::new();
-        let mut read = Seq::ZERO;
+        let mut read = Cursor { epoch: Epoch(0), seq: Seq::ZERO };
         loop {
-            let page = self.page(key, read, PAGE_BYTES).await?;
-            if read.next() < page.head.floor {
-                let base = if read == Seq::ZERO { self.base(key).await? } else { None };
-                let Some(base) = base else { return Ok(None) };
-                (read, view) = (base.seq(), base);
-                if read.next() != page.head.floor {
+            let page = self.page(key, read.seq, PAGE_BYTES).await?;
+            if read.seq == Seq::ZERO && page.head.floor > Seq(1) {
+                let Some(base) = self.base(key).await? else { return Ok(None) };
+                read = Cursor { epoch: base.epoch(), seq: base.seq() };
+                view = base;
+                if read.seq.next() != page.head.floor {
                     continue;
                 }
             }
-            for record in &page.records {
-                let since = crate::tail::since_of(&page.epochs, record);
-                view.apply_until(record, since, limit).map_err(|e| Error::Corrupt(e.to_string()))?;
-                read = record.to;
+            if !goes_on(&page, read) {
+                return Ok(None);
             }
-            if read >= page.head.seq.min(limit) || page.records.is_empty() {
+            for record in &page.records {
+                let since = since_of(&page.epochs, record);
+                view.apply_until(record, since, limit).map_err(|e| Error::Corrupt(e.to_string()))?;
+                read = Cursor { epoch: record.epoch, seq: record.to };
+            }
+            if read.seq >= page.head.seq.min(limit) || page.records.is_empty() {
                 return Ok(Some((view, page)));
             }
         }

@@ -42,14 +42,8 @@ pub(crate) async fn follow<S: Store>(
     let last = request.headers().get("last-event-id").and_then(|v| v.to_str().ok()).map(str::to_owned);
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
-    let mut events = Events {
-        cursor: start_of(&page),
-        edge,
-        tail,
-        told_live: false,
-        is_over: false,
-        queue: VecDeque::new(),
-    };
+    let (cursor, queue) = (start_of(&page), VecDeque::new());
+    let mut events = Events { cursor, edge, tail, told_live: false, is_over: false, queue };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
         Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,

@@ -320,6 +320,13 @@ pub fn lost(page: &Page, cursor: Cursor) -> Option<ResetReason> {
     (cursor.seq.next() < page.head.floor).then_some(ResetReason::Retention)
 }
 
+/// Whether a page goes on where an earlier one ended: not if the log was trimmed, has lost a tail, or was deleted and made
+/// anew in between. Epochs that are too old for the table are of the same log if it goes back further.
+pub fn goes_on(page: &Page, end: Cursor) -> bool {
+    let is_old = page.epochs.first().is_some_and(|(epoch, since)| end.epoch < *epoch && end.seq < *since);
+    end.seq.next() >= page.head.floor && (end.seq == Seq::ZERO || is_old || lost(page, end).is_none())
+}
+
 fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
     epochs
         .iter()
@@ -550,12 +557,26 @@ impl<S: Store> Tails<S> {
         }
     }
 
+    /// Whether the log ends there.
+    async fn is_at(&self, tail: &Tail, end: Cursor) -> Result<bool, Error> {
+        let heads = self.inner.reader.store().heads(std::slice::from_ref(&tail.key)).await?;
+        let Some(Some(head)) = heads.first() else { return Ok(false) };
+        let is_same = (head.epoch, head.seq) == (end.epoch, end.seq);
+        if is_same {
+            let mut ring = lock(&tail.ring);
+            ring.active = head.active > 0;
+            ring.heard = Instant::now();
+        }
+        Ok(is_same)
+    }
+
     async fn repair(&self, tail: &Tail) -> Result<(), Error> {
-        let (after, is_gone) = {
+        let (after, is_gone, is_known) = {
             let ring = lock(&tail.ring);
-            (ring.head, ring.is_gone)
+            (ring.head, ring.is_gone, ring.known)
         };
-        if is_gone {
+        // Mostly a doubt is idle. And whoever follows a session that is archived must not bring it back by that.
+        if is_gone || (is_known && self.is_at(tail, after).await?) {
             return Ok(());
         }
         match self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await {

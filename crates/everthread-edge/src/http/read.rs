@@ -3,7 +3,7 @@
 use super::{Answer, Named, enter, json_response, query, read_after};
 use crate::Edge;
 use crate::reader::{PAGE_BYTES, fault_of};
-use crate::tail::{lost, since_of, start_of};
+use crate::tail::{goes_on, lost, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::IntoResponse;
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::limits::{HISTORY_MESSAGES_MAX, PAGE_ENTRIES_MAX};
 use everthread_protocol::{Code, Cursor, Fault, Record, Seq, SessionKey};
+use everthread_session::view::View;
 use everthread_store::{Page, Store};
 use futures_util::stream;
 use http::{StatusCode, header};
@@ -134,27 +135,33 @@ pub(super) async fn export<S: Store>(
     let head = json!({
         "session": key.session, "meta": state.meta, "seq": loaded.head, "epochs": epochs, "floor": floor,
     });
+    // Where the log begins, whatever its first epoch is.
+    let epoch = base.as_ref().and_then(|base| View::from_base(&base.text).ok()).map(|view| view.epoch());
+    let begin = Cursor { epoch: epoch.unwrap_or_default(), seq: Seq(floor.0 - 1) };
     let base = base.map(|base| format!("{{\"base\":{}}}\n", base.text)).unwrap_or_default();
-    let reading = Some((edge, key, Seq(floor.0 - 1), loaded.head));
+    let reading = Some((edge, key, begin, loaded.head));
     let pages = stream::try_unfold(reading, |reading| async move {
         let Some((edge, key, after, until)) = reading else { return Ok(None) };
-        if after >= until {
+        if after.seq >= until {
             return Ok::<_, std::io::Error>(None);
         }
         let page =
-            page(&edge, &key, after).await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
-        // What was dropped meanwhile is missing: better no export than one with a hole.
-        if after.next() < page.head.floor {
-            return Err(std::io::Error::other("the session was trimmed meanwhile: export it again"));
+            page(&edge, &key, after.seq).await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
+        // Trimmed, deleted and made anew, or a tail lost: better no export than one with a hole, or of two logs.
+        if !goes_on(&page, after) {
+            return Err(cut_short());
         }
-        // A log that has got shorter meanwhile ends here.
-        let Some(last) = page.records.last() else { return Ok(None) };
-        let next = Some((edge, key, last.to, until));
+        let Some(last) = page.records.last() else { return Err(cut_short()) };
+        let next = Some((edge, key, Cursor { epoch: last.epoch, seq: last.to }, until));
         Ok(Some((lines(&page), next)))
     });
     let first = stream::iter([Ok(Bytes::from(format!("{head}\n{base}")))]);
     let body = Body::from_stream(futures_util::StreamExt::chain(first, pages));
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+fn cut_short() -> std::io::Error {
+    std::io::Error::other("the session lost a part meanwhile: export it again")
 }
 
 async fn page<S: Store>(edge: &Edge<S>, key: &SessionKey, after: Seq) -> Result<Page, Fault> {

@@ -3,6 +3,7 @@
 use crate::harness::http::{create, input};
 use crate::harness::{Engine, OnRedis, Request, Socket, Worker, World, client, until};
 use everthread_store::Store as _;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::task::JoinSet;
@@ -345,4 +346,44 @@ async fn an_ack_during_an_outage_of_redis_is_stored_after_it() {
     until("redis is back", async || node.edge.reader.store().is_ready().then_some(())).await;
     stands_at(node.address, "phone", head).await;
     assert_eq!(errors(&mut phone).await, [] as [Value; 0], "the connection lives on");
+}
+
+/// Sessions attached over a node's connections, and over how many.
+const ATTACHED: usize = 10_000;
+const SHARED_BY: usize = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_has_as_many_connections_with_ten_thousand_sessions_attached_as_with_none() {
+    let world = World::<OnRedis>::start().await;
+    let node = world.node().await;
+    let connections = async || {
+        let listed = world.engine.server.command("CLIENT LIST").await.unwrap();
+        listed.matches("id=").count()
+    };
+    create(node.address, "s").await;
+    let before = connections().await;
+    stream::iter(0..ATTACHED)
+        .for_each_concurrent(32, |n| async move { create(node.address, &format!("s{n}")).await })
+        .await;
+    let mut sockets = Vec::new();
+    for part in 0..SHARED_BY {
+        let mut socket = client::hello(node.address).await;
+        for n in (part..ATTACHED).step_by(SHARED_BY) {
+            let attach =
+                json!({ "t": "attach", "id": format!("a{n}"), "session": format!("s{n}"), "from": "start" });
+            socket.send(&attach).await;
+        }
+        for _ in 0..ATTACHED / SHARED_BY {
+            socket.wait(|frame| frame["t"] == "live").await;
+        }
+        sockets.push(socket);
+    }
+    assert_eq!(node.edge.metrics.attachments.get(), i64::try_from(ATTACHED).unwrap());
+    assert_eq!(connections().await, before);
+    // Each of them hears what is written to its session.
+    for (part, socket) in sockets.iter_mut().enumerate() {
+        let n = ATTACHED - SHARED_BY + part;
+        input(node.address, &format!("s{n}"), "Hi").await;
+        socket.wait(|frame| frame["t"] == "entries" && frame.to_string().contains("message.put")).await;
+    }
 }

@@ -3,7 +3,7 @@
 use crate::harness::begun::key;
 use crate::harness::http::{blocks, create, input, state};
 use crate::harness::{Begun, Client, Engine, NO_FOLDING, Node, Request, Worker, World};
-use everthread_protocol::Seq;
+use everthread_protocol::{Millis, Seq};
 use everthread_session::view::{MessageState, View};
 use everthread_store::{Store, Trim, Trimmed, Write};
 use futures_util::future::join_all;
@@ -368,7 +368,7 @@ async fn a_fork_of_a_trimmed_session_begins_at_its_floor<E: Engine>() {
         bytes += record.blocks.len() as u64;
         let is_quiet = view.messages().iter().all(|m| m.status != MessageState::Streaming);
         if is_quiet && view.messages().len() >= 3 {
-            cut = Some((record.to.next(), view.base(everthread_protocol::Millis(1)).unwrap()));
+            cut = Some((record.to.next(), view.base(Millis(1)).unwrap()));
             break;
         }
     }

@@ -8,10 +8,11 @@ pub mod socket;
 pub mod worker;
 
 use axum::serve::ListenerExt as _;
+use everthread_archive::{Archive, Bucket};
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
 use everthread_edge::presence::Times;
-use everthread_edge::{Config, Edge, folder, http as routes, retention};
+use everthread_edge::{Config, Edge, archiving, folder, http as routes, retention};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
@@ -185,20 +186,33 @@ impl<E: Engine> World<E> {
 
     /// One more node.
     pub async fn node(&self) -> Node<E::Store> {
+        let config = self.config();
+        Node::start(Edge::start(self.engine.store(&config.node).await, config))
+    }
+
+    /// One more node, with an archive that takes sessions so long after their last entry.
+    pub async fn archiving_node(&self, bucket: &Bucket, after: Duration) -> Node<Archive<E::Store>> {
+        let config = self.config();
+        let options = everthread_archive::Options { bucket: bucket.clone(), after };
+        let store = Arc::new(Archive::new(self.engine.store(&config.node).await, Some(options)));
+        let archive = Some(archiving::Options { archiver: store.clone(), after });
+        Node::start(Edge::start(store, Config { archive, ..config }))
+    }
+
+    fn config(&self) -> Config {
         let number = self.nodes_made.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let id: NodeId = format!("n{number}").parse().unwrap();
-        let config = Config {
-            node: id.clone(),
+        Config {
+            node: id,
             auth: Auth::new(TOKEN.into(), "default".parse().unwrap(), self.hosts.clone()),
             leases: self.leases.clone(),
             heartbeat: Duration::from_secs(20),
             stall_max: Duration::from_secs(60),
             presence: self.presence.clone(),
             folding: self.folding,
-            retention: self.retention.clone(),
             archive: None,
-        };
-        Node::start(Edge::start(self.engine.store(&id).await, config))
+            retention: self.retention.clone(),
+        }
     }
 }
 

@@ -35,7 +35,7 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
         (Request::get("/"), 404, "not_found"),
         (Request::get("/v2/sessions"), 404, "not_found"),
         (Request::get("/v1/sessions/s/nothing"), 404, "not_found"),
-        (Request::new("DELETE", "/v1/sessions/s"), 405, "not_supported"),
+        (Request::new("PUT", "/v1/sessions/s"), 405, "not_supported"),
         (Request::get("/v1/sessions/s/input"), 405, "not_supported"),
         (Request::post("/v1/sessions/s/state", &json!({})), 405, "not_supported"),
         (Request::get("/v1/sessions/none"), 404, "no_session"),

@@ -6,6 +6,8 @@ mod harness;
 #[cfg(test)]
 mod approval;
 #[cfg(test)]
+mod archive;
+#[cfg(test)]
 mod branch;
 #[cfg(test)]
 mod control;

@@ -3,11 +3,15 @@
 use crate::harness::http::{create, state};
 use crate::harness::socket::Heard;
 use crate::harness::{Engine, Node, OnRedis, PATIENCE, Request, Socket, World, client, until};
+use everthread_edge::metrics::Metrics;
+use everthread_protocol::Record;
 use everthread_protocol::limits::PRESENCE_LIST_MAX;
-use everthread_store::Store;
+use everthread_store::{Follower, Interest, Store};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -19,6 +23,7 @@ on_both_engines!(
     members_of_a_node_that_is_gone_vanish_by_themselves,
     of_more_than_two_hundred_only_the_number_is_told,
     however_many_come_at_once_a_few_frames_tell_of_them,
+    a_thousand_who_come_and_go_cost_a_few_messages_a_second,
     everybody_is_told_again_to_who_asks_and_to_who_has_heard_of_changes_for_long,
     presence_is_only_for_those_who_attach_with_it_and_leaves_no_trace_in_the_log,
     who_is_present_is_told_over_http,
@@ -299,6 +304,61 @@ async fn however_many_come_at_once_a_few_frames_tell_of_them<E: Engine>() {
         + 3;
     assert!((watcher.frames.len() as u128) <= most, "{} frames, {most} at most", watcher.frames.len());
     let reads = here.edge.metrics.presence_reads.get() - read_before;
+    assert!(u128::from(reads) <= most, "{reads} reads, {most} at most");
+}
+
+/// Members of a large room.
+const THOUSAND: usize = 1_000;
+
+/// Counts what is published about who is present.
+#[derive(Default)]
+struct Published(AtomicU64);
+
+impl Follower for Published {
+    fn record(&self, _record: Record) {}
+
+    fn changed(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn doubt(&self) {}
+}
+
+#[expect(clippy::print_stderr, reason = "the figures of docs/performance.md")]
+async fn a_thousand_who_come_and_go_cost_a_few_messages_a_second<E: Engine>() {
+    let world = World::<E>::start().await;
+    let (here, there) = (world.node().await, world.node().await);
+    create(here.address, "s").await;
+    let published = Arc::<Published>::default();
+    let store = here.edge.reader.store();
+    let _following = store.follow(&"default/s".parse().unwrap(), Interest::Presence, published.clone());
+    let mut watcher = Person::join(here.address, "watcher", None).await;
+    watcher.sees(&["watcher"]).await;
+    let counts = |counter: fn(&Metrics) -> u64| counter(&here.edge.metrics) + counter(&there.edge.metrics);
+    let (reads, frames) = (|m: &Metrics| m.presence_reads.get(), |m: &Metrics| m.presence_frames.get());
+    let (begun, before) = (Instant::now(), (counts(reads), counts(frames)));
+    let (mut joining, mut others) = (JoinSet::new(), Vec::new());
+    for n in 0..THOUSAND {
+        let address = [here.address, there.address][n % 2];
+        joining.spawn(async move { Person::join(address, &format!("p{n}"), None).await });
+        if joining.len() >= 32 {
+            others.push(joining.join_next().await.unwrap().unwrap());
+        }
+    }
+    others.extend(joining.join_all().await);
+    watcher.until("all are counted", |watcher| watcher.count == Some(THOUSAND as u64 + 1)).await;
+    drop(others);
+    watcher.sees(&["watcher"]).await;
+    let took = begun.elapsed();
+    let (messages, reads) = (published.0.load(Ordering::Relaxed), counts(reads) - before.0);
+    eprintln!(
+        "{THOUSAND} came and went in {:.1} s: {messages} messages published, {reads} reads, {} frames to all of them",
+        took.as_secs_f64(),
+        counts(frames) - before.1
+    );
+    // Two nodes, each with one look in each such time, and the one before.
+    let most = 2 * (took.as_millis() / world.presence.coalesce.as_millis() + 2);
+    assert!(u128::from(messages) <= most, "{messages} messages, {most} at most");
     assert!(u128::from(reads) <= most, "{reads} reads, {most} at most");
 }
 

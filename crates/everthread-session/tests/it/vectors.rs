@@ -220,7 +220,7 @@ fn server_frame_vectors_are_current() {
         assert_eq!(serde_json::from_str::<Value>(&read.encode()).unwrap(), *frame);
         seen_worker.insert(worker_kind(&read));
     }
-    assert_eq!((seen.len(), seen_worker.len()), (14, 10), "one example of each: {seen:?} {seen_worker:?}");
+    assert_eq!((seen.len(), seen_worker.len()), (15, 10), "one example of each: {seen:?} {seen_worker:?}");
     current("server_frames.json", &vectors);
 }
 

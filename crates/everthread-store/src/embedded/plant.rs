@@ -260,10 +260,6 @@ impl Writer {
         meta.floor = plant.floor;
         meta.folded_bytes = plant.folded_bytes;
         meta.next_due = plant.next_due;
-        if plant.over.is_none() {
-            // One of this name that was deleted had fences, too.
-            meta.fence_last = meta.fence_last.max(self.numbers.epoch);
-        }
         let first = plant.first.as_ref().map(|first| self.first(&mut meta, first)).transpose()?;
         group.planting.cleared.extend(old_number);
         group.planting.bases.extend(plant.base.map(|base| (meta.number, meta.floor, base)));

@@ -1,7 +1,11 @@
 //! The binary as its users run it: real processes, real signals.
 
 #[cfg(test)]
+mod ageing;
+#[cfg(test)]
 mod approval;
+#[cfg(test)]
+mod archive;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]

@@ -138,6 +138,12 @@ impl Node {
         request.send().await.unwrap().json().await.unwrap()
     }
 
+    /// Asks and does not care for the answer.
+    pub async fn ask_anything(&self, method: &str, path: &str) {
+        let request = http().request(method.parse().unwrap(), format!("{}{path}", self.url));
+        drop(request.bearer_auth(TOKEN).body("{}").send().await);
+    }
+
     /// A session of an agent with one question in it; the run that was requested.
     pub async fn ask(&self, session: &str, agent: &str, text: &str) -> String {
         self.post("/v1/sessions", json!({ "session": session, "agent": agent })).await;

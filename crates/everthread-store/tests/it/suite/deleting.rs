@@ -3,7 +3,7 @@
 use super::*;
 use everthread_protocol::{ControlId, Cursor, DeviceId, Millis, NodeId};
 use everthread_session::fold::{Limits, fold};
-use everthread_store::{Fold, Interest, PresenceChange, Stub, Stubbed};
+use everthread_store::{Fold, Interest, PresenceChange, Stub, Stubbed, Trim, Trimmed};
 
 /// A session with something in each of its places.
 pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
@@ -21,6 +21,11 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let page = store.read(&key, Seq::ZERO, ALL).await.unwrap();
     let records = fold(&page.records[..2], Limits::default()).unwrap();
     store.fold(&key, Fold { epoch: page.head.epoch, records: &records }).await.unwrap();
+    let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+    let (floor, bytes) = (head.folded_to.next(), head.folded_bytes);
+    let trim = Trim { expect: head.version, from: head.floor, floor, bytes, base: "base" };
+    assert_eq!(store.trim(&key, trim).await, Ok(Trimmed::Done));
+    let version = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap().version;
     let device: DeviceId = "phone".parse().unwrap();
     store.ack(&key, &device, Cursor { epoch: last.epoch, seq: last.to }).await.unwrap();
     store.mark_delivered(&key, &"c1".parse::<ControlId>().unwrap(), &"w1".parse().unwrap()).await.unwrap();
@@ -29,7 +34,7 @@ pub async fn furnished<S: Store>(store: &S) -> (SessionKey, Written, RunId) {
     let change = PresenceChange { member: "ann".into(), about: Some(("{}".into(), None)) };
     store.hold_present(&key, &node, &[change]).await.unwrap();
     store.index(&key, Millis(5)).await.unwrap();
-    (key, Written { fence: first.fence, ..last }, r1)
+    (key, Written { fence: first.fence, version, ..last }, r1)
 }
 
 async fn listed<S: Store>(store: &S, key: &SessionKey) -> bool {
@@ -45,6 +50,7 @@ pub async fn nothing_is_left_of_a_deleted_session<S: Store>(store: &S) {
     assert_eq!(store.load(&key).await.unwrap(), None);
     assert_eq!(store.heads(std::slice::from_ref(&key)).await.unwrap(), [None]);
     assert_eq!(store.states(std::slice::from_ref(&key)).await.unwrap(), [None]);
+    assert_eq!(store.base(&key).await.unwrap(), None);
     assert_eq!(store.read(&key, Seq::ZERO, ALL).await.unwrap_err(), Refusal::NoSession.into());
     assert_eq!(refused(store, &key, one()).await, Refusal::NoSession);
     // Also for a batch that was written before: its session is gone, and so is the first answer.
@@ -102,7 +108,9 @@ pub async fn a_session_made_anew_has_greater_numbers_and_nothing_of_before<S: St
     assert_eq!(made.to, Seq(1));
     assert!(made.epoch > before.epoch, "{made:?} after {before:?}");
     assert_eq!((made.version.n, made.folded_to), (1, Seq::ZERO));
+    assert_eq!(store.base(&key).await.unwrap(), None);
     let page = store.read(&key, Seq::ZERO, ALL).await.unwrap();
+    assert_eq!(page.head.floor, Seq(1));
     assert_eq!(page.epochs, [(made.epoch, Seq(1))]);
     assert_eq!(page.records.len(), 1);
     let loaded = store.load(&key).await.unwrap().unwrap();

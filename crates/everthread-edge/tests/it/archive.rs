@@ -1,0 +1,203 @@
+//! Archived sessions as clients meet them: nobody can tell them from others.
+
+use crate::harness::history::History;
+use crate::harness::http::{create, input, state};
+use crate::harness::{Client, Engine, Node, Request, World, client, until};
+use everthread_archive::{Archive, Bucket};
+use everthread_protocol::SessionKey;
+use everthread_store::{Head, Store};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+on_both_engines!(
+    many_attach_to_an_archived_session_through_two_nodes_and_resume_where_they_were,
+    an_attachment_stays_live_while_its_session_goes_and_comes_back,
+    input_to_an_archived_session_is_put_and_asks_for_a_run,
+    lists_devices_and_feeds_leave_a_session_in_the_archive,
+    a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_back,
+    a_session_at_work_is_busy_and_without_an_archive_it_is_not_supported,
+    an_archived_session_is_read_forked_and_deleted,
+);
+
+/// Never by itself.
+const DAYS: Duration = Duration::from_secs(30 * 86_400);
+
+type Nodes<E> = Vec<Node<Archive<<E as Engine>::Store>>>;
+
+async fn two_nodes<E: Engine>() -> (World<E>, Bucket, Nodes<E>) {
+    let (world, bucket) = (World::<E>::start().await, Bucket::open("memory:///", []).unwrap());
+    let nodes = vec![world.archiving_node(&bucket, DAYS).await, world.archiving_node(&bucket, DAYS).await];
+    (world, bucket, nodes)
+}
+
+/// Makes `s`, with some messages and nothing going on in it.
+async fn talk(address: SocketAddr) {
+    create(address, "s").await;
+    for n in 0..12 {
+        say(address, &format!("message {n}")).await;
+    }
+}
+
+/// Puts a message that asks for nothing.
+async fn say(address: SocketAddr, text: &str) {
+    let message = json!({
+        "type": "message.put", "message": format!("m-{}", text.replace(' ', "-")), "role": "operator",
+        "parts": [{ "kind": "text", "value": text }]
+    });
+    let body = json!({ "entries": [message] });
+    Request::post("/v1/sessions/s/entries", &body)
+        .header("Everthread-Kind", "operator")
+        .send(address)
+        .await
+        .with(202);
+}
+
+async fn archive(address: SocketAddr) -> Value {
+    Request::post("/v1/sessions/s/archive", &json!({})).send(address).await.with(200)["archived"].clone()
+}
+
+async fn head<S: Store>(node: &Node<S>) -> Head {
+    let key: SessionKey = "default/s".parse().unwrap();
+    node.edge.desk.store().heads(&[key]).await.unwrap()[0].unwrap()
+}
+
+async fn many_attach_to_an_archived_session_through_two_nodes_and_resume_where_they_were<E: Engine>() {
+    let (_world, bucket, nodes) = two_nodes::<E>().await;
+    talk(nodes[0].address).await;
+    let mut early = Client::attach(nodes[0].address, "s", json!("start")).await;
+    early.until("half of it", |history| history.view.seq().0 >= 7).await;
+    let held = early.history;
+    let (before, seen) = (head(&nodes[0]).await, state(nodes[0].address, "s").await);
+    assert_eq!(archive(nodes[0].address).await, true);
+    assert_eq!(archive(nodes[1].address).await, false, "it was archived before");
+    assert!(head(&nodes[0]).await.archived);
+
+    let follow = async |n: usize| {
+        let address = nodes[n % 2].address;
+        // Some held a part of it, some nothing.
+        let history = if n.is_multiple_of(3) { held.clone() } else { History::new() };
+        let mut client = Client::resume(address, "s", history).await;
+        client.until("all of it", |history| history.view.seq() == before.seq).await;
+        assert!(!client.told.iter().any(|told| told == "reset"), "{:?}", client.told);
+        serde_json::to_value(&client.history.view).unwrap()
+    };
+    let seen: Value = serde_json::from_str(&seen).unwrap();
+    for view in join_all((0..10).map(follow)).await {
+        assert_eq!(view, seen);
+    }
+    let now = head(&nodes[1]).await;
+    assert_eq!((now.archived, now.epoch, now.version.n), (false, before.epoch, before.version.n + 1));
+    assert_eq!(bucket.list(&"default/s".parse().unwrap()).await.unwrap().len(), 1);
+}
+
+async fn an_attachment_stays_live_while_its_session_goes_and_comes_back<E: Engine>() {
+    let (_world, _bucket, nodes) = two_nodes::<E>().await;
+    talk(nodes[0].address).await;
+    let mut client = Client::attach(nodes[1].address, "s", json!("start")).await;
+    client.until("all of it", |history| history.view.seq().0 >= 13).await;
+    for n in 0..3 {
+        assert_eq!(archive(nodes[0].address).await, true);
+        say(nodes[0].address, &format!("once more {n}")).await;
+        client.until("what is new", |history| history.view.seq().0 >= 14 + n).await;
+    }
+    assert!(!client.told.iter().any(|told| told == "reset"), "{:?}", client.told);
+}
+
+async fn input_to_an_archived_session_is_put_and_asks_for_a_run<E: Engine>() {
+    let (_world, _bucket, nodes) = two_nodes::<E>().await;
+    talk(nodes[0].address).await;
+    archive(nodes[0].address).await;
+    let run = input(nodes[1].address, "s", "Are you there?").await;
+    let seen: Value = serde_json::from_str(&state(nodes[0].address, "s").await).unwrap();
+    assert_eq!((&seen["runs"][0]["run"], &seen["runs"][0]["status"]), (&json!(run), &json!("requested")));
+    assert_eq!(seen["messages"].as_array().unwrap().len(), 13);
+}
+
+async fn lists_devices_and_feeds_leave_a_session_in_the_archive<E: Engine>() {
+    let (_world, _bucket, nodes) = two_nodes::<E>().await;
+    let address = nodes[0].address;
+    talk(address).await;
+    let shown = Request::get("/v1/sessions/s").send(address).await.with(200);
+    let half = format!("{}.6", shown["cursor"].as_str().unwrap().split('.').next().unwrap());
+    archive(address).await;
+    let body = json!({ "cursor": half }).to_string();
+    let put =
+        Request::new("PUT", "/v1/sessions/s/devices/phone").body(body).send(nodes[1].address).await.with(200);
+    assert_eq!(put["cursor"], half);
+    let devices = Request::get("/v1/sessions/s/devices").send(address).await.with(200);
+    assert_eq!(devices["devices"][0]["unread_entries"], 7);
+    let list = Request::get("/v1/sessions?device=phone").send(address).await.with(200);
+    let listed = &list["sessions"][0];
+    assert_eq!((&listed["session"], &listed["meta"]["title"]), (&json!("s"), &json!("A talk")), "{list}");
+    assert_eq!(listed["unread_entries"], 7, "{list}");
+    let mut socket = client::hello(address).await;
+    socket.ask(json!({ "t": "watch" })).await;
+    let feed = socket.wait(|frame| frame["t"] == "sessions").await;
+    assert_eq!(feed["sessions"][0]["session"], "s", "{feed}");
+    assert!(head(&nodes[0]).await.archived);
+}
+
+async fn a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_back<E: Engine>() {
+    let (world, bucket) = (World::<E>::start().await, Bucket::open("memory:///", []).unwrap());
+    let node = world.archiving_node(&bucket, Duration::from_millis(300)).await;
+    talk(node.address).await;
+    let is_archived = async || head(&node).await.archived.then_some(());
+    until("archived", is_archived).await;
+    say(node.address, "once more").await;
+    until("archived again", is_archived).await;
+    // Reading it does not keep it for ever.
+    let seen: Value = serde_json::from_str(&state(node.address, "s").await).unwrap();
+    assert_eq!(seen["messages"].as_array().unwrap().len(), 13);
+    until("archived after it was read", is_archived).await;
+    assert_eq!(bucket.list(&"default/s".parse().unwrap()).await.unwrap().len(), 1);
+}
+
+async fn a_session_at_work_is_busy_and_without_an_archive_it_is_not_supported<E: Engine>() {
+    let (world, _bucket, nodes) = two_nodes::<E>().await;
+    let address = nodes[0].address;
+    create(address, "s").await;
+    let run = input(address, "s", "Hi").await;
+    let ask = |address| Request::post("/v1/sessions/s/archive", &json!({})).send(address);
+    ask(address).await.is_error(409, "busy");
+    let cancel = json!({ "id": "c1", "kind": "cancel", "target": { "run": run } });
+    crate::harness::http::settled(address, "s", &cancel).await;
+    assert_eq!(archive(address).await, true);
+
+    let without = world.node().await;
+    ask(without.address).await.is_error(405, "not_supported");
+    Request::get("/v1/sessions/s/state").send(without.address).await.is_error(503, "unavailable");
+    let nobody = Request::post("/v1/sessions/nobody/archive", &json!({})).send(address).await;
+    nobody.is_error(404, "no_session");
+}
+
+async fn an_archived_session_is_read_forked_and_deleted<E: Engine>() {
+    let (_world, bucket, nodes) = two_nodes::<E>().await;
+    let address = nodes[0].address;
+    talk(address).await;
+    let seen = state(address, "s").await;
+    for path in ["state", "messages", "entries", "export"] {
+        archive(address).await;
+        let read = Request::get(format!("/v1/sessions/s/{path}")).send(nodes[1].address).await;
+        assert_eq!(read.status, 200, "{}", read.text);
+        assert!(read.text.contains("message 11"), "{path}: {}", read.text);
+        assert!(!head(&nodes[0]).await.archived, "{path}");
+    }
+    archive(address).await;
+    let at = Request::get("/v1/sessions/s/state?at=5").send(address).await.with(200);
+    assert_eq!(at["seq"], 5);
+    archive(address).await;
+    let forked = Request::post("/v1/sessions/s/fork", &json!({ "session": "f", "at": 9 }))
+        .send(address)
+        .await
+        .with(201);
+    assert_eq!(forked["at"], 9, "{forked}");
+    assert_eq!(state(address, "s").await, seen);
+
+    archive(address).await;
+    let gone = Request::new("DELETE", "/v1/sessions/s").send(nodes[1].address).await.with(200);
+    assert_eq!(gone["deleted"], true);
+    assert!(bucket.list(&"default/s".parse().unwrap()).await.unwrap().is_empty());
+    Request::get("/v1/sessions/s").send(address).await.is_error(404, "no_session");
+}
