@@ -246,6 +246,11 @@ impl<S: Store> Archive<S> {
                 self.delete_quietly(key, options, &name).await;
                 Ok(Archived::Busy)
             }
+            // Deleted while it was written: nothing will ever name the object.
+            Err(error @ StoreError::Refused(Refusal::NoSession)) => {
+                self.delete_quietly(key, options, &name).await;
+                Err(error.into())
+            }
             // Whether the stub names it is not known: so it stays.
             Err(error) => Err(error.into()),
         }
@@ -340,9 +345,13 @@ impl<S: Store> Archive<S> {
         }
     }
 
-    /// Names of all objects of a session.
+    /// Names of all objects of a session that is about to be deleted. Without an archive an archived one is refused: what
+    /// was said to be deleted would be in its object for ever.
     pub(crate) async fn objects(&self, key: &SessionKey) -> Result<Vec<String>, StoreError> {
-        let Some(options) = &self.options else { return Ok(Vec::new()) };
+        let Some(options) = &self.options else {
+            let is_archived = self.stub_of(key).await?.is_some();
+            return if is_archived { Err(Refusal::Archived.into()) } else { Ok(Vec::new()) };
+        };
         options.bucket.list(key).await.map_err(Error::of_store)
     }
 

@@ -163,8 +163,10 @@ pub struct Reader {
     digest: Context,
     /// Lines read so far.
     lines: u64,
-    /// What the first line said: up to where, and in which epochs.
-    head: Option<(Seq, Vec<(Epoch, Seq)>)>,
+    /// What the first line said: up to where, and the last epoch.
+    head: Option<(Seq, Epoch)>,
+    /// That of the last record. Those of old records may not be known any more: the table forgets.
+    epoch: Epoch,
     records: u64,
     /// The seq that comes next.
     next: Seq,
@@ -179,6 +181,7 @@ impl Default for Reader {
             digest: Context::new(&SHA256),
             lines: 0,
             head: None,
+            epoch: Epoch::default(),
             records: 0,
             next: Seq::ZERO,
             is_ended: false,
@@ -249,7 +252,8 @@ impl Reader {
             }
             let head: Head = serde_json::from_slice(line).map_err(bad)?;
             self.next = head.floor;
-            self.head = Some((head.head, head.epochs.clone()));
+            let last = head.epochs.last().ok_or(Broken::Shape("it has no epoch"))?;
+            self.head = Some((head.head, last.0));
             self.items.push_back(Item::Head(Box::new(head)));
         } else if line.starts_with(b"{\"records\":") {
             self.end(serde_json::from_slice(line).map_err(bad)?)?;
@@ -266,13 +270,13 @@ impl Reader {
     }
 
     fn record(&mut self, record: Record) -> Result<(), Broken> {
-        let Some((head, epochs)) = &self.head else { return Err(Broken::Shape("it has no beginning")) };
-        let is_of_epoch = epochs.iter().any(|(epoch, since)| *epoch == record.epoch && *since <= record.from);
-        if record.from != self.next || record.to < record.from || record.to > *head || !is_of_epoch {
+        let Some((head, last)) = self.head else { return Err(Broken::Shape("it has no beginning")) };
+        let is_of_epoch = self.epoch <= record.epoch && record.epoch <= last;
+        if record.from != self.next || record.to < record.from || record.to > head || !is_of_epoch {
             return Err(Broken::Shape("a record is not the one that follows"));
         }
         record.parse_blocks().map_err(|_| Broken::Shape("a record has no blocks"))?;
-        self.next = record.to.next();
+        (self.next, self.epoch) = (record.to.next(), record.epoch);
         self.records += 1;
         self.items.push_back(Item::Record(record));
         Ok(())

@@ -12,7 +12,7 @@ use everthread_protocol::{
 use everthread_session::state::{SCHEMA, schema_of};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
 use everthread_store::{
-    Change, Error, Loaded, Producer, Refusal as WriteRefusal, Store, WorkItem, Write, Written,
+    Change, Error, Listed, Loaded, Producer, Refusal as WriteRefusal, Store, WorkItem, Write, Written,
 };
 use std::sync::Arc;
 
@@ -165,8 +165,16 @@ impl<S: Store> Desk<S> {
     /// Loads a session with its state read.
     pub async fn load(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let loaded = self.store.load(key).await?.ok_or(NO_SESSION)?;
-        let state = state_of(&loaded)?;
+        let state = read_state(&loaded.state)?;
         Ok((loaded, state))
+    }
+
+    /// Reads where a session stands and what it is, without its log: of an archived one what its stub tells.
+    pub async fn listed(&self, key: &SessionKey) -> Result<(Listed, State), Failure> {
+        let listed = self.store.states(std::slice::from_ref(key)).await?.pop().flatten();
+        let listed = listed.ok_or(NO_SESSION)?;
+        let state = read_state(&listed.state)?;
+        Ok((listed, state))
     }
 
     /// Decides `request` and makes it durable.
@@ -194,7 +202,7 @@ impl<S: Store> Desk<S> {
         let fresh = ulid::Ulid::generate().to_string();
         for _ in 0..DECISIONS_MAX {
             let loaded = self.store.load(key).await?;
-            let state: Option<State> = loaded.as_ref().map(state_of).transpose()?;
+            let state: Option<State> = loaded.as_ref().map(|loaded| read_state(&loaded.state)).transpose()?;
             if state.is_none() && !matches!(request, Request::Open { .. }) {
                 return Err(NO_SESSION.into());
             }
@@ -434,12 +442,7 @@ impl<S: Store> Desk<S> {
     }
 }
 
-/// The state of a session. What a newer release wrote may not be readable at all, so its schema is looked at first.
-fn state_of(loaded: &Loaded) -> Result<State, Failure> {
-    read_state(&loaded.state)
-}
-
-/// A core state as the store has it.
+/// A core state as the store has it. What a newer release wrote may not be readable at all, so its schema is looked at first.
 pub fn read_state(state: &str) -> Result<State, Failure> {
     if schema_of(state)? > SCHEMA {
         return Err(Refusal::NewerSchema.into());

@@ -285,7 +285,7 @@ async fn delete<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, he
 
 async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
-    let (loaded, state) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
+    let (listed, state) = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
     let runs: Vec<Value> = state
         .open_runs()
         .map(|(id, run)| {
@@ -293,10 +293,13 @@ async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, head
             json!({ "run": id, "agent": run.agent, "status": status })
         })
         .collect();
-    let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
-    let body = json!({
+    let cursor = Cursor { epoch: listed.head.epoch, seq: listed.head.seq };
+    let mut body = json!({
         "session": key.session, "cursor": cursor, "meta": state.meta, "closed": state.closed, "runs": runs,
     });
+    if listed.head.archived {
+        body["archived"] = true.into();
+    }
     Ok(json_response(StatusCode::OK, &body))
 }
 

@@ -26,6 +26,7 @@ impl ArchiveArgs {
     pub fn open(&self) -> anyhow::Result<Option<Options>> {
         let Some(url) = &self.archive else { return Ok(None) };
         ensure!(self.archive_after >= AFTER_MIN, "--archive-after must be at least 1s");
+        ensure!(!url.starts_with("memory:"), "--archive {url} forgets everything when this process ends");
         // TLS needs it, and nobody else may have installed it.
         drop(rustls::crypto::ring::default_provider().install_default());
         // Those of the clouds only: others have names that a cloud would take for settings of its own, such as REGION.

@@ -211,6 +211,8 @@ async fn a_node_without_an_archive_says_so<E: Engine>() {
     let refused = without.load(&key).await.unwrap_err();
     assert_eq!(refused, Error::Refused(Refusal::Archived));
     assert!(refused.fault().message.contains("--archive"));
+    // It cannot delete the object, so it must not say that the session is deleted.
+    assert_eq!(without.delete(&key).await.unwrap_err(), Error::Refused(Refusal::Archived));
     assert!(node.load(&key).await.unwrap().is_some());
 }
 

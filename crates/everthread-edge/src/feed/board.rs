@@ -68,9 +68,10 @@ impl Board {
         true
     }
 
-    /// The session is not there any more. Returns whether that is new.
+    /// The session is not there any more. Returns whether that is new. One that does not stand here may have left for want
+    /// of room, and watchers may have been told of it: that it is gone is news as well.
     pub fn remove(&mut self, session: &SessionId) -> bool {
-        if !self.rows.contains_key(session) {
+        if self.gone.contains_key(session) {
             return false;
         }
         self.forget(session);
@@ -191,7 +192,12 @@ mod tests {
         assert!(is_beginning);
         assert_eq!(rows, ["s3071@1", "s3070@1", "s3069@1"]);
         for n in 0..3 * ROWS_MAX as u64 {
-            board.remove(&format!("s{n}").parse().unwrap());
+            assert!(board.remove(&format!("s{n}").parse().unwrap()));
+            assert_eq!(
+                told(board.news(&mut quick, 9)),
+                (false, vec![], 1),
+                "told of it, and told that it is gone"
+            );
         }
         assert!(board.rows.is_empty() && board.by_number.len() <= ROWS_MAX);
     }

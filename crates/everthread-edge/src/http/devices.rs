@@ -16,11 +16,11 @@ pub(super) async fn list<S: Store>(
     headers: HeaderMap,
 ) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
-    let (loaded, _) = edge.desk.load(&key).await.map_err(|f| f.fault())?;
+    let (listed, _) = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
     let devices = edge.desk.store().devices(&key).await.map_err(|e| fault_of(&key, &e))?;
     let shown = devices.iter().map(|device| {
         let mut shown = json!({ "device": device.device, "cursor": device.cursor, "at": device.at });
-        add_unread(&mut shown, &loaded.epochs, loaded.head, Some(device));
+        add_unread(&mut shown, &listed.epochs, listed.head.seq, Some(device));
         shown
     });
     Ok(json_response(StatusCode::OK, &json!({ "devices": shown.collect::<Vec<_>>() })))

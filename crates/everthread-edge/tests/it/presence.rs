@@ -324,7 +324,6 @@ impl Follower for Published {
     fn doubt(&self) {}
 }
 
-#[expect(clippy::print_stderr, reason = "the figures of docs/performance.md")]
 async fn a_thousand_who_come_and_go_cost_a_few_messages_a_second<E: Engine>() {
     let world = World::<E>::start().await;
     let (here, there) = (world.node().await, world.node().await);

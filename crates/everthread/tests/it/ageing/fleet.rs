@@ -150,6 +150,7 @@ impl Shared {
 }
 
 /// Begins something in every session at one node that is about to be killed; counts the kills that came before an answer.
+#[expect(clippy::disallowed_methods, reason = "whoever begins it waits for it by its handle")]
 fn begin(
     shared: &Arc<Shared>,
     at: usize,
@@ -326,7 +327,6 @@ impl Fleet {
     }
 
     /// Tells how much there was of everything, and checks that there was enough of it to prove anything.
-    #[expect(clippy::print_stderr, reason = "the counts are what a long race is run for")]
     pub async fn report(&self, shared: &Shared, proof: &Proof, kills: bool) {
         for at in 0..NODES {
             self.note(at, shared).await;
