@@ -6,7 +6,6 @@ use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
-use everthread_edge::folder;
 use everthread_edge::presence::Times;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,15 +73,6 @@ pub struct NodeArgs {
     /// How long a stopping node waits for its connections, in milliseconds.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
-    /// After any write, fold the log of a session that has so many raw entries.
-    #[arg(long, env = "EVERTHREAD_FOLD_AT", default_value_t = folder::Options::default().at_entries)]
-    pub fold_at: u64,
-    /// At the end of a run, fold the log of a session that has so many raw entries.
-    #[arg(long, env = "EVERTHREAD_FOLD_AT_END", default_value_t = folder::Options::default().at_end_entries)]
-    pub fold_at_end: u64,
-    /// So many of the most recent entries stay raw.
-    #[arg(long, env = "EVERTHREAD_FOLD_KEEP", default_value_t = folder::Options::default().keep_entries)]
-    pub fold_keep: u64,
     #[command(flatten)]
     pub keeping: KeepingArgs,
     #[command(flatten)]
@@ -161,22 +151,6 @@ impl NodeArgs {
             node_ttl: Duration::from_millis(self.presence_ttl_ms),
             grace: Duration::from_millis(self.presence_grace_ms),
             ..Times::default()
-        })
-    }
-
-    /// When logs are folded, checked.
-    pub fn folding(&self) -> anyhow::Result<folder::Options> {
-        ensure!(
-            self.fold_keep < self.fold_at_end && self.fold_at_end <= self.fold_at,
-            "--fold-keep ({}) must be less than --fold-at-end ({}), and that not more than --fold-at ({})",
-            self.fold_keep,
-            self.fold_at_end,
-            self.fold_at
-        );
-        Ok(folder::Options {
-            at_entries: self.fold_at,
-            at_end_entries: self.fold_at_end,
-            keep_entries: self.fold_keep,
         })
     }
 
@@ -297,7 +271,6 @@ pub fn start_log_with(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
-    args.folding()?;
     args.token(Mode::Serve)?;
     args.keeping.folding()?;
     args.keeping.retention()?;
