@@ -1,37 +1,19 @@
 // Other words in the place of one's own, other answers, and the way between them: for everybody who looks.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, before, test } from "node:test";
+import { test } from "node:test";
 import { ConsolePage } from "./page.mjs";
-import { launchBrowser, Server, until } from "./server.mjs";
+import { until } from "./server.mjs";
+import { setStage, shots } from "./stage.mjs";
 
-const shots = process.env.EVERTHREAD_SCREENSHOTS ?? join(tmpdir(), "everthread-console-screenshots");
 const options = { timeout: 90_000 };
 
-let server;
-let browser;
-
-before(async () => {
-  await mkdir(shots, { recursive: true });
-  server = await Server.start();
-  browser = await launchBrowser();
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  await Promise.all((browser?.contexts() ?? []).map((context) => context.close()));
-});
+const stage = setStage();
 
 async function person(as, session) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 860 } });
-  return ConsolePage.open(context, server, session, as);
+  const context = await stage.browser.newContext({ viewport: { width: 1280, height: 860 } });
+  return ConsolePage.open(context, stage.server, session, as);
 }
 
 /** What people said, as it stands on the page. */

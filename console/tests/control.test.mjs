@@ -1,42 +1,24 @@
 // Live control, by one person and by several: what one asks, all see.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, before, test } from "node:test";
+import { test } from "node:test";
 import { ConsolePage } from "./page.mjs";
-import { launchBrowser, Server, until } from "./server.mjs";
+import { until } from "./server.mjs";
+import { setStage, shots } from "./stage.mjs";
 
-const shots = process.env.EVERTHREAD_SCREENSHOTS ?? join(tmpdir(), "everthread-console-screenshots");
 const DESKTOP = { viewport: { width: 1280, height: 860 } };
 const PHONE = { viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true };
 const options = { timeout: 90_000 };
 const QUESTION = "Explain sessions to me.";
 
-let server;
-let browser;
-
-before(async () => {
-  await mkdir(shots, { recursive: true });
-  server = await Server.start();
-  browser = await launchBrowser();
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  await Promise.all((browser?.contexts() ?? []).map((context) => context.close()));
-});
+const stage = setStage();
 
 const shoot = (view, name) => view.page.screenshot({ path: join(shots, `${name}.png`) });
 
 /** A person with a browser of her own. */
 async function person(as, session, device = DESKTOP) {
-  return ConsolePage.open(await browser.newContext(device), server, session, as);
+  return ConsolePage.open(await stage.browser.newContext(device), stage.server, session, as);
 }
 
 test("stop stops, and tells its receipts", options, async () => {

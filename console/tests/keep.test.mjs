@@ -1,38 +1,20 @@
 // A session that is continued from some place of it, and one that is deleted.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, before, test } from "node:test";
+import { test } from "node:test";
 import { ConsolePage } from "./page.mjs";
-import { launchBrowser, Server, until } from "./server.mjs";
+import { until } from "./server.mjs";
 import { Api } from "./session.mjs";
+import { setStage, shots } from "./stage.mjs";
 
-const shots = process.env.EVERTHREAD_SCREENSHOTS ?? join(tmpdir(), "everthread-console-screenshots");
 const options = { timeout: 90_000 };
 
-let server;
-let browser;
-
-before(async () => {
-  await mkdir(shots, { recursive: true });
-  server = await Server.start();
-  browser = await launchBrowser();
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  await Promise.all((browser?.contexts() ?? []).map((context) => context.close()));
-});
+const stage = setStage();
 
 async function person(as, session) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 860 } });
-  return ConsolePage.open(context, server, session, as);
+  const context = await stage.browser.newContext({ viewport: { width: 1280, height: 860 } });
+  return ConsolePage.open(context, stage.server, session, as);
 }
 
 const rows = (view) => view.page.locator("#sessions .title").allTextContents();
@@ -71,7 +53,7 @@ test("a session is continued from a message of it, and the first one stays as it
 });
 
 test("a session is deleted, for everybody who looks at it", options, async () => {
-  const api = new Api(server, "ann");
+  const api = new Api(stage.server, "ann");
   const session = await api.makeSession("Old trip");
   await api.putMany(session, 3);
   const ann = await person("ann", session);

@@ -1,38 +1,20 @@
 // Who is here and what they have read.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, afterEach, before, test } from "node:test";
+import { test } from "node:test";
 import { ConsolePage } from "./page.mjs";
-import { launchBrowser, Server, until } from "./server.mjs";
+import { until } from "./server.mjs";
 import { Api } from "./session.mjs";
+import { setStage, shots } from "./stage.mjs";
 
-const shots = process.env.EVERTHREAD_SCREENSHOTS ?? join(tmpdir(), "everthread-console-screenshots");
 const options = { timeout: 90_000 };
 
-let server;
-let browser;
-
-before(async () => {
-  await mkdir(shots, { recursive: true });
-  server = await Server.start();
-  browser = await launchBrowser();
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  await Promise.all((browser?.contexts() ?? []).map((context) => context.close()));
-});
+const stage = setStage();
 
 async function person(as, session) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 860 } });
-  const view = await ConsolePage.open(context, server, session, as);
+  const context = await stage.browser.newContext({ viewport: { width: 1280, height: 860 } });
+  const view = await ConsolePage.open(context, stage.server, session, as);
   if (session !== undefined) await view.connection("live");
   return view;
 }
@@ -46,7 +28,7 @@ const says = (view, words) =>
 const devices = async (api, session) => (await api.call("GET", `/sessions/${session}/devices`)).devices;
 
 test("people see who is here, and who is typing", options, async () => {
-  const api = new Api(server, "ann");
+  const api = new Api(stage.server, "ann");
   const session = await api.makeSession("Trip");
   const ann = await person("ann", session);
   await ann.page.locator("#people").waitFor({ state: "hidden" });
@@ -70,7 +52,7 @@ test("people see who is here, and who is typing", options, async () => {
 });
 
 test("what was seen is read, and what came meanwhile is new", options, async () => {
-  const api = new Api(server, "bob");
+  const api = new Api(stage.server, "bob");
   const session = await api.makeSession("News");
   await api.putMany(session, 5);
   const ann = await person("ann", session);
