@@ -18,7 +18,8 @@ pub const STAGED_KEPT: Duration = Duration::from_secs(10 * 60);
 pub struct Plant<'a> {
     /// What must be in its place.
     pub over: Over<'a>,
-    /// Known epochs with the first seq of each, oldest first. Over a stub: left alone, as the stub has them.
+    /// Known epochs with the first seq of each, oldest first. Over a stub: as the stub has them, and one more if the store has
+    /// restarted since the last write.
     pub epochs: &'a [(Epoch, Seq)],
     /// Seq of the last entry that was staged, or was before the floor. A stub must have the same.
     pub head: Seq,

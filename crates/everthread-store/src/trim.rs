@@ -25,7 +25,7 @@ pub struct Trim<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trimmed {
     /// The records are gone and the base stands for them. The version has moved, so that nobody decides on what was read
-    /// before.
+    /// before; with it the epoch, if the store has restarted since the last write.
     Done,
     /// Somebody else has moved the floor.
     Elsewhere {

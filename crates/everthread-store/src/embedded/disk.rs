@@ -4,6 +4,7 @@
 
 use super::{Durability, Options, lenient::LenientFile, pools::PoolRow, session::Producer};
 use crate::{Error, Head, Page, Refusal};
+use everthread_protocol::limits::EPOCHS_MAX;
 use everthread_protocol::{
     Epoch, Fence, Millis, Record, RunId, Seq, SessionId, SessionKey, TenantId, Version,
 };
@@ -81,6 +82,17 @@ impl Meta {
     /// The epoch of the last write and its first seq.
     pub fn epoch(&self) -> (Epoch, Seq) {
         self.epochs.last().copied().unwrap_or_default()
+    }
+
+    /// From the next entry on, this epoch is in force. Whether it was not.
+    pub fn begin_epoch(&mut self, epoch: Epoch) -> bool {
+        if self.epoch().0 == epoch {
+            return false;
+        }
+        self.epochs.push((epoch, self.head.next()));
+        let excess = self.epochs.len().saturating_sub(EPOCHS_MAX);
+        self.epochs.drain(..excess);
+        true
     }
 
     /// The version of the state.

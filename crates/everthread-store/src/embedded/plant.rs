@@ -251,7 +251,10 @@ impl Writer {
                 self.numbers.sessions
             }
         };
-        if plant.over.is_none() {
+        if plant.over.is_some() {
+            // The version moves, so the epoch comes first.
+            meta.begin_epoch(meta.epoch().0.max(self.boot));
+        } else {
             // Above every fence of one of this name that was deleted.
             meta.fence_last = meta.fence_last.max(self.numbers.epoch);
         }

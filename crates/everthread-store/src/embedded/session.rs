@@ -6,7 +6,7 @@ use super::disk::Meta;
 use super::leases::Lease;
 use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Written, types::stored_record};
 use bytes::Bytes;
-use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS, REQUESTS_MAX};
+use everthread_protocol::limits::{REQUEST_MEMORY_MS, REQUESTS_MAX};
 use everthread_protocol::record::stored_tail;
 use everthread_protocol::{Epoch, Fence, Millis, Record, RunId, Seq, Version};
 use serde::{Deserialize, Serialize};
@@ -252,12 +252,7 @@ impl Session {
         if !self.exists() {
             self.meta.fence_last = epoch.0;
         }
-        let moved = self.meta.epoch().0 != epoch;
-        if moved {
-            self.meta.epochs.push((epoch, from));
-            let excess = self.meta.epochs.len().saturating_sub(EPOCHS_MAX);
-            self.meta.epochs.drain(..excess);
-        }
+        let moved = self.meta.begin_epoch(epoch);
         self.meta.head = to;
         let lease = write.change.as_ref().and_then(|change| self.change(change, moment));
         if let Some(asked) = &write.producer {

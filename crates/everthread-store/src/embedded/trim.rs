@@ -57,6 +57,8 @@ impl Writer {
         if !is_new && !self.shared.disk.has_folded(number, last)? {
             return Ok(Trimmed::NoSuchRecord);
         }
+        // The version moves, so the epoch comes first.
+        session.meta.begin_epoch(session.meta.epoch().0.max(self.boot));
         session.meta.floor = trim.floor;
         session.meta.folded_bytes = session.meta.folded_bytes.saturating_sub(trim.bytes);
         session.meta.changes += 1;

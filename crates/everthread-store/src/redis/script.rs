@@ -94,9 +94,13 @@ impl Scripts {
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
             delete: Script::new(include_str!("lua/delete.lua")),
-            trim: Script::new(include_str!("lua/trim.lua")),
+            trim: Script::new(concat!(
+                "#!lua flags=allow-oom\n",
+                include_str!("lua/epoch.lua"),
+                include_str!("lua/trim.lua")
+            )),
             stage: Script::new(include_str!("lua/stage.lua")),
-            plant: Script::new(include_str!("lua/plant.lua")),
+            plant: Script::new(concat!(include_str!("lua/epoch.lua"), include_str!("lua/plant.lua"))),
             stub: Script::new(include_str!("lua/stub.lua")),
             renew: Script::new(include_str!("lua/renew.lua")),
             deliver: Script::new(include_str!("lua/deliver.lua")),

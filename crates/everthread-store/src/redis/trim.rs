@@ -6,6 +6,7 @@ use super::read::{broken, number, parse, text};
 use super::write::version_of;
 use crate::{Base, Error, Refusal, Trim, Trimmed};
 use ::redis::Value;
+use everthread_protocol::limits::EPOCHS_MAX;
 use everthread_protocol::{Seq, SessionKey};
 
 impl Redis {
@@ -14,8 +15,9 @@ impl Redis {
         trim.check()?;
         let numbers = [trim.from.0, trim.floor.0, trim.floor.0 - 1, trim.bytes];
         let numbers = numbers.map(|number| number.to_string());
-        let expect = trim.expect.to_string();
-        let texts = std::iter::once(&expect).chain(&numbers).map(String::as_str).chain([trim.base]);
+        let (expect, epochs_max) = (trim.expect.to_string(), EPOCHS_MAX.to_string());
+        let texts =
+            std::iter::once(&expect).chain(&numbers).map(String::as_str).chain([trim.base, &epochs_max]);
         let args: Vec<&[u8]> = texts.map(str::as_bytes).collect();
         let keys = &self.inner.keys;
         let keys = [keys.meta(key), keys.folded(key), keys.base(key)];

@@ -310,5 +310,12 @@ async fn a_restart_keeps_a_stub_and_it_comes_back() {
     drop(store);
     let store = open(dir.path());
     assert_eq!(read_all(&store, &key, Seq(0), suite::ALL).await, records);
-    assert_eq!(store.load(&key).await.unwrap().unwrap().epochs, before.epochs);
+    let (new, after) =
+        store.load(&key).await.unwrap().unwrap().epochs.split_last().map(|(n, a)| (*n, a.to_vec())).unwrap();
+    assert_eq!(
+        (after, new.1),
+        (before.epochs.clone(), first.to.next()),
+        "the version moved, in an epoch of the new start"
+    );
+    assert!(new.0 > first.epoch);
 }

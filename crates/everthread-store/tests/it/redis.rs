@@ -5,14 +5,14 @@ use crate::suite::{
     self, Heard, PATIENCE, append, change, created, doubt, ear, entries, granted, next, one, producer,
     read_all, refused, until,
 };
-use everthread_protocol::{Cursor, Millis, PoolKey, Seq, SessionKey};
+use everthread_protocol::{Cursor, Millis, PoolKey, Seq, SessionKey, Version};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::embedded::Embedded;
 use everthread_store::redis::{Options, Redis};
 use everthread_store::{
     Change, Error, Fold, Folded, Interest, Over, Plant, Planted, Refusal, Renewal, Store, Stub, Stubbed,
-    WorkItem, Write,
+    Trim, Trimmed, WorkItem, Write,
 };
 use everthread_testkit::{Proxy, RedisOptions, RedisServer};
 use std::time::Duration;
@@ -402,6 +402,57 @@ async fn what_was_read_before_a_tail_was_lost_is_not_folded_over_what_took_its_p
     let mut view = View::new();
     catch_up(&store, &key, &mut view, suite::ALL).await;
     assert_eq!((view.seq(), view.epoch()), (Seq(30), epoch));
+}
+
+/// After a failover, what moves the version without a write must not give it the value of a decision that was lost.
+#[tokio::test]
+async fn a_version_that_a_trim_or_a_plant_moves_is_none_that_was_lost() {
+    let (store, (_stop, server)) = fresh_server().await;
+    for by_plant in [false, true] {
+        let (key, _) = created(&store).await;
+        for _ in 0..9 {
+            store.write(&key, one()).await.unwrap();
+        }
+        let all = read_all(&store, &key, Seq(0), suite::ALL).await;
+        let (epoch, records) = folded(&store, &key, Seq(5), Limits::default()).await;
+        assert_eq!(store.fold(&key, Fold { epoch, records: &records }).await, Ok(Folded::Done));
+        let head = store.heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+        // As somebody knows it who has read a decision that this primary never had.
+        let lost = Version { n: head.version.n + 1, ..head.version };
+        if by_plant {
+            let stub = Stub { expect: head.version, head: head.seq, object: "o", state: "", at: Millis(1) };
+            assert_eq!(store.stub(&key, stub).await, Ok(Stubbed::Done));
+        }
+        server.command(&format!("HSET et:{{{key}}}:meta replid another")).await.unwrap();
+        if by_plant {
+            store.stage(&key, "a", &all).await.unwrap();
+            let back = Plant {
+                over: Over::Stub { object: "o" },
+                epochs: &[],
+                head: head.seq,
+                changes: 0,
+                fence_last: 0,
+                floor: Seq(1),
+                base: None,
+                folded_bytes: 1,
+                state: "s",
+                next_due: None,
+                first: None,
+            };
+            let planted = store.plant(&key, "a", back).await.unwrap();
+            assert!(matches!(planted, Planted::Done { epoch: new, .. } if new > epoch), "{planted:?}");
+        } else {
+            let trim = Trim { expect: head.version, from: Seq(1), floor: Seq(6), bytes: 1, base: "b" };
+            assert_eq!(store.trim(&key, trim).await, Ok(Trimmed::Done));
+        }
+        let decided = Write { change: Some(change(Some(lost), "on what is lost")), ..one() };
+        assert!(matches!(refused(&store, &key, decided).await, Refusal::Conflict { .. }), "{by_plant}");
+        let now = store.load(&key).await.unwrap().unwrap();
+        assert_eq!((now.version.n, now.head), (lost.n, head.seq));
+        assert_eq!(now.epochs, [(epoch, Seq(1)), (now.version.epoch, head.seq.next())]);
+        let written = store.write(&key, one()).await.unwrap();
+        assert_eq!((written.epoch, written.to), (now.version.epoch, head.seq.next()), "it is begun once");
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@
 -- Returns {'ok', epoch, to, version} {'elsewhere'} {'unstaged'} {'corrupt', why}
 --
 -- Atomic because a reader must find the session whole or not at all, and because two nodes may plant at once: the second
--- finds the first one's session. All checks come before the first change.
+-- finds the first one's session. All checks come before the first change. Over a stub the version goes on, in an epoch of
+-- this primary (epoch.lua stands before this text): the stub may have lost what it knew last.
 
 -- `..` and tostring round microseconds to 14 digits.
 local function text(number) return string.format('%.0f', number) end
@@ -67,7 +68,7 @@ if over == '' then
   put('since', since)
   put('epochs', epochs)
 else
-  n, epoch = tonumber(m[2]) + 1, m[1]
+  n, epoch = tonumber(m[2]) + 1, epoch_in_force(meta, m[1], head, ARGV[15])
 end
 
 local to, record = head, nil
