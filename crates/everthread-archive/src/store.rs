@@ -2,8 +2,8 @@
 
 use crate::Archive;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    Version, WorkerId,
+    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    TenantId, Version, WorkerId,
 };
 use everthread_store::*;
 use std::sync::Arc;
@@ -72,6 +72,10 @@ impl<S: Store> Store for Archive<S> {
             self.forget(key, &objects).await?;
         }
         Ok(is_deleted)
+    }
+
+    async fn gone(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {
+        self.store.gone(key).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {

@@ -12,6 +12,7 @@
 
 mod delivered;
 mod disk;
+mod gone;
 mod group;
 mod leases;
 mod lenient;
@@ -33,8 +34,8 @@ use crate::{
     TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    Version, WorkerId,
+    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    TenantId, Version, WorkerId,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -99,6 +100,7 @@ struct Shared {
     liveness: liveness::Liveness,
     delivered: delivered::Delivered,
     presence: presence::Presence,
+    gone: gone::Gone,
     clock: Clock,
     failure: OnceLock<String>,
 }
@@ -124,6 +126,7 @@ impl Embedded {
             liveness: liveness::Liveness::default(),
             delivered: delivered::Delivered::default(),
             presence: presence::Presence::default(),
+            gone: gone::Gone::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
         });
@@ -283,6 +286,10 @@ impl Store for Embedded {
     async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
         let (key, expect) = (key.clone(), Some((expect, head)));
         Ok(self.ask(|reply| Request::Delete(key, expect, reply)).await?.is_some())
+    }
+
+    async fn gone(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {
+        Ok(self.0.shared.gone.of(key, Instant::now()))
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {

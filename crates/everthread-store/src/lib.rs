@@ -27,7 +27,7 @@ pub use types::*;
 pub use whole::*;
 
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
+    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
 use std::sync::Arc;
@@ -80,8 +80,10 @@ pub trait Store: Send + Sync + 'static {
     fn base(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Base>, Error>> + Send;
 
     /// Puts records aside for [`Store::plant`], in order, under a name of the caller's choice: those of one call follow
-    /// those of the one before. Nobody sees them. They are forgotten [`STAGED_KEPT`] after the last call without a plant;
-    /// a call that goes on from there is [`Refusal::NotStaged`]. Repeating a call is harmless.
+    /// those of the one before, or it is [`Refusal::NotStaged`]. Nobody sees them. Repeating a call is harmless.
+    ///
+    /// They are forgotten [`STAGED_KEPT`] after the last call without a plant. Where nothing is staged a call begins anew, with
+    /// whatever record: who goes on after that learns from the plant that what came before is gone.
     fn stage(
         &self,
         key: &SessionKey,
@@ -136,6 +138,10 @@ pub trait Store: Send + Sync + 'static {
         expect: Version,
         head: Seq,
     ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// The last epoch of a session that was deleted within [`TOMBSTONE_KEPT`] and was not made anew since; `None` of any other.
+    /// Who means to plant a session reads it first: see [`Over::Nothing`].
+    fn gone(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Epoch>, Error>> + Send;
 
     /// Renews the leases of runs, session by session, and reads the sessions' heads in the order asked (`None`: no such
     /// session).

@@ -44,8 +44,12 @@ pub struct Plant<'a> {
 /// What must be in the place of a session that is planted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over<'a> {
-    /// No session.
-    Nothing,
+    /// No session, nor one that was there and was deleted since the caller began: what somebody has deleted must not be made
+    /// again by somebody slower.
+    Nothing {
+        /// What [`crate::Store::gone`] said when the caller began.
+        gone: Option<Epoch>,
+    },
     /// The stub that names this object.
     Stub {
         /// See [`Stub::object`].
@@ -119,7 +123,8 @@ impl Plant<'_> {
     /// Whether records must have been staged. An error is a bug of the caller.
     pub(crate) fn needs_staged(&self) -> Result<bool, Error> {
         let is_whole = self.floor.0 >= 1 && self.floor <= self.head.next();
-        let has_epochs = self.over != Over::Nothing || !self.epochs.is_empty() || self.first.is_some();
+        let has_epochs =
+            matches!(self.over, Over::Stub { .. }) || !self.epochs.is_empty() || self.first.is_some();
         let has_count = self.first.is_none_or(|first| first.count > 0);
         if !is_whole || !has_epochs || !has_count {
             return Err(Error::Corrupt("a plant that makes no session".to_owned()));

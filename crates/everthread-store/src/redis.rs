@@ -35,8 +35,8 @@ use crate::{
 };
 use ::redis::InfoDict;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey, TenantId,
-    Version, WorkerId,
+    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    TenantId, Version, WorkerId,
 };
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
@@ -208,6 +208,10 @@ impl Store for Redis {
 
     async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
         Ok(self.delete_session(key, Some((expect, head))).await?.is_some())
+    }
+
+    async fn gone(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {
+        self.gone_epoch(key).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {

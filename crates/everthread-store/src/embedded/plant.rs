@@ -20,6 +20,7 @@ use everthread_protocol::{Epoch, Millis, Record, Seq, SessionKey, Version};
 use redb::{ReadableTable as _, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What is staged, by session and name.
 #[derive(Debug, Default)]
@@ -56,6 +57,7 @@ pub(super) struct OwnedStage {
 /// A [`Plant`] that can travel to the writer.
 pub(super) struct OwnedPlant {
     over: Option<String>,
+    gone: Option<Epoch>,
     epochs: Vec<(Epoch, Seq)>,
     head: Seq,
     changes: u64,
@@ -82,12 +84,14 @@ pub(super) struct OwnedStub {
 impl OwnedPlant {
     fn of(plant: &Plant<'_>) -> Result<Self, Error> {
         let of_first = |first: First<'_>| (stored_tail(first.by, None, first.entries), first.count);
+        let (over, gone) = match plant.over {
+            Over::Nothing { gone } => (None, gone),
+            Over::Stub { object } => (Some(object.to_owned()), None),
+        };
         Ok(Self {
             needs_staged: plant.needs_staged()?,
-            over: match plant.over {
-                Over::Nothing => None,
-                Over::Stub { object } => Some(object.to_owned()),
-            },
+            over,
+            gone,
             epochs: plant.epochs.to_vec(),
             head: plant.head,
             changes: plant.changes,
@@ -237,6 +241,12 @@ impl Writer {
         let Some(mut meta) = plant.meta_over(current.map(|session| &session.meta)) else {
             return Ok(Planted::Elsewhere);
         };
+        // One that was planted and deleted since must stay deleted.
+        if plant.over.is_none()
+            && self.shared.gone.of(key, Instant::now()).is_some_and(|e| Some(e) != plant.gone)
+        {
+            return Ok(Planted::Elsewhere);
+        }
         let is_whole = |staged: Staged| staged.from == plant.floor && staged.to == plant.head;
         if plant.needs_staged && !staged.is_some_and(is_whole) {
             return Err(Refusal::NotStaged.into());
@@ -255,6 +265,7 @@ impl Writer {
             // The version moves, so the epoch comes first.
             meta.begin_epoch(meta.epoch().0.max(self.boot));
         } else {
+            self.shared.gone.forget(key);
             // Above every fence of one of this name that was deleted.
             meta.fence_last = meta.fence_last.max(self.numbers.epoch);
         }

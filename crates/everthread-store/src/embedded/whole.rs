@@ -9,6 +9,7 @@ use super::writer::Writer;
 use crate::{Deleted, Error, Listed};
 use everthread_protocol::{Millis, Seq, SessionKey, Version};
 use redb::WriteTransaction;
+use tokio::time::Instant;
 
 impl Meta {
     /// The session for a list.
@@ -68,6 +69,8 @@ impl Writer {
             let (epoch, _) = meta.epoch();
             // The next session of this name begins above all of these.
             self.numbers.epoch = self.numbers.epoch.max(epoch.0).max(meta.fence_last);
+            // Said before it is durable, or not at all: it only ever keeps somebody from planting.
+            self.shared.gone.note(key, epoch, Instant::now());
             Deleted { epoch, head: meta.head }
         }))
     }

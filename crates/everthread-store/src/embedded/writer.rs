@@ -234,7 +234,8 @@ impl Writer {
         session.touched = self.groups;
         let (now, now_us) = self.shared.clock.both();
         let before = session.bytes();
-        let fresh = if session.exists() { self.boot } else { self.numbers.next_epoch(now_us) };
+        let is_new = !session.exists();
+        let fresh = if is_new { self.numbers.next_epoch(now_us) } else { self.boot };
         let applied = session.write(write, Moment { boot: self.boot, fresh, now, now_us });
         self.cached_bytes = self.cached_bytes + session.bytes() - before;
         if applied.is_err() && !session.exists() {
@@ -244,6 +245,9 @@ impl Writer {
             return applied.map(|applied| applied.written);
         }
         let Applied { written, record, changed, lease } = applied?;
+        if is_new {
+            self.shared.gone.forget(key);
+        }
         if written.duplicate.is_none() {
             group.sessions.entry(key.clone()).or_default().changed |= changed;
         }

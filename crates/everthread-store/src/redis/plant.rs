@@ -131,9 +131,9 @@ impl Redis {
 /// In the order of the script's header.
 fn arguments(plant: &Plant<'_>, control: String) -> Result<Vec<Vec<u8>>, Error> {
     let is_staged = plant.needs_staged()?;
-    let object = match plant.over {
-        Over::Nothing => "",
-        Over::Stub { object } => object,
+    let (object, gone) = match plant.over {
+        Over::Nothing { gone } => ("", gone.map_or_else(String::new, |epoch| epoch.to_string())),
+        Over::Stub { object } => (object, String::new()),
     };
     let epochs: Vec<String> = plant.epochs.iter().map(|(epoch, since)| format!("{epoch}:{since}")).collect();
     let tail = plant.first.map(|first| stored_tail(first.by, None, first.entries));
@@ -151,7 +151,8 @@ fn arguments(plant: &Plant<'_>, control: String) -> Result<Vec<Vec<u8>>, Error> 
         u8::from(is_staged).to_string(),
         plant.head.next().to_string(),
     ];
-    let rest = [plant.first.map_or(0, |first| first.count).to_string(), EPOCHS_MAX.to_string(), control];
+    let rest =
+        [plant.first.map_or(0, |first| first.count).to_string(), EPOCHS_MAX.to_string(), control, gone];
     let texts = texts.into_iter().map(String::into_bytes);
     Ok(texts.chain([tail.unwrap_or_default()]).chain(rest.into_iter().map(String::into_bytes)).collect())
 }

@@ -5,7 +5,7 @@
 
 use super::Redis;
 use super::link::Failure;
-use super::read::{HEAD_FIELDS, broken, epochs_of, head_of, number, text};
+use super::read::{HEAD_FIELDS, broken, epochs_of, head_of, number, parse, text};
 use crate::{Deleted, Error, Listed, TOMBSTONE_KEPT};
 use ::redis::{Value, cmd};
 use everthread_protocol::{Epoch, Millis, Seq, SessionKey, Version};
@@ -52,6 +52,18 @@ impl Redis {
             tracing::debug!(%key, %error, "the deadline of a deleted session fires in its time");
         }
         Ok(deleted)
+    }
+
+    /// See [`crate::Store::gone`].
+    pub(super) async fn gone_epoch(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {
+        let mut request = cmd("GET");
+        request.arg(self.inner.keys.gone(key));
+        let tombstone: Option<String> = self.link(key).command(&request).await.map_err(Failure::of_read)?;
+        let epoch = |tombstone: String| {
+            let (epoch, _) = tombstone.split_once(' ').ok_or_else(|| broken("a tombstone"))?;
+            Ok(Epoch(parse(epoch)?))
+        };
+        tombstone.map(epoch).transpose()
     }
 
     /// `None` if the session is not as expected.

@@ -241,7 +241,7 @@ async fn what_is_staged_when_the_engine_stops_is_gone_and_what_was_planted_stays
     let records = read_all(&store, &source, Seq(0), suite::ALL).await;
     let (planted, staged) = (suite::fresh(), suite::fresh());
     let whole = |epochs| Plant {
-        over: Over::Nothing,
+        over: Over::Nothing { gone: None },
         epochs,
         head: Seq(6),
         changes: 1,

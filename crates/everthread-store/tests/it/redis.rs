@@ -658,7 +658,7 @@ async fn what_is_staged_expires_and_what_is_planted_does_not() {
     let kept = i64::try_from(everthread_store::STAGED_KEPT.as_millis()).unwrap();
     assert!(left > 0 && left <= kept, "{left}");
     let plant = Plant {
-        over: Over::Nothing,
+        over: Over::Nothing { gone: None },
         epochs: &[(everthread_protocol::Epoch(1), Seq(1))],
         head: Seq(1),
         changes: 1,

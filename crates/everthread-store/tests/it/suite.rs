@@ -88,6 +88,8 @@ macro_rules! conformance {
             readers_of_a_session_that_goes_and_comes_find_it_whole,
             followers_hear_of_a_plant,
             a_session_that_was_deleted_can_be_planted_anew,
+            a_deletion_since_the_planter_began_is_final,
+            who_goes_on_with_a_staging_that_is_forgotten_learns_it_from_the_plant,
             a_stub_is_listed_and_deleted_like_a_session,
             a_session_of_which_nothing_is_left_but_its_end_can_be_planted,
         );

@@ -5,6 +5,7 @@
 --       2 table of epochs   3 head   4 changes   5 last fence   6 floor   7 base or ''   8 bytes of what was staged
 --       9 state   10 next due in ms, or ''   11 '1' if something was staged   12 seq after the head
 --      13 end of the first record, or ''   14 count of its entries   15 most epochs   16 channel of state changes
+--      17 epoch of the tombstone that was there when the planter began, or ''
 -- Returns {'ok', epoch, to, version} {'elsewhere'} {'unstaged'} {'corrupt', why}
 --
 -- Atomic because a reader must find the session whole or not at all, and because two nodes may plant at once: the second
@@ -25,6 +26,9 @@ end
 
 local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'archived', 'epochs')
 if over == '' and m[1] then return refuse('elsewhere') end
+-- One that was planted and deleted since must stay deleted.
+local gone_epoch, gone_fence = string.match(redis.call('GET', KEYS[7]) or '', '^(%d+) (%d+)')
+if over == '' and gone_epoch and gone_epoch ~= ARGV[17] then return refuse('elsewhere') end
 if over ~= '' and (m[4] ~= over or m[3] ~= head) then return refuse('elsewhere') end
 if redis.call('XLEN', log) + redis.call('XLEN', folded) > 0 then
   return refuse('corrupt', 'a log is there, its session is not')
@@ -46,7 +50,6 @@ local function put(field, value) set[#set + 1] = field; set[#set + 1] = value en
 local n, epoch, epochs
 if over == '' then
   n, epochs = tonumber(ARGV[4]), ARGV[2]
-  local gone_epoch, gone_fence = string.match(redis.call('GET', KEYS[7]) or '', '^(%d+) (%d+)')
   local fence = ARGV[5]
   if gone_fence and tonumber(gone_fence) > tonumber(fence) then fence = gone_fence end
   put('fence_last', fence)

@@ -41,7 +41,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
 
 fn plant<'a>(records: &[Record], epochs: &'a [(Epoch, Seq)]) -> Plant<'a> {
     Plant {
-        over: Over::Nothing,
+        over: Over::Nothing { gone: None },
         epochs,
         head: records.last().unwrap().to,
         changes: 7,
@@ -383,7 +383,7 @@ pub async fn followers_hear_of_a_plant<S: Store>(store: &S) {
 pub async fn a_session_of_which_nothing_is_left_but_its_end_can_be_planted<S: Store>(store: &S) {
     let (key, epochs) = (fresh(), [(Epoch(3), Seq(1))]);
     let empty = Plant {
-        over: Over::Nothing,
+        over: Over::Nothing { gone: None },
         epochs: &epochs,
         head: Seq(40),
         changes: 4,
@@ -422,7 +422,9 @@ pub async fn a_session_that_was_deleted_can_be_planted_anew<S: Store>(store: &S)
     let (key, granted) = granted(store).await;
     let deleted = store.delete(&key).await.unwrap().unwrap();
     store.stage(&key, "a", &records).await.unwrap();
-    let planted = store.plant(&key, "a", plant(&records, &[(Epoch(1), Seq(1))])).await.unwrap();
+    let over = Over::Nothing { gone: store.gone(&key).await.unwrap() };
+    let epochs = [(Epoch(1), Seq(1))];
+    let planted = store.plant(&key, "a", Plant { over, ..plant(&records, &epochs) }).await.unwrap();
     let Planted::Done { epoch, version, .. } = planted else { panic!("{planted:?}") };
     assert!(epoch > deleted.epoch, "{epoch} after {}", deleted.epoch);
     // Nor do fences repeat.
@@ -448,4 +450,52 @@ pub async fn a_stub_is_listed_and_deleted_like_a_session<S: Store>(store: &S) {
     assert_eq!(store.plant(&key, "a", back).await.unwrap(), Planted::Elsewhere);
     let anew = Write { change: Some(change(None, "s")), ..one() };
     assert!(store.write(&key, anew).await.unwrap().epoch > before.epoch);
+}
+
+pub async fn a_deletion_since_the_planter_began_is_final<S: Store>(store: &S) {
+    let (_, records, _) = source(store, 5).await;
+    let (key, epochs) = (fresh(), [(Epoch(1), Seq(1))]);
+    let begun = async || Plant {
+        over: Over::Nothing { gone: store.gone(&key).await.unwrap() },
+        ..plant(&records, &epochs)
+    };
+    let slow = begun().await;
+    assert_eq!(slow.over, Over::Nothing { gone: None });
+    for round in 0..2 {
+        store.stage(&key, "slow", &records).await.unwrap();
+        store.stage(&key, "quick", &records).await.unwrap();
+        let quick = store.plant(&key, "quick", begun().await).await.unwrap();
+        assert!(matches!(quick, Planted::Done { .. }), "{round}: {quick:?}");
+        assert_eq!(store.gone(&key).await, Ok(None), "a session that is there is not gone");
+        let deleted = store.delete(&key).await.unwrap().unwrap();
+        assert_eq!(store.gone(&key).await, Ok(Some(deleted.epoch)));
+        // Deleting what is deleted is no new deletion.
+        store.delete(&key).await.unwrap();
+        assert_eq!(store.gone(&key).await, Ok(Some(deleted.epoch)));
+        assert_eq!(store.plant(&key, "slow", slow).await, Ok(Planted::Elsewhere), "{round}");
+        assert_eq!(head(store, &key).await, None);
+        assert_eq!(refusal(store.plant(&key, "slow", begun().await).await), Refusal::NotStaged, "it is gone");
+    }
+    // Nor does a planter that began after the first deletion undo the second.
+    let late = begun().await;
+    store.write(&key, Write { change: Some(change(None, "s")), ..one() }).await.unwrap();
+    assert_eq!(store.gone(&key).await, Ok(None));
+    store.delete(&key).await.unwrap();
+    store.stage(&key, "late", &records).await.unwrap();
+    assert_eq!(store.plant(&key, "late", late).await, Ok(Planted::Elsewhere));
+    store.stage(&key, "late", &records).await.unwrap();
+    let planted = store.plant(&key, "late", begun().await).await;
+    assert!(matches!(planted, Ok(Planted::Done { .. })), "who asks for it after that gets it: {planted:?}");
+}
+
+pub async fn who_goes_on_with_a_staging_that_is_forgotten_learns_it_from_the_plant<S: Store>(store: &S) {
+    let (_, records, _) = source(store, 10).await;
+    let (key, epochs) = (fresh(), [(Epoch(1), Seq(1))]);
+    let (early, late) = records.split_at(records.len() / 2);
+    store.stage(&key, "a", early).await.unwrap();
+    // So it is forgotten, as it is in time.
+    assert_eq!(refusal(store.plant(&key, "a", plant(&records, &epochs)).await), Refusal::NotStaged);
+    assert_eq!(store.stage(&key, "a", late).await, Ok(()));
+    assert_eq!(refusal(store.plant(&key, "a", plant(&records, &epochs)).await), Refusal::NotStaged);
+    assert_eq!(head(store, &key).await, None);
 }
