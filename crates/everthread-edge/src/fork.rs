@@ -10,7 +10,7 @@ use crate::tail::{goes_on, since_of};
 use everthread_protocol::entry::Object;
 use everthread_protocol::{Author, Code, Cursor, Epoch, Fault, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
-use everthread_session::forked::{Forked, fork, forked_from, truncate};
+use everthread_session::forked::{Forked, Origin, fork, forked_from, truncate};
 use everthread_session::state::SCHEMA;
 use everthread_session::view::{self, View};
 use everthread_session::{Refusal, State};
@@ -55,9 +55,11 @@ pub(crate) async fn make<S: Store>(
     at: Option<Seq>,
     patch: &Object,
 ) -> Result<Done, Fault> {
+    // Before anything else: who deletes the fork from here on has the last word, however slow this is.
+    let gone = edge.desk.store().gone(target).await.map_err(|error| fault_of(target, &error))?;
     // Before the source: that may be gone, or be folded in another way, since the first answer was lost.
-    if let Some(done) = existing(edge, source, target).await?
-        && at.is_none_or(|at| at == done.at)
+    if let Some((done, origin)) = existing(edge, source, target).await?
+        && at.is_none_or(|at| at == done.at || at == origin.asked)
     {
         return Ok(done);
     }
@@ -67,8 +69,11 @@ pub(crate) async fn make<S: Store>(
     let (loaded, state) = edge.desk.load(source).await.map_err(|failure| failure.fault())?;
     let at = check(&loaded, &state, at)?;
     let (name, cut) = staged(edge, source, target, at).await?;
-    let forked = fork(&cut.view, &source.session, patch).map_err(|refusal| refusal.fault())?;
-    match plant(edge, target, by, &name, &cut, &forked).await.map_err(|error| fault_of(target, &error))? {
+    let forked = fork(&cut.view, &source.session, at, patch).map_err(|refusal| refusal.fault())?;
+    match plant(edge, target, gone, by, (&name, &cut), &forked)
+        .await
+        .map_err(|error| fault_of(target, &error))?
+    {
         Planted::Done { epoch, to, .. } => {
             let done = Done {
                 cursor: Cursor { epoch, seq: to },
@@ -80,10 +85,11 @@ pub(crate) async fn make<S: Store>(
             list(edge, target, &loaded).await;
             Ok(done)
         }
-        Planted::Elsewhere => {
-            let found = existing(edge, source, target).await?.filter(|done| done.at == cut.view.seq());
-            found.ok_or_else(|| Fault::new(Code::IdConflict, "the session exists, and is no such fork"))
-        }
+        Planted::Elsewhere => match existing(edge, source, target).await? {
+            Some((done, origin)) if done.at == cut.view.seq() || origin.asked == at => Ok(done),
+            Some(_) => Err(Fault::new(Code::IdConflict, "the session exists, and is no such fork")),
+            None => Err(Fault::new(Code::NoSession, "the fork was deleted while it was made")),
+        },
     }
 }
 
@@ -92,19 +98,20 @@ async fn existing<S: Store>(
     edge: &Edge<S>,
     source: &SessionKey,
     target: &SessionKey,
-) -> Result<Option<Done>, Fault> {
+) -> Result<Option<(Done, Origin)>, Fault> {
     let (loaded, state) = match edge.desk.load(target).await.map_err(|failure| failure.fault()) {
         Ok(found) => found,
         Err(fault) if fault.code == Code::NoSession => return Ok(None),
         Err(fault) => return Err(fault),
     };
     match forked_from(&state.meta) {
-        Some((session, at)) if session == source.session => {
+        Some(origin) if origin.session == source.session => {
             // Whoever made it may have died before it was in the list, and due.
             edge.desk.arm_upkeep(target, &state, loaded.now, true).await;
             list(edge, target, &loaded).await;
             let cursor = Cursor { epoch: loaded.version.epoch, seq: loaded.head };
-            Ok(Some(Done { cursor, meta: state.meta, at, existed: true }))
+            let done = Done { cursor, meta: state.meta, at: origin.seq, existed: true };
+            Ok(Some((done, origin)))
         }
         _ => Err(Fault::new(Code::IdConflict, "the session exists, and is no fork of this one")),
     }
@@ -214,9 +221,9 @@ async fn stage<S: Store>(
 async fn plant<S: Store>(
     edge: &Edge<S>,
     target: &SessionKey,
+    gone: Option<Epoch>,
     by: &Author,
-    name: &str,
-    cut: &Cut,
+    (name, cut): (&str, &Cut),
     forked: &Forked,
 ) -> Result<Planted, Error> {
     let text = |e: serde_json::Error| Error::Corrupt(e.to_string());
@@ -227,7 +234,7 @@ async fn plant<S: Store>(
     // What began after the cut is of the source alone.
     let epochs: Vec<_> = cut.epochs.iter().copied().filter(|(_, since)| *since <= head).collect();
     let plant = Plant {
-        over: Over::Nothing,
+        over: Over::Nothing { gone },
         epochs: &epochs,
         head,
         changes: 1,

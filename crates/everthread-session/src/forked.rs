@@ -29,20 +29,36 @@ pub struct Forked {
     pub state: State,
 }
 
-/// What `meta` says the session was forked from, if it was.
-pub fn forked_from(meta: &Object) -> Option<(SessionId, Seq)> {
-    let from = meta.get(FORKED_FROM)?;
-    let session = from.get("session")?.as_str()?.parse().ok()?;
-    Some((session, Seq(from.get("seq")?.as_u64()?)))
+/// Where a fork comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The source.
+    pub session: SessionId,
+    /// The last seq that it has from its source.
+    pub seq: Seq,
+    /// The seq that was asked for: greater, if that lay inside a merged append. A repeat of the request is known by it.
+    pub asked: Seq,
 }
 
-/// How a fork of `source` begins, whose view at the cut is `view`; `patch` changes its meta.
-pub fn fork(view: &View, source: &SessionId, patch: &Object) -> Result<Forked, Refusal> {
+/// What `meta` says the session was forked from, if it was.
+pub fn forked_from(meta: &Object) -> Option<Origin> {
+    let from = meta.get(FORKED_FROM)?;
+    let session = from.get("session")?.as_str()?.parse().ok()?;
+    let seq = Seq(from.get("seq")?.as_u64()?);
+    Some(Origin { session, seq, asked: from.get("at").and_then(Value::as_u64).map_or(seq, Seq) })
+}
+
+/// How a fork of `source` begins that was asked for at `asked`, and whose view at the cut is `view`; `patch` changes its meta.
+pub fn fork(view: &View, source: &SessionId, asked: Seq, patch: &Object) -> Result<Forked, Refusal> {
     if view.session().closed {
         return Err(Refusal::Closed);
     }
     let mut patch = patch.clone();
-    patch.insert(FORKED_FROM.to_owned(), json!({ "session": source, "seq": view.seq() }));
+    let mut from = json!({ "session": source, "seq": view.seq() });
+    if asked != view.seq() {
+        from["at"] = json!(asked);
+    }
+    patch.insert(FORKED_FROM.to_owned(), from);
     let mut meta = view.session().meta.clone();
     for (key, value) in &patch {
         match value {

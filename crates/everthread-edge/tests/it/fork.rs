@@ -119,7 +119,11 @@ async fn a_fork_at_any_seq_is_what_the_source_was_there<E: Engine>() {
             assert_eq!(state_at(node.address, &name, exact).await, then, "at {at}");
             let now = view(node.address, &name).await;
             assert_eq!(open(&now), Vec::<&Value>::new(), "at {at}");
-            assert_eq!(now["session"]["meta"]["forked_from"], json!({ "session": "s", "seq": exact }));
+            let from = match exact == at {
+                true => json!({ "session": "s", "seq": exact }),
+                false => json!({ "session": "s", "seq": exact, "at": at }),
+            };
+            assert_eq!(now["session"]["meta"]["forked_from"], from);
             // And it takes what comes.
             let path = format!("/v1/sessions/{name}/input");
             Request::post(path, &json!({ "text": "On", "agent": "nobody" }))
@@ -254,6 +258,7 @@ async fn a_long_session_is_forked_inside_a_merged_append<E: Engine>() {
     folder.fold(&key("s")).await.unwrap();
     let folded_to = store.heads(&[key("s")]).await.unwrap()[0].unwrap().folded_to.0;
     assert!(folded_to > 20_000 && folded_to < head, "{folded_to}");
+    let mut names = Vec::new();
     for at in [start + 12_345, folded_to, folded_to + 7, head - 3, head] {
         let made = fork(node.address, "s", json!({ "at": at })).await;
         let (name, exact) = (made["session"].as_str().unwrap(), made["at"].as_u64().unwrap());
@@ -264,6 +269,7 @@ async fn a_long_session_is_forked_inside_a_merged_append<E: Engine>() {
         assert_eq!(text, (exact - start) * 6);
         let forked = store.heads(&[key(name)]).await.unwrap()[0].unwrap();
         assert_eq!(forked.folded_to.0, exact);
+        names.push((at, made.clone()));
         let source = store.heads(&[key("s")]).await.unwrap()[0].unwrap();
         assert_eq!((source.folded_to.0, source.seq.0), (folded_to, head), "the source is left alone");
         let page = store.read(&key(name), Seq(0), usize::MAX).await.unwrap();
@@ -271,6 +277,18 @@ async fn a_long_session_is_forked_inside_a_merged_append<E: Engine>() {
         let bytes: usize =
             page.records.iter().filter(|r| r.to <= forked.folded_to).map(|r| r.blocks.len()).sum();
         assert_eq!(forked.folded_bytes, bytes as u64);
+    }
+    // A repeat is known by the seq that it asks for, also when nobody can tell any more where that was rounded to.
+    Request::new("DELETE", "/v1/sessions/s").send(node.address).await.with(200);
+    for (at, made) in names {
+        let again = async |at: &Value| {
+            let body = json!({ "session": made["session"], "at": at });
+            Request::post("/v1/sessions/s/fork", &body).send(node.address).await
+        };
+        for at in [&json!(at), &made["at"]] {
+            assert_eq!(again(at).await.with(200)["at"], made["at"], "{at}");
+        }
+        again(&json!(2)).await.is_error(404, "no_session");
     }
 }
 

@@ -4,7 +4,7 @@ use crate::log::{make, steps};
 use everthread_protocol::{Epoch, Record, Seq};
 use everthread_session::decide::Refusal;
 use everthread_session::fold::{Limits, fold};
-use everthread_session::forked::{fork, forked_from, truncate};
+use everthread_session::forked::{Origin, fork, forked_from, truncate};
 use everthread_session::view::{MessageState, RunStatus, View};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ proptest! {
         let at = Seq(1 + at.index(usize::try_from(last.to.0).unwrap()) as u64);
         let (_, _, mut view) = cut(&log.records, at, |epoch| log.since(epoch));
         let (source, values) = ("source".parse().unwrap(), view.values().clone());
-        let forked = match fork(&view, &source, &object(json!({ "title": "Mine", "gone": null }))) {
+        let forked = match fork(&view, &source, Seq(at.0 + 3), &object(json!({ "title": "Mine", "gone": null }))) {
             Ok(forked) => forked,
             Err(refusal) => {
                 prop_assert_eq!(refusal, Refusal::Closed);
@@ -100,7 +100,7 @@ proptest! {
         // The state that decisions are made on agrees with what people see.
         prop_assert_eq!(&view.session().meta, &forked.state.meta);
         prop_assert_eq!(&view.session().meta["title"], "Mine");
-        prop_assert_eq!(forked_from(&forked.state.meta), Some((source, at)));
+        prop_assert_eq!(forked_from(&forked.state.meta), Some(Origin { session: source, seq: at, asked: Seq(at.0 + 3) }));
         prop_assert_eq!(forked.state.open_runs().count() + forked.state.controls.len(), 0);
         prop_assert_eq!(&forked.state.values, &values);
         prop_assert_eq!(forked.state.next_due(), None);
@@ -135,10 +135,10 @@ fn a_meta_that_says_something_else_is_no_fork() {
 #[test]
 fn a_fork_has_no_meta_that_a_session_may_not_have() {
     let source = "s".parse().unwrap();
-    let refused = |meta: Value| fork(&View::new(), &source, &object(meta)).unwrap_err();
+    let refused = |meta: Value| fork(&View::new(), &source, Seq(0), &object(meta)).unwrap_err();
     assert!(matches!(refused(json!({ "agent": 7 })), Refusal::Invalid(_)));
     assert!(matches!(refused(json!({ "x": "x".repeat(9000) })), Refusal::Limit(_)));
     // Where it comes from is not the asker's to say.
-    let forked = fork(&View::new(), &source, &object(json!({ "forked_from": null }))).unwrap();
-    assert_eq!(forked_from(&forked.state.meta), Some((source, Seq(0))));
+    let forked = fork(&View::new(), &source, Seq(0), &object(json!({ "forked_from": null }))).unwrap();
+    assert_eq!(forked_from(&forked.state.meta), Some(Origin { session: source, seq: Seq(0), asked: Seq(0) }));
 }
