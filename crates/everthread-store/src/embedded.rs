@@ -54,6 +54,8 @@ const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// How long it then waits for its commit.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
+/// How long a reader that is ahead of what is shown waits for it.
+const SHOWN_PAUSE: Duration = Duration::from_millis(1);
 /// Memory for sessions and their recent records.
 const CACHE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
@@ -222,12 +224,21 @@ impl Store for Embedded {
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
-        if let Some(page) = self.0.shared.views.page(key, after, bytes_max) {
-            return Ok(page);
+        let shared = &self.0.shared;
+        loop {
+            if let Some(page) = shared.views.page(key, after, bytes_max) {
+                return Ok(page);
+            }
+            let of = key.clone();
+            let page = self.on_disk(move |shared| shared.disk.page(&of, after, bytes_max)).await?;
+            let page = page.ok_or(Refusal::NoSession)?;
+            // A commit is in the file a moment before it is shown. Whoever got it now could get less with the next read, from
+            // memory, and would take it for a log that has lost its end.
+            if !shared.views.is_before(key, &page.head) || shared.failure().is_some() {
+                return Ok(page);
+            }
+            tokio::time::sleep(SHOWN_PAUSE).await;
         }
-        let key = key.clone();
-        let page = self.on_disk(move |shared| shared.disk.page(&key, after, bytes_max)).await?;
-        page.ok_or_else(|| Refusal::NoSession.into())
     }
 
     async fn fold(&self, key: &SessionKey, fold: Fold<'_>) -> Result<Folded, Error> {

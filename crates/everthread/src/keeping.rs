@@ -7,6 +7,10 @@ use everthread_edge::{folder, retention};
 use everthread_protocol::TenantId;
 use everthread_session::Retention;
 use std::num::NonZeroU64;
+use std::time::Duration;
+
+/// A look reads a session's oldest records: not after each of its folds.
+const RETENTION_EVERY_MIN: Duration = Duration::from_millis(100);
 
 /// How much of sessions is kept, and in which form.
 #[derive(Debug, Clone, Args)]
@@ -15,6 +19,9 @@ pub struct KeepingArgs {
     /// tenant with its name and a colon before it. May be given several times; in the variable, with spaces between.
     #[arg(long, env = "EVERTHREAD_RETENTION", value_delimiter = ' ')]
     pub retention: Vec<String>,
+    /// So long a node waits at least before it looks again at what is to be dropped of a session.
+    #[arg(long, env = "EVERTHREAD_RETENTION_EVERY", default_value = "1m", value_parser = duration)]
+    pub retention_every: Duration,
     /// So many entries of a session that are not folded are folded after any write.
     #[arg(long, env = "EVERTHREAD_FOLD_AT", default_value_t = folder::Options::default().at_entries)]
     pub fold_at: u64,
@@ -45,7 +52,12 @@ impl KeepingArgs {
 
     /// What is kept.
     pub fn retention(&self) -> anyhow::Result<retention::Options> {
-        let mut options = retention::Options::default();
+        ensure!(
+            self.retention_every >= RETENTION_EVERY_MIN,
+            "--retention-every must be at least {} ms",
+            RETENTION_EVERY_MIN.as_millis()
+        );
+        let mut options = retention::Options { pause: self.retention_every, ..Default::default() };
         for text in self.retention.iter().filter(|text| !text.is_empty()) {
             read_into(&mut options, text).with_context(|| format!("--retention {text}"))?;
         }
@@ -106,11 +118,22 @@ fn bytes(text: &str) -> anyhow::Result<NonZeroU64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    fn args(flags: &[&str]) -> KeepingArgs {
+        let retention = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let retention_every = Duration::from_secs(1);
+        KeepingArgs { retention, retention_every, fold_at: 3, fold_at_end: 2, fold_keep: 1 }
+    }
 
     fn options(flags: &[&str]) -> anyhow::Result<retention::Options> {
-        let retention = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        KeepingArgs { retention, fold_at: 3, fold_at_end: 2, fold_keep: 1 }.retention()
+        args(flags).retention()
+    }
+
+    #[test]
+    fn looks_in_quick_succession_are_refused() {
+        let every = |retention_every| KeepingArgs { retention_every, ..args(&[]) }.retention();
+        assert_eq!(every(Duration::from_millis(100)).unwrap().pause, Duration::from_millis(100));
+        assert!(every(Duration::from_millis(99)).is_err());
     }
 
     #[test]

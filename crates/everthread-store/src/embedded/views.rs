@@ -140,6 +140,12 @@ impl Views {
         self.read().views.get(key).map(|view| view.meta.to_head())
     }
 
+    /// Whether the session is shown as it was before its log ended there.
+    pub fn is_before(&self, key: &SessionKey, head: &Head) -> bool {
+        let shown = self.head(key);
+        shown.is_some_and(|shown| (shown.epoch, shown.seq) < (head.epoch, head.seq))
+    }
+
     /// The page after `after`, if all of it is here.
     pub fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Option<Page> {
         let shown = self.read();

@@ -319,3 +319,34 @@ async fn a_restart_keeps_a_stub_and_it_comes_back() {
     );
     assert!(new.0 > first.epoch);
 }
+
+/// What is read of a session comes from the file or from memory, and the file is a moment ahead after each commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_read_is_older_than_the_one_before_it_wherever_it_comes_from() {
+    let (store, _dir) = on_disk().await;
+    let (key, _) = created(&store).await;
+    // Too large to be kept in memory: whoever begins at the start reads the file.
+    let large = format!(r#"[{{"type":"x-large","text":"{}"}}]"#, "x".repeat(512 * 1024));
+    store.write(&key, append(&large, 1)).await.unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let write = async {
+        for _ in 0..1_000 {
+            store.write(&key, one()).await.unwrap();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let read = |n: u64| {
+        let (store, key, is_over) = (&store, &key, &is_over);
+        async move {
+            let mut seen = Seq(0);
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                for after in [Seq(n % 2), seen] {
+                    let page = store.read(key, after, 1).await.unwrap();
+                    assert!(page.head.seq >= seen, "{} after {seen}", page.head.seq);
+                    seen = page.head.seq;
+                }
+            }
+        }
+    };
+    tokio::join!(write, read(0), read(1), read(0), read(1));
+}

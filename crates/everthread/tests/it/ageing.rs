@@ -5,6 +5,7 @@
 //! is checked holds at every moment, or of the whole history. Ten seconds of it; a minute with `EVERTHREAD_LONG_TESTS=1`.
 
 mod fleet;
+mod log;
 mod proof;
 mod reader;
 mod writers;
@@ -25,9 +26,31 @@ fn race_time() -> Duration {
     Duration::from_secs(if is_long { 60 } else { 10 })
 }
 
+/// What happens besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Besides {
+    Nothing,
+    /// Nodes are killed in the middle of things.
+    Kills,
+    /// The beginnings of the logs are dropped.
+    Trims,
+    /// Both.
+    TrimsAndKills,
+}
+
+impl Besides {
+    fn has_kills(self) -> bool {
+        matches!(self, Besides::Kills | Besides::TrimsAndKills)
+    }
+
+    fn has_trims(self) -> bool {
+        matches!(self, Besides::Trims | Besides::TrimsAndKills)
+    }
+}
+
 /// Has everything happen at once, lets it come to rest, and checks what everybody holds.
-async fn race(seed: u64, kills: bool) {
-    let (mut fleet, shared) = Fleet::start(seed, SESSIONS).await;
+async fn race(seed: u64, besides: Besides) {
+    let (mut fleet, shared) = Fleet::start(seed, SESSIONS, besides).await;
     let _workers = writers::serve(&shared);
     let (mut writing, mut reading) = (JoinSet::new(), JoinSet::new());
     for session in 0..SESSIONS {
@@ -42,7 +65,7 @@ async fn race(seed: u64, kills: bool) {
         writing.spawn(writers::read_whole(shared.clone()));
     }
     let deadline = tokio::time::Instant::now() + race_time();
-    if kills {
+    if besides.has_kills() {
         fleet.kill_until(deadline, &shared).await;
     } else {
         tokio::time::sleep_until(deadline).await;
@@ -52,7 +75,7 @@ async fn race(seed: u64, kills: bool) {
     fleet.rest(&shared).await;
     let readers = all(&mut reading).await;
     let proof = proof::check(&fleet, &shared, &readers).await;
-    fleet.report(&shared, &proof, kills).await;
+    fleet.report(&shared, &proof).await;
 }
 
 /// What all of them come to, or the panic of the first that fails.
@@ -68,10 +91,20 @@ async fn all<T: 'static>(tasks: &mut JoinSet<T>) -> Vec<T> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn folding_appending_attaching_and_archiving_at_once_lose_double_and_misplace_nothing() {
-    race(1, false).await;
+    race(1, Besides::Nothing).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_killed_in_the_middle_of_folds_and_archives_lose_double_and_misplace_nothing() {
-    race(2, true).await;
+    race(2, Besides::Kills).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_stood_where_a_log_was_trimmed_is_told_and_what_is_kept_is_whole() {
+    race(3, Besides::Trims).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_killed_in_the_middle_of_trims_leave_what_is_kept_whole() {
+    race(4, Besides::TrimsAndKills).await;
 }

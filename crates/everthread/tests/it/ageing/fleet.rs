@@ -1,5 +1,6 @@
 //! Three nodes on one Redis and one archive, which may be killed and come back, and what all tasks of a race share.
 
+use super::Besides;
 use super::proof::Proof;
 use super::reader::FIELDS;
 use crate::node::{Node, PATIENCE, TOKEN};
@@ -21,6 +22,9 @@ pub const BURST: u64 = 20;
 /// Folds and archives as soon as there is anything: every reader meets them.
 const SOON: [&str; 8] =
     ["--fold-at", "16", "--fold-at-end", "8", "--fold-keep", "4", "--archive-after", "1s"];
+
+/// Keeps hardly more than a few answers.
+const LITTLE: [&str; 4] = ["--retention", "max-bytes=16KiB", "--retention-every", "300ms"];
 
 /// Numbers that look random and are the same for a seed.
 pub struct Random(u64);
@@ -61,6 +65,22 @@ impl Tally {
     }
 }
 
+/// An input that was acknowledged.
+#[derive(Clone)]
+pub struct Asked {
+    pub message: String,
+    pub run: String,
+    /// The seq of the last entry of its block.
+    pub to: u64,
+}
+
+/// What was written last of what only the last counts of.
+#[derive(Clone, Default)]
+pub struct Kept {
+    pub turn: Option<u64>,
+    pub last_mark: Option<String>,
+}
+
 /// What all tasks of a race share.
 pub struct Shared {
     pub urls: Vec<String>,
@@ -72,15 +92,18 @@ pub struct Shared {
     pub ends: watch::Sender<Option<Vec<u64>>>,
     /// What was acknowledged: marks with the seq that their answer named, by session.
     pub marks: Mutex<Vec<Vec<(String, u64)>>>,
-    /// Bursts of marks that were acknowledged, by session. Others may have come through all the same.
-    pub bursts: Mutex<Vec<Vec<String>>>,
-    /// Messages whose input was acknowledged, with the run that they asked for, by session.
-    pub asked: Mutex<Vec<Vec<(String, String)>>>,
+    /// Bursts of marks that were acknowledged, with the seq of their last one, by session. Others may have come through all
+    /// the same.
+    pub bursts: Mutex<Vec<Vec<(String, u64)>>>,
+    /// What was asked for and acknowledged, by session.
+    pub asked: Mutex<Vec<Vec<Asked>>>,
+    /// By session.
+    pub kept: Mutex<Vec<Kept>>,
     /// Tokens of each run that were confirmed to its worker, and whether its end was.
     pub confirmed: Mutex<HashMap<String, u64>>,
     http: reqwest::Client,
     seeds: AtomicU64,
-    kills: std::sync::atomic::AtomicBool,
+    pub besides: Besides,
 }
 
 impl Shared {
@@ -109,6 +132,20 @@ impl Shared {
 
     /// Asks a node something: status and body, or nothing if the answer was lost, which takes a node that was killed.
     pub async fn ask(&self, url: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
+        let answer = self.try_ask(url, path, body).await;
+        if let Err(error) = &answer {
+            self.lost(&error.to_string());
+        }
+        answer.ok()
+    }
+
+    /// The same, where an answer may also be cut off for other reasons.
+    pub async fn try_ask(
+        &self,
+        url: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, String), reqwest::Error> {
         let url = format!("{url}{path}");
         let request = match body {
             Some(body) => self.http.post(url).body(body.to_string()),
@@ -118,17 +155,13 @@ impl Shared {
             let answer = request.bearer_auth(TOKEN).send().await?;
             Ok::<_, reqwest::Error>((answer.status().as_u16(), answer.text().await?))
         };
-        let answer = tokio::time::timeout(PATIENCE, asking).await.expect("no answer in time");
-        if let Err(error) = &answer {
-            self.lost(&error.to_string());
-        }
-        answer.ok()
+        tokio::time::timeout(PATIENCE, asking).await.expect("no answer in time")
     }
 
     /// A connection broke.
     pub fn lost(&self, why: &str) {
         self.tally.add("connections lost", 1);
-        assert!(self.kills.load(Ordering::Relaxed), "a connection broke and no node was killed: {why}");
+        assert!(self.besides.has_kills(), "a connection broke and no node was killed: {why}");
     }
 
     /// Asks one node after the other until one has done it; its answer.
@@ -166,8 +199,9 @@ fn begin(
             async move {
                 let answer = shared.ask(&shared.urls[at], &path, body.as_ref()).await;
                 let burst = body.as_ref().and_then(|body| body["id"].as_str());
-                if let (Some(burst), Some((202, _))) = (burst, &answer) {
-                    shared.bursts.lock().unwrap()[session].push(burst.to_owned());
+                if let (Some(burst), Some((202, text))) = (burst, &answer) {
+                    let to = seq_of(&serde_json::from_str(text).unwrap());
+                    shared.bursts.lock().unwrap()[session].push((burst.to_owned(), to));
                 }
                 answer.is_none()
             }
@@ -190,6 +224,12 @@ fn burst(shared: &Shared) -> Option<Value> {
     Some(json!({ "id": id, "entries": entries }))
 }
 
+/// The seq of an answer's cursor.
+pub fn seq_of(answer: &Value) -> u64 {
+    let (_, seq) = answer["cursor"].as_str().unwrap_or_else(|| panic!("{answer}")).split_once('.').unwrap();
+    seq.parse().unwrap()
+}
+
 /// The nodes, and what they stand on.
 pub struct Fleet {
     nodes: Vec<Option<Node>>,
@@ -201,13 +241,16 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts it, with so many sessions.
-    pub async fn start(seed: u64, sessions: usize) -> (Fleet, Arc<Shared>) {
+    pub async fn start(seed: u64, sessions: usize, besides: Besides) -> (Fleet, Arc<Shared>) {
         let redis = RedisServer::start().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("archive")).unwrap();
         let archive = format!("file://{}", dir.path().join("archive").display());
         let on = ["serve".to_owned(), "--redis".to_owned(), redis.url(), "--archive".to_owned(), archive];
-        let args: Vec<String> = on.into_iter().chain(SOON.map(str::to_owned)).collect();
+        let mut args: Vec<String> = on.into_iter().chain(SOON.map(str::to_owned)).collect();
+        if besides.has_trims() {
+            args.extend(LITTLE.map(str::to_owned));
+        }
         let mut fleet =
             Fleet { nodes: Vec::new(), args, redis, dir, random: Random::seeded(seed.wrapping_mul(7919)) };
         for _ in 0..NODES {
@@ -227,10 +270,11 @@ impl Fleet {
             marks: Mutex::new(vec![Vec::new(); sessions.len()]),
             bursts: Mutex::new(vec![Vec::new(); sessions.len()]),
             asked: Mutex::new(vec![Vec::new(); sessions.len()]),
+            kept: Mutex::new(vec![Kept::default(); sessions.len()]),
             confirmed: Mutex::default(),
             http: reqwest::Client::new(),
             seeds: AtomicU64::new(seed * 1000),
-            kills: false.into(),
+            besides,
             sessions,
         };
         (fleet, Arc::new(shared))
@@ -250,7 +294,6 @@ impl Fleet {
 
     /// Kills one node after the other, in the middle of things, and starts it again.
     pub async fn kill_until(&mut self, deadline: Instant, shared: &Arc<Shared>) {
-        shared.kills.store(true, Ordering::Relaxed);
         while Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(200 + self.random.below(800))).await;
             let at = usize::try_from(self.random.below(NODES as u64)).unwrap();
@@ -291,6 +334,8 @@ impl Fleet {
             ("brought back", "everthread_restores_total", r#"result="restored""#),
             ("found brought back", "everthread_restores_total", r#"result="found""#),
             ("bringing back failed", "everthread_restores_total", r#"result="failed""#),
+            ("trims", "everthread_retention_total", r#"what="trimmed""#),
+            ("trims raced", "everthread_retention_total", r#"what="raced""#),
             ("blocks appended", "everthread_appends_total", r#"result="ok""#),
         ];
         for (what, metric, label) in counts {
@@ -307,9 +352,7 @@ impl Fleet {
             let path = format!("/v1/sessions/{session}");
             let is_quiet = async |node: &Node| node.get(&path).await["runs"] == json!([]);
             self.node(0).wait_until("quiet", is_quiet).await;
-            let cursor = self.node(0).get(&path).await["cursor"].clone();
-            let (_, seq) = cursor.as_str().unwrap().split_once('.').unwrap();
-            ends.push(seq.parse().unwrap());
+            ends.push(seq_of(&self.node(0).get(&path).await));
         }
         shared.ends.send_replace(Some(ends));
     }
@@ -327,18 +370,21 @@ impl Fleet {
     }
 
     /// Tells how much there was of everything, and checks that there was enough of it to prove anything.
-    pub async fn report(&self, shared: &Shared, proof: &Proof, kills: bool) {
+    pub async fn report(&self, shared: &Shared, proof: &Proof) {
         for at in 0..NODES {
             self.note(at, shared).await;
         }
         let script = "EVAL \"return #redis.call('KEYS', '*:staged:*')\" 0";
         let staged = self.redis.command(script).await.unwrap();
-        eprintln!("entries {}, {proof}, {}", proof.entries, shared.tally.all());
+        eprintln!("{proof}, {}", shared.tally.all());
         eprintln!("left behind: objects {}, staged {}", self.objects(), staged.trim());
         for field in FIELDS {
             assert!(shared.tally.of(field) > 0, "there was none: {field}");
         }
         assert_eq!(shared.tally.of("bringing back failed"), 0);
-        assert_eq!(shared.tally.of("kills") > 0, kills);
+        assert_eq!(shared.tally.of("kills") > 0, shared.besides.has_kills());
+        for field in ["trims", "resets", "starts from a base"] {
+            assert_eq!(shared.tally.of(field) > 0, shared.besides.has_trims(), "{field}");
+        }
     }
 }

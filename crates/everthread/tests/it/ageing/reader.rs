@@ -35,11 +35,22 @@ pub struct Held {
     pub marks: Vec<(u64, String)>,
     /// What came before is not held: 0 if everything is.
     pub since: u64,
+    /// Whether a base stands for all of that.
+    pub has_base: bool,
+    /// The floor when it began.
+    pub floor: u64,
 }
 
 impl Held {
     fn nothing() -> Self {
-        Self { view: View::new(), marks: Vec::new(), since: 0 }
+        Self { view: View::new(), marks: Vec::new(), since: 0, has_base: false, floor: 1 }
+    }
+
+    /// What a snapshot brings.
+    fn begin(text: &str) -> Self {
+        let Snapshot { epoch, seq, floor, state, messages, .. } = serde_json::from_str(text).unwrap();
+        let view = View::from_snapshot(epoch, seq, state.get(), messages.get()).unwrap();
+        Self { view, marks: Vec::new(), since: seq.0, has_base: false, floor: floor.0 }
     }
 
     pub fn seq(&self) -> u64 {
@@ -68,6 +79,19 @@ impl Held {
 /// Why a visit ended early.
 struct Left;
 
+/// What may come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Entries,
+    /// A snapshot, which was asked for.
+    Recent,
+    Reset,
+    /// A snapshot, since the cursor is of what was dropped.
+    AfterReset,
+    /// What stands for the beginning of the log.
+    Base,
+}
+
 pub struct Reader {
     shared: Arc<Shared>,
     session: usize,
@@ -80,6 +104,11 @@ impl Reader {
     pub fn new(shared: Arc<Shared>, session: usize) -> Self {
         let random = shared.random();
         Self { shared, session, random, held: Held::nothing(), places: Vec::new() }
+    }
+
+    /// What somebody holds who comes when all is over, and begins at the start.
+    pub async fn newcomer(shared: Arc<Shared>, session: usize) -> Held {
+        Self::new(shared, session).read_to_the_end().await.1
     }
 
     /// Reads until nobody writes any more and everything was read; what it then holds, and of which session.
@@ -135,7 +164,8 @@ impl Reader {
     async fn visit(&mut self, is_over: bool) -> Result<(), Left> {
         let url = self.random.one_of(&self.shared.urls).clone();
         let from = self.choose(is_over);
-        let is_snapshot = from.is_object();
+        let is_start = from == "start";
+        let mut expected = if from.is_object() { Expected::Recent } else { Expected::Entries };
         let mut attach =
             json!({ "t": "attach", "id": "a", "session": self.shared.sessions[self.session], "from": from });
         if self.random.below(4) == 0 {
@@ -165,16 +195,29 @@ impl Reader {
             match head["t"].as_str().unwrap() {
                 "welcome" => {}
                 "attached" => {
-                    assert_eq!(head["resumed"], true, "{head}");
+                    if head["resumed"] == false {
+                        expected = Expected::Reset;
+                    }
                     self.shared.tally.add("attaches", 1);
                 }
                 "snapshot" => {
-                    assert!(is_snapshot, "{head}");
-                    let Snapshot { epoch, seq, state, messages, .. } = serde_json::from_str(frame).unwrap();
-                    let view = View::from_snapshot(epoch, seq, state.get(), messages.get()).unwrap();
-                    self.held = Held { view, marks: Vec::new(), since: seq.0 };
+                    let at = self.held.seq();
+                    self.held = Held::begin(frame);
+                    let Held { since, floor, .. } = self.held;
+                    match std::mem::replace(&mut expected, Expected::Entries) {
+                        Expected::Recent => {}
+                        // Nobody is reset who could have gone on.
+                        Expected::AfterReset => assert!(at + 1 < floor, "{at}: {head}"),
+                        Expected::Base => {
+                            assert!(since + 1 == floor && self.held.view.messages().is_empty(), "{head}");
+                            self.held.has_base = true;
+                            self.shared.tally.add("starts from a base", 1);
+                        }
+                        Expected::Entries | Expected::Reset => panic!("{head}"),
+                    }
                 }
                 "entries" => {
+                    assert_eq!(expected, Expected::Entries, "{head}");
                     self.held.take(frame);
                     self.shared.tally.add("frames", 1);
                     left -= 1;
@@ -188,6 +231,15 @@ impl Reader {
                     is_live = true;
                 }
                 "lag" => is_live = false,
+                "reset" => {
+                    let is_expected = self.shared.besides.has_trims() && head["reason"] == "retention";
+                    assert!(is_expected, "{head}");
+                    // Who began at the start is told what was before the floor; who was overtaken by it, how things are.
+                    let is_at_start = is_start && expected == Expected::Reset;
+                    expected = if is_at_start { Expected::Base } else { Expected::AfterReset };
+                    is_live = false;
+                    self.shared.tally.add("resets", 1);
+                }
                 "error" => {
                     assert_eq!(head["retryable"], true, "{head}");
                     self.shared.tally.add("attaches refused for now", 1);

@@ -1,9 +1,8 @@
 //! Those who write, archive, and read whole sessions, and what they were told.
 
-use super::fleet::{Random, Shared};
+use super::fleet::{Asked, Random, Shared, seq_of};
+use super::log::Log;
 use crate::node::TOKEN;
-use everthread_protocol::frame::Entries;
-use everthread_session::view::View;
 use everthread_worker::{CancellationToken, Error, Role, Run, Worker};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -77,7 +76,8 @@ pub async fn ask_for_runs(shared: Arc<Shared>, session: usize) {
         let path = format!("/v1/sessions/{name}/input");
         let answer = shared.insist(&mut random, &path, Some(&body)).await;
         let said = |what: &str| answer[what].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
-        shared.asked.lock().unwrap()[session].push((said("message"), said("run")));
+        let asked = Asked { message: said("message"), run: said("run"), to: seq_of(&answer) };
+        shared.asked.lock().unwrap()[session].push(asked);
         loop {
             let status = shared.insist(&mut random, &format!("/v1/sessions/{name}"), None).await;
             if status["runs"] == json!([]) {
@@ -100,10 +100,22 @@ pub async fn put_marks(shared: Arc<Shared>, session: usize) {
             return;
         }
         let mark = format!("mark-{number}");
-        let body = json!({ "id": mark, "entries": [{ "type": "x-mark", "mark": mark }] });
+        let mut entries = vec![json!({ "type": "x-mark", "mark": mark })];
+        if number % 4 == 0 {
+            entries
+                .insert(0, json!({ "type": "event", "name": "last-mark", "data": mark, "keep": "latest" }));
+        }
+        let body = json!({ "id": mark, "entries": entries });
         let answer = shared.insist(&mut random, &path, Some(&body)).await;
-        let (_, seq) = answer["cursor"].as_str().unwrap().split_once('.').unwrap();
-        shared.marks.lock().unwrap()[session].push((mark, seq.parse().unwrap()));
+        if number % 4 == 0 {
+            shared.kept.lock().unwrap()[session].last_mark = Some(mark.clone());
+        }
+        shared.marks.lock().unwrap()[session].push((mark, seq_of(&answer)));
+        if number % 10 == 0 {
+            let body = json!({ "id": format!("turn-{number}"), "entries": [{ "type": "state.set", "key": "turn", "value": number }] });
+            shared.insist(&mut random, &path, Some(&body)).await;
+            shared.kept.lock().unwrap()[session].turn = Some(number);
+        }
         let ms = if random.below(25) == 0 { 1_500 } else { random.below(60) };
         shared.pause(ms).await;
     }
@@ -141,27 +153,11 @@ pub async fn read_whole(shared: Arc<Shared>) {
     }
 }
 
-/// What an export comes to, if it was not cut off by a kill.
+/// What an export comes to, if it was not cut off.
 async fn export(shared: &Shared, random: &mut Random, session: &str) -> Option<Value> {
-    let url = shared.any(random);
-    let (status, text) = shared.ask(url, &format!("/v1/sessions/{session}/export"), None).await?;
-    if status != 200 {
-        assert!(text.contains(r#""retryable":true"#), "{status} {text}");
-        return None;
-    }
-    let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let head = lines.next().unwrap();
-    let (mut view, mut next) = (View::new(), 1);
-    for mut record in lines {
-        assert_eq!(record["from"], next, "a hole in an export, or an overlap");
-        next = record["to"].as_u64().unwrap() + 1;
-        record["t"] = "entries".into();
-        record["attachment"] = 1.into();
-        view.apply_blocks(&Entries::decode(record.to_string().as_bytes()).unwrap()).unwrap();
-    }
-    assert!(next > head["seq"].as_u64().unwrap(), "an export that ends at {next}: {head}");
+    let log = Log::read(shared, shared.any(random), session).await?;
     shared.tally.add("exports", 1);
-    Some(serde_json::to_value(&view).unwrap())
+    Some(log.view)
 }
 
 /// Every answer counts from 0 up to wherever it is.
