@@ -16,6 +16,7 @@ use crate::bucket::Bucket;
 use crate::object::{Broken, FORMAT, Head, Item, Reader, Writer};
 use crate::turns::Turns;
 use crate::{Counts, Error};
+use everthread_control::TaskGroup;
 use everthread_protocol::{Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold};
 use everthread_store::{
@@ -39,6 +40,8 @@ const ARCHIVES_MAX: usize = 4;
 /// How often an object is deleted before it is left behind, and the pause before the second time.
 const DELETES_MAX: u32 = 4;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a cloud that did not answer at the start is asked again.
+const BEGIN_PAUSE: Duration = Duration::from_secs(5);
 /// Bytes of blocks that are read, or staged, at once.
 const PAGE_BYTES: usize = 512 * 1024;
 
@@ -59,6 +62,13 @@ pub struct Archive<S> {
     restores: Semaphore,
     archives: Semaphore,
     counts: Counts,
+    tasks: TaskGroup,
+}
+
+impl<S> Drop for Archive<S> {
+    fn drop(&mut self) {
+        self.tasks.token().cancel();
+    }
 }
 
 impl<S: Store> Archive<S> {
@@ -71,7 +81,46 @@ impl<S: Store> Archive<S> {
             restores: Semaphore::new(RESTORES_MAX),
             archives: Semaphore::new(ARCHIVES_MAX),
             counts: Counts::new(),
+            tasks: TaskGroup::new(),
         }
+    }
+
+    /// Takes the archive into use: see [`Bucket::begin`]. A node without a directory that it was told does not start; one
+    /// whose cloud does not answer does, and goes on asking.
+    pub async fn begin(&self) -> Result<(), Error> {
+        let Some(Options { bucket, .. }) = &self.options else { return Ok(()) };
+        let begun = bucket.begin().await;
+        if bucket.is_directory() {
+            begun?;
+            let (bucket, stop) = (bucket.clone(), self.tasks.token());
+            self.tasks.spawn_until_stopped(async move {
+                let swept = bucket.sweep(move || stop.is_cancelled()).await;
+                if swept > 0 {
+                    tracing::info!(
+                        swept,
+                        "files of uploads that nobody will finish are gone from the archive"
+                    );
+                }
+            });
+        } else if let Err(error) = begun {
+            tracing::warn!(%error, "the archive does not answer: what is archived is unavailable until it does");
+            let bucket = bucket.clone();
+            self.tasks.spawn_until_stopped(async move {
+                loop {
+                    tokio::time::sleep(BEGIN_PAUSE).await;
+                    match bucket.begin().await {
+                        Ok(()) => break tracing::info!("the archive answers"),
+                        Err(error) => tracing::debug!(%error, "the archive does not answer yet"),
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends its tasks and waits for them; false if some were still there after `patience`.
+    pub async fn close(&self, patience: Duration) -> bool {
+        self.tasks.close(patience).await
     }
 
     /// What it counts.
@@ -220,7 +269,12 @@ impl<S: Store> Archive<S> {
         let name = Bucket::fresh_name(key, loaded.version.n);
         let mut upload = options.bucket.upload(key, &name);
         match self.write(key, &loaded, &mut upload).await {
-            Ok(true) => upload.finish().await?,
+            Ok(true) => {
+                if let Err(error) = upload.finish().await {
+                    upload.abort().await;
+                    return Err(error);
+                }
+            }
             Ok(false) => {
                 upload.abort().await;
                 return Ok(Archived::Busy);

@@ -1,22 +1,30 @@
 //! Where archived sessions are: a folder per session in a directory, or in a bucket of S3, Google Cloud or Azure.
 //!
 //! The only place that speaks to `object_store`. Every step has a deadline. **Invariant:** an object is whole or not there;
-//! its name is never used again, so one that is read or deleted is the one that was meant.
+//! its name is never used again, so one that is read or deleted is the one that was meant. And whatever is said not to be
+//! there was looked for in the place itself: one that is not mounted, or was emptied, has lost its [`marker`], and answers
+//! nothing at all.
+
+mod leftovers;
+mod marker;
+mod upload;
+
+pub use upload::Upload;
 
 use crate::Error;
 use bytes::Bytes;
 use everthread_protocol::SessionKey;
 use futures_util::{Stream, TryStreamExt as _};
+use marker::Known;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt as _, ObjectStoreScheme};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one step may take, its repetitions included: a request, a part of an upload, the next bytes of an object.
 const STEP_MAX: Duration = Duration::from_secs(15);
-/// An object that is larger is sent in parts of this size. Stores want all but the last to be alike, and not smaller.
-const PART_BYTES: usize = 5 * 1024 * 1024;
 /// What every object's name ends with.
 const SUFFIX: &str = ".jsonl.gz";
 
@@ -26,13 +34,16 @@ pub struct Bucket {
     store: Arc<dyn ObjectStore>,
     /// What every name begins with.
     prefix: Path,
+    /// If it is a directory.
+    dir: Option<PathBuf>,
     step_max: Duration,
+    known: Known,
 }
 
 impl Bucket {
     /// The place that a URL names: `file:///path`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or
     /// `memory:///` for tests. `options` are settings of the cloud by the names of its variables (`AWS_REGION`, …); others
-    /// are ignored. Nothing is asked of it yet.
+    /// are ignored. A directory is made here and never later; nothing else is asked of the place yet.
     pub fn open(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Bucket, Error> {
         let parsed = url::Url::parse(url).map_err(|error| Error::Url(error.to_string()))?;
         let (scheme, path) =
@@ -47,12 +58,17 @@ impl Bucket {
         std::fs::create_dir_all(&dir).map_err(failed)?;
         // What is archived leaves the store: it must outlive a power cut before that.
         let store = LocalFileSystem::new_with_prefix(&dir)?.with_fsync(true).with_automatic_cleanup(true);
-        Ok(Bucket::on(Arc::new(store), Path::default()))
+        Ok(Bucket { dir: Some(dir), ..Bucket::on(Arc::new(store), Path::default()) })
     }
 
     /// On an object store of the caller's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Bucket {
-        Bucket { store, prefix, step_max: STEP_MAX }
+        Bucket { store, prefix, dir: None, step_max: STEP_MAX, known: Known::default() }
+    }
+
+    /// Whether it is a directory of this machine.
+    pub fn is_directory(&self) -> bool {
+        self.dir.is_some()
     }
 
     /// The same with another deadline for every step.
@@ -68,7 +84,7 @@ impl Bucket {
 
     /// Begins an object.
     pub fn upload(&self, key: &SessionKey, name: &str) -> Upload {
-        Upload { bucket: self.clone(), path: self.path(key, name), kept: Vec::new(), parts: None }
+        Upload::new(self.clone(), self.path(key, name))
     }
 
     /// The bytes of an object, as they come.
@@ -77,7 +93,13 @@ impl Bucket {
         key: &SessionKey,
         name: &str,
     ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-        let got = self.within(self.store.get(&self.path(key, name))).await?;
+        let got = match self.within(self.store.get(&self.path(key, name))).await {
+            Err(Error::Bucket(object_store::Error::NotFound { .. })) => {
+                self.is_here().await?;
+                return Err(Error::Missing(name.to_owned()));
+            }
+            got => got?,
+        };
         let bucket = self.clone();
         let pieces =
             futures_util::stream::unfold((got.into_stream(), bucket), |(mut pieces, bucket)| async {
@@ -90,8 +112,8 @@ impl Bucket {
     /// Deletes an object; one that is not there is deleted.
     pub async fn delete(&self, key: &SessionKey, name: &str) -> Result<(), Error> {
         match self.within(self.store.delete(&self.path(key, name))).await {
-            Ok(()) | Err(Error::Bucket(object_store::Error::NotFound { .. })) => Ok(()),
-            Err(error) => Err(error),
+            Err(Error::Bucket(object_store::Error::NotFound { .. })) => self.is_here().await,
+            deleted => deleted,
         }
     }
 
@@ -103,6 +125,7 @@ impl Bucket {
         // A file system that knows no case has other sessions' objects in the same folder.
         let ending = ending(key);
         let names: Vec<String> = self.within(names.try_collect()).await?;
+        self.is_here().await?;
         Ok(names.into_iter().filter(|name| name.ends_with(&ending)).collect())
     }
 
@@ -146,59 +169,9 @@ fn ending(key: &SessionKey) -> String {
     format!("{digest}{SUFFIX}")
 }
 
-/// An object that is being written. It is not there before [`Upload::finish`].
-pub struct Upload {
-    bucket: Bucket,
-    path: Path,
-    /// What was not sent yet: less than a part.
-    kept: Vec<u8>,
-    /// Once there was a whole part.
-    parts: Option<Box<dyn MultipartUpload>>,
-}
-
-impl Upload {
-    /// Adds bytes.
-    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.kept.extend_from_slice(bytes);
-        while self.kept.len() >= PART_BYTES {
-            let rest = self.kept.split_off(PART_BYTES);
-            let part = PutPayload::from(std::mem::replace(&mut self.kept, rest));
-            if self.parts.is_none() {
-                self.parts = Some(self.bucket.within(self.bucket.store.put_multipart(&self.path)).await?);
-            }
-            if let Some(parts) = &mut self.parts {
-                self.bucket.within(parts.put_part(part)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The object is there, whole, and outlives whatever the place promises to outlive.
-    pub async fn finish(mut self) -> Result<(), Error> {
-        let last = PutPayload::from(std::mem::take(&mut self.kept));
-        let Some(parts) = &mut self.parts else {
-            self.bucket.within(self.bucket.store.put(&self.path, last)).await?;
-            return Ok(());
-        };
-        if last.content_length() > 0 {
-            self.bucket.within(parts.put_part(last)).await?;
-        }
-        self.bucket.within(parts.complete()).await?;
-        Ok(())
-    }
-
-    /// Gives it up. What cannot be taken back is left to the rules of the bucket.
-    pub async fn abort(mut self) {
-        if let Some(parts) = &mut self.parts
-            && let Err(error) = self.bucket.within(parts.abort()).await
-        {
-            tracing::debug!(%error, "an upload that was given up leaves parts");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::upload::PART_BYTES;
     use super::*;
 
     async fn all(bucket: &Bucket, key: &SessionKey, name: &str) -> Result<Vec<u8>, Error> {
@@ -213,6 +186,10 @@ mod tests {
 
     async fn works(bucket: &Bucket) {
         bucket.check().await.unwrap();
+        let begun = bucket.is_here().await;
+        assert!(matches!(begun, Err(Error::Away(_))), "nothing is said before it is taken into use");
+        bucket.begin().await.unwrap();
+        bucket.begin().await.unwrap();
         let key: SessionKey = "acme/..".parse().unwrap();
         let other: SessionKey = "acme/...".parse().unwrap();
         let large: Vec<u8> = (0..=250).cycle().take(PART_BYTES * 2 + 17).collect();
@@ -229,10 +206,7 @@ mod tests {
             assert!(bucket.list(&other).await.unwrap().is_empty());
             bucket.delete(&key, &name).await.unwrap();
             bucket.delete(&key, &name).await.unwrap();
-            assert!(matches!(
-                all(bucket, &key, &name).await,
-                Err(Error::Bucket(object_store::Error::NotFound { .. }))
-            ));
+            assert!(matches!(all(bucket, &key, &name).await, Err(Error::Missing(_))));
         }
         assert!(bucket.list(&key).await.unwrap().is_empty());
     }
@@ -246,7 +220,60 @@ mod tests {
         upload.push(&vec![1; PART_BYTES + 1]).await.unwrap();
         upload.abort().await;
         let left = walk(dir.path());
-        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(left.len(), 1, "the marker: {left:?}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_away_answers_nothing_and_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, aside) = (dir.path().join("archive"), dir.path().join("aside"));
+        let bucket = Bucket::open(&format!("file://{}", place.display()), []).unwrap();
+        bucket.begin().await.unwrap();
+        let key: SessionKey = "acme/s".parse().unwrap();
+        let name = Bucket::fresh_name(&key, 1);
+        let mut upload = bucket.upload(&key, &name);
+        upload.push(b"what was").await.unwrap();
+        upload.finish().await.unwrap();
+        let mut under_way = bucket.upload(&key, "2-x.jsonl.gz");
+        under_way.push(&vec![1; PART_BYTES + 1]).await.unwrap();
+
+        // Not mounted: first there is no directory, then an empty one, then somebody else's.
+        std::fs::rename(&place, &aside).unwrap();
+        for step in 0..3 {
+            let away = |result: Result<(), Error>, what: &str| {
+                assert!(matches!(result, Err(Error::Away(_))), "{step} {what}: {result:?}");
+            };
+            away(bucket.list(&key).await.map(drop), "list");
+            away(all(&bucket, &key, &name).await.map(drop), "read");
+            away(bucket.delete(&key, &name).await, "delete");
+            let mut upload = bucket.upload(&key, "3-x.jsonl.gz");
+            upload.push(b"new").await.unwrap();
+            away(upload.finish().await, "put");
+            upload.abort().await;
+            let mut upload = bucket.upload(&key, "4-x.jsonl.gz");
+            away(upload.push(&vec![1; PART_BYTES + 1]).await, "a large put");
+            upload.abort().await;
+            match step {
+                0 => {
+                    assert!(!place.exists(), "nothing has made it anew");
+                    std::fs::create_dir(&place).unwrap();
+                }
+                1 => {
+                    assert!(walk(&place).is_empty());
+                    let other = Bucket::open(&format!("file://{}", place.display()), []).unwrap();
+                    other.begin().await.unwrap();
+                }
+                _ => {}
+            }
+        }
+        let ended = under_way.finish().await;
+        assert!(ended.is_err(), "what was begun before cannot be ended elsewhere");
+        under_way.abort().await;
+
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::rename(&aside, &place).unwrap();
+        assert_eq!(all(&bucket, &key, &name).await.unwrap(), b"what was");
+        assert_eq!(bucket.list(&key).await.unwrap(), [&*name]);
     }
 
     fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {

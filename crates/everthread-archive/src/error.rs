@@ -1,7 +1,7 @@
 //! Why something about the archive did not work.
 
 use crate::object::Broken;
-use everthread_store as store;
+use everthread_store::{self as store, ArchiveFault};
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,8 +15,14 @@ pub enum Error {
     /// The object store took too long.
     #[error("the object store does not answer in time")]
     Slow,
+    /// The place is not there, or is another than it was.
+    #[error("{0}: is it mounted, and does --archive name the right place?")]
+    Away(&'static str),
+    /// The place is there and has no such object.
+    #[error("it has no object {0}")]
+    Missing(String),
     /// The object is not what was written.
-    #[error("the object is broken: {0}")]
+    #[error("the object cannot be used: {0}")]
     Broken(#[from] Broken),
     /// The session's store failed.
     #[error(transparent)]
@@ -28,11 +34,9 @@ impl Error {
     pub(crate) fn of_store(self) -> store::Error {
         match self {
             Error::Store(error) => error,
-            Error::Broken(_) | Error::Bucket(object_store::Error::NotFound { .. }) => {
-                store::Error::Corrupt(format!("an archived session: {self}"))
-            }
-            Error::Url(_) | Error::Bucket(_) | Error::Slow => {
-                store::Error::Unavailable(format!("the archive: {self}"))
+            Error::Broken(_) | Error::Missing(_) => ArchiveFault::Broken(self.to_string()).into(),
+            Error::Url(_) | Error::Bucket(_) | Error::Slow | Error::Away(_) => {
+                ArchiveFault::Silent(self.to_string()).into()
             }
         }
     }

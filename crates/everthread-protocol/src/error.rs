@@ -74,6 +74,8 @@ codes! {
     Indeterminate = "indeterminate",
     /// The node is shutting down.
     Draining = "draining",
+    /// The archive does not have the session as it was written.
+    ArchiveBroken = "archive_broken",
     /// A bug of the server.
     Internal = "internal",
 }
@@ -110,7 +112,7 @@ impl Code {
             Code::TooOld => 410,
             Code::TooLarge => 413,
             Code::LimitReached => 429,
-            Code::Internal => 500,
+            Code::ArchiveBroken | Code::Internal => 500,
             Code::Overloaded | Code::Unavailable | Code::Draining | Code::ExpiredWrite => 503,
             Code::Indeterminate => 504,
         }
@@ -144,6 +146,7 @@ impl Code {
             | Code::Gap
             | Code::TooOld
             | Code::BadCursor
+            | Code::ArchiveBroken
             | Code::Internal => false,
         }
     }
@@ -157,7 +160,9 @@ impl Code {
     pub fn kind(self) -> Kind {
         match self {
             Code::LimitReached | Code::Overloaded | Code::Draining | Code::Conflict => Kind::Overload,
-            Code::Unavailable | Code::Indeterminate | Code::ExpiredWrite => Kind::Dependency,
+            Code::Unavailable | Code::Indeterminate | Code::ExpiredWrite | Code::ArchiveBroken => {
+                Kind::Dependency
+            }
             Code::Internal => Kind::Bug,
             _ => Kind::Client,
         }
@@ -209,7 +214,8 @@ pub struct ErrorBody {
 
 impl From<Fault> for ErrorBody {
     fn from(fault: Fault) -> Self {
-        let after_ms = matches!(fault.code.kind(), Kind::Overload | Kind::Dependency).then_some(500);
+        let passes = matches!(fault.code.kind(), Kind::Overload | Kind::Dependency);
+        let after_ms = (passes && fault.code.is_retryable()).then_some(500);
         Self {
             code: fault.code,
             message: fault.message.into_owned(),

@@ -4,7 +4,7 @@
 //! decides when, and for tests.
 
 use crate::Error;
-use everthread_protocol::SessionKey;
+use everthread_protocol::{Code, Fault, SessionKey};
 use std::future::Future;
 use std::pin::Pin;
 
@@ -17,6 +17,46 @@ pub enum Archived {
     Already,
     /// It is at work, or something was written meanwhile. Nothing changed.
     Busy,
+}
+
+/// What is wrong with the archive. Nothing was written, and what is archived stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArchiveFault {
+    /// It does not answer, or is not there.
+    #[error("it does not answer: {0}")]
+    Silent(String),
+    /// The session is on its way back, which takes longer than anybody waits for it, or others come first.
+    #[error("the session is not back yet: {0}")]
+    Returning(&'static str),
+    /// What it holds of the session is gone, or is not what was written.
+    #[error("what it holds of the session is broken: {0}")]
+    Broken(String),
+    /// The session is deleted, and what the archive has of it is not yet.
+    #[error("a deleted session is left in it: {0}")]
+    Left(String),
+}
+
+impl ArchiveFault {
+    /// The fault as a client may see it.
+    pub fn fault(&self) -> Fault {
+        let (code, message) = match self {
+            ArchiveFault::Silent(_) => {
+                (Code::Unavailable, "the archive does not answer; nothing was written: try again")
+            }
+            ArchiveFault::Returning(_) => {
+                (Code::Unavailable, "the session is on its way back from the archive: try again")
+            }
+            ArchiveFault::Broken(_) => (
+                Code::ArchiveBroken,
+                "the archive does not have this session as it was written: an operator must put a copy back",
+            ),
+            ArchiveFault::Left(_) => (
+                Code::Unavailable,
+                "the session is deleted, but the archive, which has a copy, does not answer: try again",
+            ),
+        };
+        Fault::new(code, message)
+    }
 }
 
 /// Archives sessions.

@@ -18,7 +18,7 @@ mod trim;
 mod types;
 mod whole;
 
-pub use archiver::{Archived, Archiver};
+pub use archiver::{ArchiveFault, Archived, Archiver};
 pub use fold::{Fold, Folded};
 pub use people::*;
 pub use plant::*;

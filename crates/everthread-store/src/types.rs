@@ -1,6 +1,6 @@
 //! What goes into the store and comes out of it.
 
-use crate::WorkItem;
+use crate::{ArchiveFault, WorkItem};
 use bytes::Bytes;
 use everthread_protocol::{Code, Epoch, Fault, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
 
@@ -263,6 +263,9 @@ pub enum Error {
     /// The store holds what it cannot have written.
     #[error("the store holds broken data: {0}")]
     Corrupt(String),
+    /// The archive behind the store failed.
+    #[error("the archive: {0}")]
+    Archive(#[from] ArchiveFault),
 }
 
 impl Error {
@@ -292,6 +295,7 @@ impl Error {
                 (Code::Indeterminate, "the write may or may not have happened: repeat it with the same id")
             }
             Error::Corrupt(_) => (Code::Internal, "the server cannot read this session"),
+            Error::Archive(fault) => return fault.fault(),
         };
         Fault::new(code, message)
     }

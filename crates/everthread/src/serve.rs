@@ -94,6 +94,7 @@ async fn node_until_stopped<S: Store>(
 ) -> anyhow::Result<()> {
     let archived_after = archive.as_ref().map(|options| options.after);
     let store = Arc::new(Archive::new(Arc::new(store), archive));
+    store.begin().await.context("--archive")?;
     let archiving = archived_after.map(|after| archiving::Options { archiver: store.clone(), after });
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
@@ -108,7 +109,7 @@ async fn node_until_stopped<S: Store>(
         retention: args.keeping.retention()?,
         archive: archiving,
     };
-    let edge = Edge::start(store, config);
+    let edge = Edge::start(store.clone(), config);
     edge.metrics.also(counts);
     let draining = Arc::new(AtomicBool::new(false));
     let stop_accepting = CancellationToken::new();
@@ -142,6 +143,8 @@ async fn node_until_stopped<S: Store>(
         tracing::warn!("some connections did not take their leave in time");
     }
     servers.close(Duration::from_secs(1)).await;
+    // What is on its way into the archive or back is whole where it was.
+    store.close(Duration::from_secs(1)).await;
     tracing::info!("stopped");
     Ok(())
 }

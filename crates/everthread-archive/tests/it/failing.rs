@@ -3,7 +3,7 @@
 use crate::world::{Engine, World, head, is_archived, on_both_engines, say, session, view};
 use async_trait::async_trait;
 use everthread_protocol::{Seq, SessionKey};
-use everthread_store::{Archived, Archiver as _, Error, Store as _};
+use everthread_store::{ArchiveFault, Archived, Archiver as _, Error, Store as _};
 use futures_util::FutureExt as _;
 use futures_util::stream::BoxStream;
 use object_store::memory::InMemory;
@@ -126,7 +126,7 @@ async fn a_session_that_cannot_be_written_stays<E: Engine>() {
     let seen = view(&*node, &key).await;
     Moody::set(&moody.fails_writes, true);
     let failed = node.archive(&key).await.unwrap_err();
-    assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
+    assert!(matches!(failed, Error::Archive(ArchiveFault::Silent(_))), "{failed:?}");
     assert!(!is_archived(&*node, &key).await);
     assert_eq!(view(&*node, &key).await, seen);
     Moody::set(&moody.fails_writes, false);
@@ -161,11 +161,11 @@ async fn a_broken_object_is_a_typed_error_and_nothing_is_lost<E: Engine>() {
     for bad in [&good[..good.len() / 2], &good[..good.len() - 9], &changed, b"", b"what is this?"] {
         world.objects.put(&path, bytes::Bytes::copy_from_slice(bad).into()).await.unwrap();
         let failed = node.load(&key).await.unwrap_err();
-        assert!(matches!(failed, Error::Corrupt(_)), "{failed:?}");
+        assert!(matches!(failed, Error::Archive(ArchiveFault::Broken(_))), "{failed:?}");
         assert!(is_archived(&*node, &key).await, "it is not brought back in pieces");
     }
     world.objects.delete(&path).await.unwrap();
-    assert!(matches!(node.read(&key, Seq::ZERO, 9).await, Err(Error::Corrupt(_))));
+    assert!(matches!(node.read(&key, Seq::ZERO, 9).await, Err(Error::Archive(ArchiveFault::Broken(_)))));
     assert!(head(&*node, &key).await.is_some());
 
     // Somebody has a copy.
@@ -183,7 +183,10 @@ async fn an_object_of_another_session_is_not_taken<E: Engine>() {
     let (_, bytes) = object(&world, &other).await;
     world.objects.put(&path, bytes.into()).await.unwrap();
     let failed = node.load(&key).await.unwrap_err();
-    assert!(matches!(&failed, Error::Corrupt(why) if why.contains(&other.to_string())), "{failed:?}");
+    assert!(
+        matches!(&failed, Error::Archive(ArchiveFault::Broken(why)) if why.contains(&other.to_string())),
+        "{failed:?}"
+    );
     assert!(node.load(&other).await.unwrap().is_some());
 }
 

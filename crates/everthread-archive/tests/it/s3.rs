@@ -74,6 +74,7 @@ async fn sessions_go_to_s3_and_come_back() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let bucket = server.bucket("everthread-test");
     bucket.check().await.unwrap();
+    bucket.begin().await.unwrap();
     let world = World {
         engine: OnEmbedded::start().await,
         objects: std::sync::Arc::new(object_store::memory::InMemory::new()),

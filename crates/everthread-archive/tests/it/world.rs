@@ -100,6 +100,7 @@ impl<E: Engine> World<E> {
 
     pub async fn with(objects: Arc<dyn ObjectStore>) -> Self {
         let bucket = Bucket::on(objects.clone(), Path::from("some/prefix"));
+        bucket.begin().await.unwrap();
         Self { engine: E::start().await, objects, bucket }
     }
 

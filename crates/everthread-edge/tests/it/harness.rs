@@ -193,6 +193,7 @@ impl<E: Engine> World<E> {
     /// One more node, with an archive that takes sessions so long after their last entry.
     pub async fn archiving_node(&self, bucket: &Bucket, after: Duration) -> Node<Archive<E::Store>> {
         let config = self.config();
+        bucket.begin().await.unwrap();
         let options = everthread_archive::Options { bucket: bucket.clone(), after };
         let store = Arc::new(Archive::new(self.engine.store(&config.node).await, Some(options)));
         let archive = Some(archiving::Options { archiver: store.clone(), after });

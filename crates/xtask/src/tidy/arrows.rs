@@ -8,8 +8,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("everthread-protocol", &[]),
     ("everthread-session", &["everthread-protocol"]),
     ("everthread-store", &["everthread-protocol", "everthread-session"]),
-    ("everthread-archive", &["everthread-protocol", "everthread-session", "everthread-store"]),
     ("everthread-control", &["everthread-protocol", "everthread-session", "everthread-store"]),
+    (
+        "everthread-archive",
+        &["everthread-protocol", "everthread-session", "everthread-store", "everthread-control"],
+    ),
     (
         "everthread-edge",
         &["everthread-protocol", "everthread-session", "everthread-store", "everthread-control"],
