@@ -21,8 +21,8 @@ use tokio::sync::{Semaphore, mpsc};
 const QUEUE_MAX: usize = 1024;
 /// Sessions that are seen to at once: nobody waits for it, and others may need the network.
 const AT_ONCE: usize = 2;
-/// When a session that could not be seen to is looked at again, at the latest.
-const LOOK_AGAIN_MAX: Duration = Duration::from_secs(10 * 60);
+/// See [`Options::again`].
+const AGAIN: Duration = Duration::from_secs(10 * 60);
 /// When it is looked what came of a session that was put into the queue.
 const SOON: Duration = Duration::from_secs(10);
 /// How long that is remembered, and of how many sessions.
@@ -36,6 +36,15 @@ pub struct Options {
     pub archiver: Arc<dyn Archiver>,
     /// How long after its last entry a session is archived.
     pub after: Duration,
+    /// When one that could not be seen to is looked at again, at the latest.
+    pub again: Duration,
+}
+
+impl Options {
+    /// With the usual pause after a failure.
+    pub fn new(archiver: Arc<dyn Archiver>, after: Duration) -> Self {
+        Self { archiver, after, again: AGAIN }
+    }
 }
 
 impl std::fmt::Debug for Options {
@@ -122,8 +131,8 @@ impl Upkeep for Archiving {
         let Some(work) = &self.work else { return ready(Ok(None)).boxed() };
         let next = match work.look(Job::Sweep(key.clone())) {
             Some(Found::Done | Found::IdleAt(_)) => None,
-            Some(Found::Again) => Some(now.plus(millis(LOOK_AGAIN_MAX))),
-            None => Some(now.plus(millis(SOON))),
+            Some(Found::Again) => Some(now.plus(millis(work.options.again))),
+            None => Some(now.plus(millis(SOON.min(work.options.again)))),
         };
         ready(Ok(next)).boxed()
     }
@@ -144,7 +153,7 @@ impl Upkeep for Archiving {
             Some(Found::IdleAt(at)) if at > now => at,
             // It came back since.
             Some(Found::Done) => now.plus(after),
-            Some(Found::Again) => now.plus(after.min(millis(LOOK_AGAIN_MAX))),
+            Some(Found::Again) => now.plus(after.min(millis(work.options.again))),
             Some(Found::IdleAt(_)) | None => now.plus(after.min(millis(SOON))),
         };
         ready(Ok(Some(next))).boxed()
@@ -180,7 +189,7 @@ impl Work {
     }
 
     async fn perform(&self, job: &Job) -> Found {
-        let Options { archiver, after } = &self.options;
+        let Options { archiver, after, .. } = &self.options;
         match job {
             Job::Archive(key) => match archiver.archive_idle(key, *after).await {
                 Ok(Archived::Done) => {
