@@ -1,6 +1,6 @@
 // The state of the connection in words, and the button that cuts it to show that nothing is lost.
 
-import type { Everthread, Session } from "../../sdk/typescript/src/index.js";
+import type { Everthread, EverthreadError, Session } from "../../sdk/typescript/src/index.js";
 import { byId, setText } from "./dom.js";
 
 const CUT_MS = 5_000;
@@ -16,6 +16,8 @@ export class ConnectionBar {
   readonly #cut = byId("cut", HTMLButtonElement);
   readonly #client: Everthread;
   #session: Session | undefined;
+  /** Why the session is not shown, in the server's words. */
+  #refused: string | undefined;
   #cutUntil: number | undefined;
 
   constructor(client: Everthread) {
@@ -35,7 +37,11 @@ export class ConnectionBar {
   }
 
   watch(session: Session | undefined): void {
-    this.#session = session;
+    if (session !== this.#session) {
+      this.#session = session;
+      this.#refused = undefined;
+      session?.on("error", (error) => this.#onError(session, error));
+    }
     this.draw();
   }
 
@@ -81,11 +87,19 @@ export class ConnectionBar {
       case "gone":
         return ["gone", "Deleted", "bad"];
       case "failed":
-        return ["failed", "No access", "bad"];
+        return ["failed", this.#refused ?? "Not available", "bad"];
       case "offline":
       case "catching-up":
         return ["catching-up", "Catching up…", "busy"];
     }
+  }
+
+  #onError(session: Session, error: EverthreadError): void {
+    if (session !== this.#session) return;
+    // Its code is for programs.
+    const words = error.message.replace(`${error.code}: `, "");
+    this.#refused = words.charAt(0).toUpperCase() + words.slice(1);
+    this.draw();
   }
 
   #cutNow(): void {

@@ -1,6 +1,7 @@
 // A session that is continued from some place of it, and one that is deleted.
 
 import assert from "node:assert/strict";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { ConsolePage } from "./page.mjs";
@@ -81,4 +82,18 @@ test("a session is deleted, for everybody who looks at it", options, async () =>
   }
   await bob.page.reload();
   await bob.page.getByRole("heading", { name: "There is no such session" }).waitFor();
+});
+
+test("a session that the archive has lost says so in the server's words", options, async () => {
+  const api = new Api(stage.server, "ann");
+  const session = await api.makeSession("Lost trip");
+  // Nobody works in it, so it must not be waited for either.
+  await api.call("POST", `/sessions/${session}/hold`, {});
+  await api.putMany(session, 3);
+  assert.deepEqual(await api.call("POST", `/sessions/${session}/archive`, {}), { archived: true });
+  await rm(join(stage.server.archive, "default", session), { recursive: true });
+  const ann = await person("ann", session);
+  await ann.connection("failed");
+  await ann.page.locator("#connection-text", { hasText: "The archive does not have this session" }).waitFor();
+  await ann.page.screenshot({ path: join(shots, "keep-lost.png") });
 });

@@ -45,6 +45,11 @@ export class Server {
     return server;
   }
 
+  /** Where its archived sessions are. */
+  get archive() {
+    return join(this.dataDir, "archive");
+  }
+
   get url() {
     return `http://127.0.0.1:${this.port}`;
   }
@@ -55,6 +60,7 @@ export class Server {
     if (!bin) throw new Error("EVERTHREAD_BIN names no server");
     const at = (port) => `127.0.0.1:${port}`;
     const args = ["dev", "--listen", at(this.port), "--admin", at(this.adminPort), "--data-dir", this.dataDir];
+    args.push("--archive", `file://${this.archive}`);
     // A pipe that nobody reads would keep the test waiting for the server.
     this.process = spawn(bin, args, { stdio: process.env.EVERTHREAD_LOG ? "inherit" : "ignore" });
     this.exited = once(this.process, "exit");

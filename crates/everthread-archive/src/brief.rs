@@ -1,13 +1,14 @@
 //! What is kept of a core state in a stub: what lists show of a session.
 
-use everthread_session::State;
+use everthread_protocol::Millis;
 use everthread_session::state::RunStatus;
+use everthread_session::{Brief, State};
 use everthread_store::{Error, Loaded};
 
-/// The brief state of a session that can be archived now; `None` if it is at work.
+/// The brief state of a session that can be archived now, with when its last entry was written; `None` if it is at work.
 ///
 /// A state that a newer release wrote is left to that release.
-pub fn brief(loaded: &Loaded) -> Result<Option<String>, Error> {
+pub fn brief(loaded: &Loaded, last_at: Millis) -> Result<Option<String>, Error> {
     let corrupt = |error: serde_json::Error| Error::Corrupt(error.to_string());
     if everthread_session::state::schema_of(&loaded.state).map_err(corrupt)?
         > everthread_session::state::SCHEMA
@@ -36,14 +37,14 @@ pub fn brief(loaded: &Loaded) -> Result<Option<String>, Error> {
     if let Some(hold) = &mut state.held {
         hold.input.clear();
     }
-    serde_json::to_string(&state).map(Some).map_err(corrupt)
+    Brief { state, written: last_at }.to_text().map(Some).map_err(corrupt)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use everthread_protocol::entry::Outcome;
-    use everthread_protocol::{Millis, Seq, Version};
+    use everthread_protocol::{Seq, Version};
     use everthread_session::state::Run;
 
     fn of(state: &State) -> Option<State> {
@@ -57,7 +58,9 @@ mod tests {
             leases: Vec::new(),
             producers: Vec::new(),
         };
-        brief(&loaded).unwrap().map(|text| serde_json::from_str(&text).unwrap())
+        let text = brief(&loaded, Millis(7)).unwrap()?;
+        assert_eq!(Brief::written(&text), Some(Millis(7)));
+        Some(serde_json::from_str(&text).unwrap())
     }
 
     fn ended(at: u64, number: u64) -> Run {

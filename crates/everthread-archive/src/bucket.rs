@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(bucket.list(&key).await.unwrap(), [&*name]);
     }
 
-    fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    fn walk(dir: &std::path::Path) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
     }

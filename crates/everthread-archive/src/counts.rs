@@ -8,7 +8,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts};
 pub struct Counts {
     /// Sessions that were to be archived, by result: archived, found, busy, failed.
     pub archives: IntCounterVec,
-    /// Requests that met an archived session, by result: restored, found (back already), failed.
+    /// Requests that met an archived session, by result: restored, found (another one brought it back), failed, late.
     pub restores: IntCounterVec,
     /// How long those took that brought one back.
     pub restore_seconds: Histogram,
@@ -21,7 +21,7 @@ impl Counts {
         let counters = |name, help| IntCounterVec::new(Opts::new(name, help), &["result"]).unwrap();
         let seconds =
             HistogramOpts::new("everthread_restore_seconds", "How long archived sessions took to come back.")
-                .buckets(vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]);
+                .buckets(vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]);
         Self {
             archives: counters("everthread_archives_total", "Sessions that were to be archived by result."),
             restores: counters(

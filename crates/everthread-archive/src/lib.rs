@@ -6,15 +6,20 @@
 //! away. When sessions are archived is not decided here.
 
 mod archive;
+mod back;
 mod brief;
 pub mod bucket;
 mod counts;
 mod error;
+mod flights;
+mod forget;
 pub mod object;
+mod out;
 mod store;
-mod turns;
 
-pub use archive::{ARCHIVE_MAX, Archive, Options, RESTORE_MAX};
+pub use archive::{Archive, Options};
+pub use back::RESTORE_MAX;
 pub use bucket::Bucket;
 pub use counts::Counts;
 pub use error::Error;
+pub use out::ARCHIVE_MAX;

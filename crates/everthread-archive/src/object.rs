@@ -41,9 +41,6 @@ pub struct Head {
     pub floor: Seq,
     /// The core state, as stored.
     pub state: String,
-    /// When it is next due.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_due: Option<Millis>,
 }
 
 /// Why bytes are not an archived session.
@@ -161,6 +158,8 @@ pub enum Item {
 pub struct Reader {
     unpacked: GzDecoder<Vec<u8>>,
     digest: Context,
+    /// Bytes of what is unpacked that have no end of a line.
+    looked: usize,
     /// Lines read so far.
     lines: u64,
     /// What the first line said: up to where, and the last epoch.
@@ -179,6 +178,7 @@ impl Default for Reader {
         Self {
             unpacked: GzDecoder::new(Vec::new()),
             digest: Context::new(&SHA256),
+            looked: 0,
             lines: 0,
             head: None,
             epoch: Epoch::default(),
@@ -216,20 +216,24 @@ impl Reader {
         Ok(())
     }
 
+    /// Takes the whole lines out of what is unpacked. What is left of the last one was looked through already.
     fn split(&mut self) -> Result<(), Broken> {
         let mut bytes = std::mem::take(self.unpacked.get_mut());
-        let mut rest = &bytes[..];
-        while let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
-            let (line, after) = rest.split_at(at + 1);
+        let (mut taken, mut looked) = (0, std::mem::take(&mut self.looked));
+        while let Some(at) = bytes[looked..].iter().position(|byte| *byte == b'\n') {
+            let end = looked + at + 1;
             self.lines += 1;
-            self.line(line)?;
-            rest = after;
+            self.line(&bytes[taken..end])?;
+            (taken, looked) = (end, end);
         }
-        if rest.len() > LINE_BYTES_MAX {
+        let left = bytes.len() - taken;
+        if left > LINE_BYTES_MAX {
             return Err(Broken::Shape("a line is too long"));
         }
-        let taken = bytes.len() - rest.len();
-        bytes.drain(..taken);
+        if taken > 0 {
+            bytes.drain(..taken);
+        }
+        self.looked = left;
         *self.unpacked.get_mut() = bytes;
         Ok(())
     }

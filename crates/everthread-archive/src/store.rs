@@ -58,20 +58,16 @@ impl<S: Store> Store for Archive<S> {
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
-        // First: whoever is told that it is deleted must not find it in the bucket. Where this fails, the rest is repeated.
-        self.forget(key, &self.objects(key).await?).await?;
-        self.store.delete(key).await
+        self.delete_all(key).await
     }
 
     async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
-        // The other way round than `delete`: what is refused must not have lost its object. They are listed before, so that
-        // none is of a session that is made anew.
-        let objects = self.objects(key).await?;
-        let is_deleted = self.store.delete_if(key, expect, head).await?;
-        if is_deleted {
-            self.forget(key, &objects).await?;
+        // Its objects are swept when its deadline, which this hurries, is kept: nobody waits for an object store here.
+        match &self.shared {
+            Some(shared) => shared.due_later(key).await?,
+            None => self.refuse_stub(key).await?,
         }
-        Ok(is_deleted)
+        self.store.delete_if(key, expect, head).await
     }
 
     async fn gone(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {

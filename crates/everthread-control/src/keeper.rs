@@ -81,13 +81,11 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn keep(&self, due: Due, head: Option<Head>) {
+        // A claim runs out so long after it was made.
+        let now = Millis(due.claim.0.saturating_sub(crate::millis(DUE_VISIBILITY)));
         let handled = match head {
-            Some(head) => {
-                // A claim runs out so long after it was made.
-                let now = Millis(due.claim.0.saturating_sub(crate::millis(DUE_VISIBILITY)));
-                self.handle(&due.key, &head, now).await
-            }
-            None => Ok(None),
+            Some(head) => self.handle(&due.key, &head, now).await,
+            None => self.desk.upkeep().gone(&due.key, now).await,
         };
         match handled {
             Ok(next) => {
@@ -95,8 +93,10 @@ impl<S: Store> Keeper<S> {
                     tracing::debug!(key = %due.key, %error, "a deadline fires again");
                 }
             }
+            // It was deleted meanwhile, which has armed it anew, or will find nothing of it here.
             Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => {
-                drop(self.desk.store().finish_due(&due, None).await);
+                let next = self.desk.upkeep().gone(&due.key, now).await.unwrap_or(Some(now));
+                drop(self.desk.store().finish_due(&due, next).await);
             }
             Err(failure) => tracing::warn!(key = %due.key, %failure, "a deadline fires again"),
         }
@@ -112,7 +112,7 @@ impl<S: Store> Keeper<S> {
         // What the core promised must not wait for upkeep that does not succeed.
         let look = match self.desk.upkeep().keep(key, head, &loaded, &state).await {
             Ok(look) => look,
-            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(None),
+            Err(gone @ Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Err(gone),
             Err(failure) => {
                 tracing::warn!(%key, %failure, "upkeep of a session is tried again");
                 Some(loaded.now.plus(crate::millis(UPKEEP_PAUSE)))

@@ -20,6 +20,7 @@ mod upkeep;
 
 pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
+pub use everthread_protocol::millis;
 pub use keeper::Keeper;
 pub use task_group::TaskGroup;
 pub use upkeep::{AtHead, NoUpkeep, Upkeep, Upkeeps};
@@ -49,9 +50,4 @@ impl Default for Leases {
             cancel_grace: Duration::from_secs(5),
         }
     }
-}
-
-/// A duration as the store counts.
-pub fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

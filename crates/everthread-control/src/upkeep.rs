@@ -35,6 +35,16 @@ pub trait Upkeep: Send + Sync + 'static {
         ready(Ok(AtHead::Load)).boxed()
     }
 
+    /// A session is due that is not there any more, or never was: it was deleted, or what would have made it failed. It must
+    /// not take long. Returns when to look again; `None` if nothing is left of it.
+    fn gone<'a>(
+        &'a self,
+        _key: &'a SessionKey,
+        _now: Millis,
+    ) -> BoxFuture<'a, Result<Option<Millis>, Failure>> {
+        ready(Ok(None)).boxed()
+    }
+
     /// A session is due and the core has done what it had to: called with what was read of it after that, which may be
     /// old by now, and with the head read before. It must be cheap if there is nothing to do: the keeper comes by every
     /// few seconds while a run is at work. Returns when to look again.
@@ -103,6 +113,21 @@ impl Upkeep for Upkeeps {
                 }
             }
             Ok(AtHead::Load)
+        };
+        all.boxed()
+    }
+
+    fn gone<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        now: Millis,
+    ) -> BoxFuture<'a, Result<Option<Millis>, Failure>> {
+        let all = async move {
+            let mut next = None;
+            for upkeep in self.0.iter() {
+                next = next.into_iter().chain(upkeep.gone(key, now).await?).min();
+            }
+            Ok(next)
         };
         all.boxed()
     }

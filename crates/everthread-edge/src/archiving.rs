@@ -1,27 +1,33 @@
-//! When sessions are archived: so long after their last entry, if nothing goes on in them.
+//! When sessions are archived: so long after their last entry, if nothing goes on in them. And what the archive has of
+//! sessions that are gone goes, too.
 //!
-//! The keeper of deadlines brings every session here from time to time, and must not wait for an object store: what is to
-//! be archived goes into a bounded queue, a few sessions are archived at once, and the keeper looks again later. Whatever
-//! goes wrong is tried again at that look. What is archived costs the keeper no load.
+//! The keeper of deadlines brings every session here from time to time, and must wait neither for an object store nor for
+//! the log: whatever there is to do goes into a bounded queue, a few sessions are seen to at once, and the keeper looks again
+//! soon. By then it is known when the next look is due; where it is not, because another node keeps the session now, it is
+//! found out again. What is archived costs the keeper no load.
 
-use crate::reader::Reader;
 use crate::tail::lock;
 use everthread_control::{AtHead, Failure, TaskGroup, Upkeep, millis};
-use everthread_protocol::{Millis, Seq, SessionKey};
+use everthread_protocol::{Millis, SessionKey};
 use everthread_session::State;
-use everthread_store::{Archived, Archiver, Error, Head, Loaded, Store};
+use everthread_store::{Archived, Archiver, Head, Loaded};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 
-/// Sessions that wait to be archived; further ones are left to their next look.
+/// Sessions that wait to be seen to; further ones are left to their next look.
 const QUEUE_MAX: usize = 1024;
-/// Sessions that are archived at once: nobody waits for it, and others may need the network.
+/// Sessions that are seen to at once: nobody waits for it, and others may need the network.
 const AT_ONCE: usize = 2;
-/// When a session that was to be archived is looked at again, at the latest.
-const LOOK_AGAIN_MAX: Duration = Duration::from_secs(10 * 60);
+/// See [`Options::again`].
+const AGAIN: Duration = Duration::from_secs(10 * 60);
+/// When it is looked what came of a session that was put into the queue.
+const SOON: Duration = Duration::from_secs(10);
+/// How long that is remembered, and of how many sessions.
+const FOUND_KEPT: Duration = Duration::from_secs(60);
+const FOUND_MAX: usize = 4096;
 
 /// What is archived, and by whom.
 #[derive(Clone)]
@@ -30,6 +36,15 @@ pub struct Options {
     pub archiver: Arc<dyn Archiver>,
     /// How long after its last entry a session is archived.
     pub after: Duration,
+    /// When one that could not be seen to is looked at again, at the latest.
+    pub again: Duration,
+}
+
+impl Options {
+    /// With the usual pause after a failure.
+    pub fn new(archiver: Arc<dyn Archiver>, after: Duration) -> Self {
+        Self { archiver, after, again: AGAIN }
+    }
 }
 
 impl std::fmt::Debug for Options {
@@ -39,43 +54,61 @@ impl std::fmt::Debug for Options {
 }
 
 /// The upkeep that archives. Without options it leaves alone what others have archived.
-pub(crate) struct Archiving<S> {
-    reader: Reader<S>,
+pub(crate) struct Archiving {
     work: Option<Work>,
+}
+
+/// What is to be seen to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Job {
+    /// A session that may be idle.
+    Archive(SessionKey),
+    /// One that is gone.
+    Sweep(SessionKey),
+}
+
+/// What came of a job.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    /// Nothing more is to be done, until something happens in the session.
+    Done,
+    /// The session is idle then.
+    IdleAt(Millis),
+    /// It is to be tried again.
+    Again,
 }
 
 /// Sessions on their way into the archive. Cheap to clone.
 #[derive(Clone)]
 struct Work {
     options: Options,
-    queue: mpsc::Sender<SessionKey>,
-    /// Sessions that are queued or being archived.
-    pending: Arc<Mutex<HashSet<SessionKey>>>,
+    queue: mpsc::Sender<Job>,
+    table: Arc<Mutex<Table>>,
 }
 
-impl<S: Store> Archiving<S> {
+/// The jobs of a node.
+#[derive(Default)]
+struct Table {
+    /// Queued, or under way.
+    pending: HashSet<Job>,
+    /// Lately.
+    found: HashMap<Job, (Found, Instant)>,
+}
+
+impl Archiving {
     /// Starts, with its tasks in `tasks`.
-    pub fn start(reader: Reader<S>, options: Option<Options>, tasks: &TaskGroup) -> Self {
+    pub fn start(options: Option<Options>, tasks: &TaskGroup) -> Self {
         let work = options.map(|options| {
             let (queue, queued) = mpsc::channel(QUEUE_MAX);
-            let work = Work { options, queue, pending: Arc::default() };
+            let work = Work { options, queue, table: Arc::default() };
             tasks.spawn_until_stopped(work.clone().serve(queued, tasks.clone()));
             work
         });
-        Self { reader, work }
-    }
-
-    /// When the last entry was written.
-    async fn last_at(&self, key: &SessionKey, loaded: &Loaded) -> Result<Option<Millis>, Failure> {
-        let before = Seq(loaded.head.0.saturating_sub(1));
-        let page = self.reader.page(key, before, 1).await?;
-        let Some(record) = page.records.last() else { return Ok(None) };
-        let blocks = record.parse_blocks().map_err(|error| Error::Corrupt(error.to_string()))?;
-        Ok(blocks.iter().map(|block| block.at).max())
+        Self { work }
     }
 }
 
-impl<S: Store> Upkeep for Archiving<S> {
+impl Upkeep for Archiving {
     fn first_look(&self, _key: &SessionKey, _state: &State, now: Millis) -> Option<Millis> {
         self.work.as_ref().map(|work| now.plus(millis(work.options.after)))
     }
@@ -90,6 +123,20 @@ impl<S: Store> Upkeep for Archiving<S> {
         ready(Ok(at_head)).boxed()
     }
 
+    fn gone<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        now: Millis,
+    ) -> BoxFuture<'a, Result<Option<Millis>, Failure>> {
+        let Some(work) = &self.work else { return ready(Ok(None)).boxed() };
+        let next = match work.look(Job::Sweep(key.clone())) {
+            Some(Found::Done | Found::IdleAt(_)) => None,
+            Some(Found::Again) => Some(now.plus(millis(work.options.again))),
+            None => Some(now.plus(millis(SOON.min(work.options.again)))),
+        };
+        ready(Ok(next)).boxed()
+    }
+
     fn keep<'a>(
         &'a self,
         key: &'a SessionKey,
@@ -97,46 +144,86 @@ impl<S: Store> Upkeep for Archiving<S> {
         loaded: &'a Loaded,
         state: &'a State,
     ) -> BoxFuture<'a, Result<Option<Millis>, Failure>> {
-        let kept = async move {
-            let Some(work) = &self.work else { return Ok(None) };
-            let after = millis(work.options.after);
-            let later = Some(loaded.now.plus(after));
-            if state.next_due().is_some() || state.open_runs().next().is_some() || !loaded.fences.is_empty() {
-                return Ok(later);
-            }
-            let Some(last_at) = self.last_at(key, loaded).await? else { return Ok(later) };
-            let idle_at = last_at.plus(after);
-            if idle_at > loaded.now {
-                return Ok(Some(idle_at));
-            }
-            work.put(key);
-            Ok(Some(loaded.now.plus(after.min(millis(LOOK_AGAIN_MAX)))))
+        let Some(work) = &self.work else { return ready(Ok(None)).boxed() };
+        let (now, after) = (loaded.now, millis(work.options.after));
+        if state.next_due().is_some() || state.open_runs().next().is_some() || !loaded.fences.is_empty() {
+            return ready(Ok(Some(now.plus(after)))).boxed();
+        }
+        let next = match work.look(Job::Archive(key.clone())) {
+            Some(Found::IdleAt(at)) if at > now => at,
+            // It came back since.
+            Some(Found::Done) => now.plus(after),
+            Some(Found::Again) => now.plus(after.min(millis(work.options.again))),
+            Some(Found::IdleAt(_)) | None => now.plus(after.min(millis(SOON))),
         };
-        kept.boxed()
+        ready(Ok(Some(next))).boxed()
     }
 }
 
 impl Work {
-    fn put(&self, key: &SessionKey) {
-        if lock(&self.pending).insert(key.clone()) && self.queue.try_send(key.clone()).is_err() {
-            lock(&self.pending).remove(key);
+    /// What came of a job lately, which is told once; otherwise it goes into the queue.
+    fn look(&self, job: Job) -> Option<Found> {
+        let mut table = lock(&self.table);
+        if let Some((found, since)) = table.found.remove(&job)
+            && since.elapsed() < FOUND_KEPT
+        {
+            return Some(found);
         }
+        if table.pending.insert(job.clone()) && self.queue.try_send(job.clone()).is_err() {
+            table.pending.remove(&job);
+        }
+        None
     }
 
-    async fn serve(self, mut queued: mpsc::Receiver<SessionKey>, tasks: TaskGroup) {
+    async fn serve(self, mut queued: mpsc::Receiver<Job>, tasks: TaskGroup) {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        while let Some(key) = queued.recv().await {
+        while let Some(job) = queued.recv().await {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let this = self.clone();
             tasks.spawn_until_stopped(async move {
-                match this.options.archiver.archive(&key).await {
-                    Ok(Archived::Done) => tracing::debug!(%key, "archived"),
-                    Ok(Archived::Already | Archived::Busy) => {}
-                    Err(error) => tracing::warn!(%key, %error, "a session is archived later"),
-                }
+                let found = this.perform(&job).await;
                 drop(place);
-                lock(&this.pending).remove(&key);
+                lock(&this.table).note(job, found);
             });
+        }
+    }
+
+    async fn perform(&self, job: &Job) -> Found {
+        let Options { archiver, after, .. } = &self.options;
+        match job {
+            Job::Archive(key) => match archiver.archive_idle(key, *after).await {
+                Ok(Archived::Done) => {
+                    tracing::debug!(%key, "archived");
+                    Found::Done
+                }
+                Ok(Archived::Already) => Found::Done,
+                Ok(Archived::Recent { idle_at }) => Found::IdleAt(idle_at),
+                Ok(Archived::Busy) => Found::Again,
+                Err(error) => {
+                    tracing::warn!(%key, %error, "a session is archived later");
+                    Found::Again
+                }
+            },
+            Job::Sweep(key) => match archiver.sweep(key).await {
+                Ok(()) => Found::Done,
+                Err(error) => {
+                    tracing::warn!(%key, %error, "what the archive has of a deleted session goes later");
+                    Found::Again
+                }
+            },
+        }
+    }
+}
+
+impl Table {
+    fn note(&mut self, job: Job, found: Found) {
+        self.pending.remove(&job);
+        if self.found.len() >= FOUND_MAX {
+            self.found.retain(|_, (_, since)| since.elapsed() < FOUND_KEPT);
+        }
+        // Still full: it is found out again.
+        if self.found.len() < FOUND_MAX {
+            self.found.insert(job, (found, Instant::now()));
         }
     }
 }

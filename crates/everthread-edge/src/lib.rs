@@ -125,7 +125,7 @@ impl<S: Store> Edge<S> {
         let options = config.retention.clone();
         let retainer = Retainer::new(reader.clone(), folder.clone(), options, metrics.clone());
         // Retention comes first: it knows how long those are kept that are archived, too.
-        let archiving = Archiving::start(reader.clone(), config.archive.clone(), &tasks);
+        let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk =
             Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));

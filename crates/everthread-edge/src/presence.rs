@@ -338,7 +338,7 @@ impl<S: Store> Presences<S> {
     }
 
     async fn beat(&self, ttl: Duration) -> Result<bool, Error> {
-        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let ttl = everthread_protocol::millis(ttl);
         self.inner.store.beat_node(&self.inner.node, ttl).await
     }
 

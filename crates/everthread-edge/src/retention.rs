@@ -14,7 +14,7 @@ use crate::tail::{lock, since_of};
 use everthread_control::{AtHead, Failure, Upkeep, millis};
 use everthread_protocol::{Millis, Record, Seq, SessionKey, TenantId, Version};
 use everthread_session::view::View;
-use everthread_session::{Retention, State};
+use everthread_session::{Brief, Retention, State};
 use everthread_store::{Error, Head, Loaded, Store, Trim, Trimmed};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -30,6 +30,9 @@ const STEPS_MAX: usize = 16;
 const LOOKS_PER_AGE: u64 = 100;
 /// An archived session with a bound on its age is brought back this often within that age.
 const BACK_PER_AGE: u64 = 10;
+/// How long that is waited for, and the pause before another look at one that takes longer.
+const BACK_WAIT: Duration = Duration::from_millis(500);
+const BACK_AGAIN_MS: u64 = 10 * 1000;
 /// When a session that only has a bound on its bytes is first looked at: from there on after folds.
 const SIZE_LOOK_MS: u64 = 60 * 60 * 1000;
 /// Looks that are remembered.
@@ -183,8 +186,7 @@ impl<S: Store> Retainer<S> {
         Ok(ends.into_iter().chain(again).chain(more).min())
     }
 
-    /// What is due of an archived session. Its last entry is older than its stub by the time after which it was archived, so
-    /// it is kept that much longer.
+    /// What is due of an archived session. Nothing here waits for an object store.
     async fn look_at_stub(&self, key: &SessionKey, head: &Head, now: Millis) -> Result<AtHead, Failure> {
         let store = self.inner.reader.store();
         let keys = std::slice::from_ref(key);
@@ -195,7 +197,7 @@ impl<S: Store> Retainer<S> {
             return Ok(AtHead::Leave(Some(now)));
         };
         let wanted = self.of(key, &serde_json::from_str(&listed.state)?);
-        let ends = wanted.ends_at(stub.at);
+        let ends = wanted.ends_at(Brief::written(&listed.state).unwrap_or(stub.at));
         if ends.is_some_and(|ends| ends <= now) && store.delete_if(key, head.version, head.seq).await? {
             self.count("deleted");
             return Ok(AtHead::Leave(None));
@@ -204,8 +206,12 @@ impl<S: Store> Retainer<S> {
         let is_empty = head.floor > head.seq;
         let trims = wanted.max_age_ms.filter(|_| !is_empty).map(|age| stub.at.plus(age.get() / BACK_PER_AGE));
         if trims.is_some_and(|at| at <= now) {
-            store.load(key).await?;
-            return Ok(AtHead::Leave(Some(now)));
+            // It goes on coming back without this.
+            return match tokio::time::timeout(BACK_WAIT, store.load(key)).await {
+                Ok(Ok(_)) => Ok(AtHead::Leave(Some(now))),
+                Ok(Err(Error::Archive(_))) | Err(_) => Ok(AtHead::Leave(Some(now.plus(BACK_AGAIN_MS)))),
+                Ok(Err(error)) => Err(error.into()),
+            };
         }
         Ok(AtHead::Leave(ends.into_iter().chain(trims).min()))
     }

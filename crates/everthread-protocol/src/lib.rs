@@ -21,5 +21,5 @@ pub mod worker_frame;
 pub use entry::Entry;
 pub use error::{Code, Fault};
 pub use id::*;
-pub use position::{Cursor, Epoch, Fence, Millis, Seq, Version};
+pub use position::{Cursor, Epoch, Fence, Millis, Seq, Version, millis};
 pub use record::{Author, AuthorKind, Block, Record};

@@ -1,6 +1,7 @@
 //! Positions and numbers that only the store hands out: seq, epoch, cursor, version, fence, time.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::time::Duration;
 use std::{fmt, str::FromStr};
 
 /// Position of an entry in its session: dense, from 1, below 2^53. 0 stands for "before the first".
@@ -34,6 +35,11 @@ impl Millis {
     pub fn plus(self, ms: u64) -> Millis {
         Millis(self.0.saturating_add(ms))
     }
+}
+
+/// A duration as the store counts: whole milliseconds.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 macro_rules! decimal_text {

@@ -8,6 +8,7 @@
 //!
 //! No I/O, no clock, nothing that blocks.
 
+mod brief;
 pub mod decide;
 pub mod fold;
 pub mod forked;
@@ -15,6 +16,7 @@ pub mod retention;
 pub mod state;
 pub mod view;
 
+pub use brief::Brief;
 pub use decide::{Context, Decision, Refusal, Request, decide};
 pub use retention::Retention;
 pub use state::State;

@@ -4,9 +4,10 @@
 //! decides when, and for tests.
 
 use crate::Error;
-use everthread_protocol::{Code, Fault, SessionKey};
+use everthread_protocol::{Code, Fault, Millis, SessionKey};
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 /// What became of a session that was to be archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,11 @@ pub enum Archived {
     Already,
     /// It is at work, or something was written meanwhile. Nothing changed.
     Busy,
+    /// Its last entry is not old enough. Nothing changed.
+    Recent {
+        /// When it will be.
+        idle_at: Millis,
+    },
 }
 
 /// What is wrong with the archive. Nothing was written, and what is archived stays as it is.
@@ -25,9 +31,9 @@ pub enum ArchiveFault {
     /// It does not answer, or is not there.
     #[error("it does not answer: {0}")]
     Silent(String),
-    /// The session is on its way back, which takes longer than anybody waits for it, or others come first.
-    #[error("the session is not back yet: {0}")]
-    Returning(&'static str),
+    /// It is at work, and that takes longer than anybody waits for it: a sentence for the client.
+    #[error("{0}")]
+    Busy(&'static str),
     /// What it holds of the session is gone, or is not what was written.
     #[error("what it holds of the session is broken: {0}")]
     Broken(String),
@@ -43,9 +49,7 @@ impl ArchiveFault {
             ArchiveFault::Silent(_) => {
                 (Code::Unavailable, "the archive does not answer; nothing was written: try again")
             }
-            ArchiveFault::Returning(_) => {
-                (Code::Unavailable, "the session is on its way back from the archive: try again")
-            }
+            ArchiveFault::Busy(why) => (Code::Unavailable, *why),
             ArchiveFault::Broken(_) => (
                 Code::ArchiveBroken,
                 "the archive does not have this session as it was written: an operator must put a copy back",
@@ -61,9 +65,25 @@ impl ArchiveFault {
 
 /// Archives sessions.
 pub trait Archiver: Send + Sync + 'static {
-    /// Archives a session that nothing happens in. Repeating it is harmless.
+    /// Archives a session in which nothing happens, if its last entry is at least that old. Repeating it is harmless, and
+    /// it goes on if the future is dropped.
+    fn archive_idle<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        idle: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<Archived, Error>> + Send + 'a>>;
+
+    /// The same, however old.
     fn archive<'a>(
         &'a self,
         key: &'a SessionKey,
-    ) -> Pin<Box<dyn Future<Output = Result<Archived, Error>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Result<Archived, Error>> + Send + 'a>> {
+        self.archive_idle(key, Duration::ZERO)
+    }
+
+    /// Deletes what the archive has of a session that is gone; leaves one alone that is there. Repeating it is harmless.
+    fn sweep<'a>(
+        &'a self,
+        key: &'a SessionKey,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
 }

@@ -37,7 +37,7 @@ impl ArchiveArgs {
         let bucket = Bucket::open(url, texts.filter(|(name, _)| of_a_cloud(name)))
             .with_context(|| format!("--archive {}", without_password(url)))?;
         tracing::info!(url = without_password(url), after = ?self.archive_after, "archive");
-        Ok(Some(Options { bucket, after: self.archive_after }))
+        Ok(Some(Options::new(bucket, self.archive_after)))
     }
 
     /// Tries it; what it is, for people.

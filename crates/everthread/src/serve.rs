@@ -95,7 +95,7 @@ async fn node_until_stopped<S: Store>(
     let archived_after = archive.as_ref().map(|options| options.after);
     let store = Arc::new(Archive::new(Arc::new(store), archive));
     store.begin().await.context("--archive")?;
-    let archiving = archived_after.map(|after| archiving::Options { archiver: store.clone(), after });
+    let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
     let config = Config {

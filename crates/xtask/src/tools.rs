@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 /// A program and the Debian package that brings it.
 const TOOLS: &[(&str, &str)] =
     &[("redis-server", "redis-server"), ("chromium", "chromium"), ("node", "nodejs"), ("npm", "npm")];
+/// Without it one test is not run and says so: a stand-in for S3, that pip brings.
+const STAND_IN: (&str, &str) = ("moto_server", "moto[server]");
 /// Runs the SDK's tests without a runner of their own.
 const NODE_MAJOR_MIN: u32 = 20;
 
@@ -27,6 +29,11 @@ pub fn install() -> anyhow::Result<()> {
         let still = missing(is_on_path);
         ensure!(still.is_empty(), "apt-get did not bring what the tests need of: {}", still.join(" "));
     }
+    if !is_on_path(STAND_IN.0)
+        && let Err(error) = install_stand_in()
+    {
+        println!("{} is not there ({error:#}): SKIPPED will be the test of the archive in S3", STAND_IN.0);
+    }
     let version = Command::new("node").arg("--version").stdin(Stdio::null()).output()?.stdout;
     let version = String::from_utf8_lossy(&version);
     match major(&version) {
@@ -35,6 +42,24 @@ pub fn install() -> anyhow::Result<()> {
             bail!("the tests need Node {NODE_MAJOR_MIN} or later; `node --version` says {:?}", version.trim())
         }
     }
+}
+
+/// With pip, which a Debian keeps from its own Python unless it is told that it may.
+fn install_stand_in() -> anyhow::Result<()> {
+    let pip = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        command.args(["-m", "pip"]).args(args).env("PIP_BREAK_SYSTEM_PACKAGES", "1").stdin(Stdio::null());
+        command.status()
+    };
+    if !pip(&["--version"])?.success() {
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+        ensure!(is_root && is_on_path("apt-get"), "it takes python3 with pip to install it");
+        apt_get(&["install", "--yes", "--no-install-recommends", "python3-pip"])?;
+    }
+    let status = pip(&["install", "--quiet", "--disable-pip-version-check", STAND_IN.1])?;
+    ensure!(status.success(), "pip install {} failed: {status}", STAND_IN.1);
+    ensure!(is_on_path(STAND_IN.0), "pip has put it where the path does not lead");
+    Ok(())
 }
 
 fn missing(found: impl Fn(&str) -> bool) -> Vec<&'static str> {

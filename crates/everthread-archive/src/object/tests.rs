@@ -13,7 +13,6 @@ fn head(floor: u64, last: u64) -> Head {
         changes: 4,
         floor: Seq(floor),
         state: "{\"a\":\n1}".into(),
-        next_due: None,
     }
 }
 

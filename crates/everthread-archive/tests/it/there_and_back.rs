@@ -14,7 +14,7 @@ on_both_engines!(
     a_session_that_is_at_work_is_not_archived,
     what_lists_and_devices_need_does_not_bring_a_session_back,
     many_who_need_a_session_through_two_nodes_bring_it_back_once,
-    a_session_goes_there_and_back_again_and_leaves_one_object,
+    a_session_goes_there_and_back_again_and_leaves_its_last_two_objects,
     a_write_in_the_middle_of_archiving_is_not_lost,
     a_long_session_is_read_and_written_in_pages,
     a_deleted_session_leaves_no_object,
@@ -109,17 +109,22 @@ async fn many_who_need_a_session_through_two_nodes_bring_it_back_once<E: Engine>
     assert_eq!(restored(0) + restored(1), 5);
 }
 
-async fn a_session_goes_there_and_back_again_and_leaves_one_object<E: Engine>() {
+async fn a_session_goes_there_and_back_again_and_leaves_its_last_two_objects<E: Engine>() {
     let world = World::<E>::start().await;
     let node = world.node().await;
     let key = session(&*node, 10).await;
+    let mut named = String::new();
     for n in 0..4 {
         say(&*node, &key).await;
         let seen = view(&*node, &key).await;
         assert_eq!(node.archive(&key).await, Ok(Archived::Done));
-        assert_eq!(world.bucket.list(&key).await.unwrap().len(), 1, "time {n}");
+        // The store may yet lose what came back, or have the stub before it again.
+        let objects = world.bucket.list(&key).await.unwrap();
+        assert_eq!(objects.len(), 2.min(n + 1), "time {n}");
+        let before = std::mem::replace(&mut named, stub(&*node, &key).await);
+        assert!(objects.contains(&named) && (n == 0 || objects.contains(&before)), "{objects:?}");
         assert_eq!(view(&*node, &key).await, seen);
-        assert_eq!(world.bucket.list(&key).await.unwrap().len(), 1, "the store may yet lose what came back");
+        assert_eq!(world.bucket.list(&key).await.unwrap().len(), objects.len());
     }
 }
 
@@ -144,7 +149,7 @@ async fn a_write_in_the_middle_of_archiving_is_not_lost<E: Engine>() {
     }
     // Whoever came first: an object stays only where a session was archived.
     let objects = world.bucket.list(&key).await.unwrap().len();
-    assert!(objects <= 1 && (done == 0) == (objects == 0), "{objects} objects, archived {done} times");
+    assert!(objects <= 2 && (done == 0) == (objects == 0), "{objects} objects, archived {done} times");
 }
 
 async fn a_long_session_is_read_and_written_in_pages<E: Engine>() {
@@ -206,7 +211,7 @@ async fn a_node_without_an_archive_says_so<E: Engine>() {
     let world = World::<E>::start().await;
     let (node, without) = (world.node().await, world.node_with(None).await);
     let key = session(&*node, 3).await;
-    assert!(matches!(without.archive(&key).await, Err(Error::Unavailable(_))));
+    assert!(matches!(without.archive(&key).await, Err(Error::Archive(_))));
     node.archive(&key).await.unwrap();
     let refused = without.load(&key).await.unwrap_err();
     assert_eq!(refused, Error::Refused(Refusal::Archived));
@@ -214,6 +219,10 @@ async fn a_node_without_an_archive_says_so<E: Engine>() {
     // It cannot delete the object, so it must not say that the session is deleted.
     assert_eq!(without.delete(&key).await.unwrap_err(), Error::Refused(Refusal::Archived));
     assert!(node.load(&key).await.unwrap().is_some());
+}
+
+async fn stub<S: everthread_store::Store>(store: &S, key: &everthread_protocol::SessionKey) -> String {
+    store.stubbed(std::slice::from_ref(key)).await.unwrap().pop().unwrap().unwrap().object
 }
 
 struct Deaf;

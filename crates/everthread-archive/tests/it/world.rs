@@ -47,6 +47,8 @@ pub trait Engine: Send + Sync + 'static {
     async fn start() -> Self;
     /// The store as one more node has it.
     async fn store(&self) -> Arc<Self::Store>;
+    /// Checks that nothing is put aside in the store, where that can be seen.
+    async fn has_nothing_staged(&self) {}
 }
 
 pub struct OnEmbedded(Arc<Embedded>, #[expect(dead_code, reason = "deletes it")] tempfile::TempDir);
@@ -84,6 +86,11 @@ impl Engine for OnRedis {
         let options = RedisOptions::new(self.server.url(), "et", "n1".parse().unwrap());
         Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
     }
+
+    async fn has_nothing_staged(&self) {
+        let keys = self.server.command("KEYS et:*").await.unwrap();
+        assert!(keys.contains(":meta") && !keys.contains("staged"), "{keys}");
+    }
 }
 
 /// An engine and a bucket.
@@ -110,7 +117,10 @@ impl<E: Engine> World<E> {
     }
 
     pub async fn node_with(&self, bucket: Option<Bucket>) -> Arc<Archive<E::Store>> {
-        let options = bucket.map(|bucket| Options { bucket, after: Duration::from_secs(60) });
+        let options = bucket.map(|bucket| Options {
+            pause: Duration::from_millis(20),
+            ..Options::new(bucket, Duration::from_secs(60))
+        });
         Arc::new(Archive::new(self.engine.store().await, options))
     }
 }

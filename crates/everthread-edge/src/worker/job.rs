@@ -350,5 +350,5 @@ pub(super) async fn renew<S: Store>(
 
 /// A time on the wire and in the store; never none at all.
 pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+    everthread_protocol::millis(duration).max(1)
 }

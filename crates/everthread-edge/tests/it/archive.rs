@@ -19,6 +19,11 @@ on_both_engines!(
     a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_back,
     a_session_at_work_is_busy_and_without_an_archive_it_is_not_supported,
     an_archived_session_is_read_forked_and_deleted,
+    an_archive_that_is_away_is_named_and_what_is_not_in_it_goes_on,
+    an_object_that_is_gone_is_told_as_a_broken_archive_until_it_is_put_back,
+    what_a_deletion_left_in_the_archive_is_swept_when_it_answers_again,
+    an_archived_session_is_deleted_so_long_after_its_last_entry,
+    what_is_too_old_goes_from_the_archive_too,
 );
 
 /// Never by itself.
@@ -155,9 +160,9 @@ async fn a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_ba
     let seen: Value = serde_json::from_str(&state(node.address, "s").await).unwrap();
     assert_eq!(seen["messages"].as_array().unwrap().len(), 13);
     until("archived after it was read", is_archived).await;
-    // The one before it goes after the stub stands.
-    let one = async || (bucket.list(&"default/s".parse().unwrap()).await.unwrap().len() == 1).then_some(());
-    until("one object", one).await;
+    // Those before the last two go after the stub stands.
+    let two = async || (bucket.list(&"default/s".parse().unwrap()).await.unwrap().len() == 2).then_some(());
+    until("two objects", two).await;
 }
 
 async fn a_session_at_work_is_busy_and_without_an_archive_it_is_not_supported<E: Engine>() {
@@ -206,4 +211,135 @@ async fn an_archived_session_is_read_forked_and_deleted<E: Engine>() {
     assert_eq!(gone["deleted"], true);
     assert!(bucket.list(&"default/s".parse().unwrap()).await.unwrap().is_empty());
     Request::get("/v1/sessions/s").send(address).await.is_error(404, "no_session");
+}
+
+/// An archive in a directory, that can be moved away.
+struct Place {
+    dir: tempfile::TempDir,
+    bucket: Bucket,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::open(&format!("file://{}/archive", dir.path().display()), []).unwrap();
+        Self { dir, bucket }
+    }
+
+    fn go(&self) {
+        std::fs::rename(self.dir.path().join("archive"), self.dir.path().join("aside")).unwrap();
+    }
+
+    fn come(&self) {
+        std::fs::rename(self.dir.path().join("aside"), self.dir.path().join("archive")).unwrap();
+    }
+
+    /// Names of the session's objects.
+    async fn objects(&self) -> Vec<String> {
+        self.bucket.list(&"default/s".parse().unwrap()).await.unwrap()
+    }
+}
+
+async fn an_archive_that_is_away_is_named_and_what_is_not_in_it_goes_on<E: Engine>() {
+    let (world, place) = (World::<E>::start().await, Place::new());
+    let node = world.archiving_node(&place.bucket, DAYS).await;
+    talk(node.address).await;
+    let seen = state(node.address, "s").await;
+    let body = json!({ "session": "live", "agent": "guide", "meta": {} });
+    Request::post("/v1/sessions", &body).send(node.address).await.with(201);
+    archive(node.address).await;
+    place.go();
+    let unavailable = |answer: crate::harness::http::Answer| {
+        assert!(answer.text.contains("the archive does not answer"), "{}", answer.text);
+        answer.is_error(503, "unavailable");
+    };
+    unavailable(Request::get("/v1/sessions/s/state").send(node.address).await);
+    unavailable(Request::new("DELETE", "/v1/sessions/s").send(node.address).await);
+    unavailable(Request::post("/v1/sessions/live/archive", &json!({})).send(node.address).await);
+    Request::get("/v1/sessions/s").send(node.address).await.with(200);
+    input(node.address, "live", "Hi").await;
+    let gone = Request::new("DELETE", "/v1/sessions/live").send(node.address).await.with(200);
+    assert_eq!(gone["deleted"], true);
+    place.come();
+    until("it is back", async || {
+        let answer = Request::get("/v1/sessions/s/state").send(node.address).await;
+        (answer.status == 200).then(|| assert_eq!(answer.text, seen))
+    })
+    .await;
+}
+
+async fn an_object_that_is_gone_is_told_as_a_broken_archive_until_it_is_put_back<E: Engine>() {
+    let (world, place) = (World::<E>::start().await, Place::new());
+    let node = world.archiving_node(&place.bucket, DAYS).await;
+    talk(node.address).await;
+    archive(node.address).await;
+    let name = place.objects().await.pop().unwrap();
+    let object = place.dir.path().join("archive/default/s").join(name);
+    let copy = place.dir.path().join("copy");
+    std::fs::rename(&object, &copy).unwrap();
+    Request::get("/v1/sessions/s/state").send(node.address).await.is_error(500, "archive_broken");
+    let mut socket = client::hello(node.address).await;
+    let refused = socket.ask(json!({ "t": "attach", "session": "s", "from": "start" })).await;
+    assert_eq!((&refused["t"], &refused["code"]), (&json!("error"), &json!("archive_broken")), "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("archive"), "{refused}");
+    assert!(head(&node).await.archived, "nothing is lost");
+    std::fs::rename(&copy, &object).unwrap();
+    until("it is found", async || {
+        (Request::get("/v1/sessions/s/state").send(node.address).await.status == 200).then_some(())
+    })
+    .await;
+}
+
+async fn what_a_deletion_left_in_the_archive_is_swept_when_it_answers_again<E: Engine>() {
+    let (world, place) = (World::<E>::start().await, Place::new());
+    let node = world.archiving_node(&place.bucket, DAYS).await;
+    talk(node.address).await;
+    archive(node.address).await;
+    state(node.address, "s").await;
+    assert_eq!(place.objects().await.len(), 1, "it stays when the session is back");
+    place.go();
+    let gone = Request::new("DELETE", "/v1/sessions/s").send(node.address).await.with(200);
+    assert_eq!(gone["deleted"], true);
+    place.come();
+    until("it is swept", async || place.objects().await.is_empty().then_some(())).await;
+}
+
+/// Nodes that look as often as they are asked to, and a session that keeps this much.
+async fn keeping<E: Engine>(retention: Value) -> (World<E>, Bucket, Node<Archive<E::Store>>) {
+    let mut world = World::<E>::start().await;
+    world.retention = everthread_edge::retention::Options { pause: Duration::ZERO, ..Default::default() };
+    let bucket = Bucket::open("memory:///", []).unwrap();
+    let node = world.archiving_node(&bucket, DAYS).await;
+    let meta = json!({ "title": "A talk", "retention": retention });
+    let body = json!({ "session": "s", "agent": "guide", "meta": meta });
+    Request::post("/v1/sessions", &body).send(node.address).await.with(201);
+    (world, bucket, node)
+}
+
+async fn an_archived_session_is_deleted_so_long_after_its_last_entry<E: Engine>() {
+    let (_world, bucket, node) = keeping::<E>(json!({ "ttl_ms": 3_000 })).await;
+    say(node.address, "the last one").await;
+    assert_eq!(archive(node.address).await, true);
+    let key: SessionKey = "default/s".parse().unwrap();
+    until("it is deleted", async || {
+        (Request::get("/v1/sessions/s").send(node.address).await.status == 404).then_some(())
+    })
+    .await;
+    until("its object is gone", async || bucket.list(&key).await.unwrap().is_empty().then_some(())).await;
+}
+
+async fn what_is_too_old_goes_from_the_archive_too<E: Engine>() {
+    let (_world, _bucket, node) = keeping::<E>(json!({ "max_age_ms": 1_500 })).await;
+    for n in 0..3 {
+        say(node.address, &format!("message {n}")).await;
+    }
+    assert_eq!(archive(node.address).await, true);
+    let last = until("everything went", async || {
+        let head = head(&node).await;
+        (head.floor > head.seq).then_some(head)
+    })
+    .await;
+    // It goes on, in the archive or not.
+    say(node.address, "still here").await;
+    assert_eq!(head(&node).await.seq, last.seq.next());
 }

@@ -194,9 +194,10 @@ impl<E: Engine> World<E> {
     pub async fn archiving_node(&self, bucket: &Bucket, after: Duration) -> Node<Archive<E::Store>> {
         let config = self.config();
         bucket.begin().await.unwrap();
-        let options = everthread_archive::Options { bucket: bucket.clone(), after };
+        let options = everthread_archive::Options::new(bucket.clone(), after);
         let store = Arc::new(Archive::new(self.engine.store(&config.node).await, Some(options)));
-        let archive = Some(archiving::Options { archiver: store.clone(), after });
+        let again = Duration::from_millis(200);
+        let archive = Some(archiving::Options { again, ..archiving::Options::new(store.clone(), after) });
         Node::start(Edge::start(store, Config { archive, ..config }))
     }
 

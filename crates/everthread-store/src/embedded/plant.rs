@@ -16,7 +16,7 @@ use crate::{
 use bytes::Bytes;
 use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::record::stored_tail;
-use everthread_protocol::{Epoch, Millis, Record, Seq, SessionKey, Version};
+use everthread_protocol::{Epoch, Millis, Record, Seq, SessionKey, Version, millis};
 use redb::{ReadableTable as _, WriteTransaction};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -184,7 +184,7 @@ impl Writer {
     ) -> Result<(), Error> {
         let now = self.shared.clock.now();
         self.forget_staged(now, group);
-        let until = now.plus(u64::try_from(STAGED_KEPT.as_millis()).unwrap_or(u64::MAX));
+        let until = now.plus(millis(STAGED_KEPT));
         let (from, to) = stage.range;
         let staged = match self.staging.0.get_mut(&id) {
             Some(staged) => staged,

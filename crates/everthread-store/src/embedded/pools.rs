@@ -4,7 +4,7 @@
 //! or claimed before a restart is handed out again at once: whoever held it is gone.
 
 use crate::{DUE_VISIBILITY, Due, ITEM_VISIBILITY, Taken, WorkItem};
-use everthread_protocol::{Millis, PoolKey, SessionKey};
+use everthread_protocol::{Millis, PoolKey, SessionKey, millis};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -65,7 +65,7 @@ impl Pools {
         let key = key.to_string();
         let (mut taken, mut changes) = (Vec::new(), Vec::new());
         let Some(pool) = self.pools.get_mut(&key) else { return (taken, changes) };
-        let visible = now.plus(u64::try_from(ITEM_VISIBILITY.as_millis()).unwrap_or(u64::MAX));
+        let visible = now.plus(millis(ITEM_VISIBILITY));
         while taken.len() < limit {
             let Some(ticket) = pool.next(now) else { break };
             let Some(row) = pool.items.get_mut(&ticket) else { continue };
@@ -168,7 +168,7 @@ impl Deadlines {
             .take(limit)
             .map(|(_, key)| key.clone())
             .collect();
-        let hidden = now.plus(u64::try_from(DUE_VISIBILITY.as_millis()).unwrap_or(u64::MAX));
+        let hidden = now.plus(millis(DUE_VISIBILITY));
         due.into_iter()
             .map(|key| {
                 let last = self.by_session.get(&key).map_or(Millis(0), |deadline| deadline.claim_last);
