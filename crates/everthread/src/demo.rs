@@ -1,4 +1,4 @@
-//! Demo agents of `dev`, offline: one explains what the reader is looking at, one has three others work for it.
+//! Demo agents of `dev` and `worker demo`, offline: one explains what the reader is looking at, one has three others work for it.
 //!
 //! They are ordinary workers: they connect to the node's own address and use the public library.
 
@@ -6,6 +6,7 @@ mod deletion;
 mod guide;
 mod orchestra;
 
+use clap::Args;
 use everthread_worker::{AgentOptions, CancellationToken, Error, Part, Worker, WorkerError};
 use std::time::Duration;
 
@@ -14,6 +15,17 @@ const CAPACITY: u32 = 16;
 
 /// Agents that people may choose from.
 pub const AGENTS: &[&str] = &["guide", "orchestra"];
+
+/// Where `worker demo` serves them.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// The node to connect to.
+    #[arg(long, env = "EVERTHREAD_URL", default_value = "ws://127.0.0.1:7400")]
+    pub url: String,
+    /// The token that the node wants. Without one, that of a `dev` in ./.everthread.
+    #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
 
 /// Serves the demo agents until `stop`.
 pub async fn run(url: String, token: String, stop: CancellationToken) -> Result<(), WorkerError> {

@@ -7,11 +7,13 @@ mod archive;
 mod config;
 mod console;
 mod demo;
+mod health;
 mod keeping;
 mod openai;
 mod serve;
 mod tail;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -37,6 +39,8 @@ enum Command {
     Tail(tail::TailArgs),
     /// Reads the configuration, says what it means, and ends.
     CheckConfig(config::NodeArgs),
+    /// Asks the node on this machine whether it is alive; for health checks of containers.
+    Health(health::HealthArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +48,8 @@ enum WorkerCommand {
     /// With any OpenAI-compatible Chat Completions endpoint.
     #[command(name = "openai")]
     OpenAi(openai::OpenAiArgs),
+    /// With the demo agents of `dev`, for trying a deployment: they need no model.
+    Demo(demo::DemoArgs),
 }
 
 fn main() -> ExitCode {
@@ -70,10 +76,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let token = config::client_token(args.token.clone())?;
             openai::run(args, token, serve::stop_on_signal()?).await
         }
+        Command::Worker(WorkerCommand::Demo(args)) => {
+            config::start_log_with("info", config::LogFormat::Text)?;
+            let token = config::client_token(args.token)?;
+            demo::run(args.url, token, serve::stop_on_signal()?).await.context("the demo agents have stopped")
+        }
         Command::Tail(args) => {
             let token = config::client_token(args.token.clone())?;
             tail::run(args, token, serve::stop_on_signal()?).await
         }
         Command::CheckConfig(args) => config::check(args).await,
+        Command::Health(args) => health::run(args).await,
     }
 }

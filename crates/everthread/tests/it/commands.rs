@@ -114,3 +114,34 @@ async fn the_development_token_is_made_once_and_stays() {
     start();
     assert_eq!(token(), first);
 }
+
+#[tokio::test]
+async fn health_answers_by_its_exit_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["serve"]).await;
+    let admin = node.admin.trim_start_matches("http://").to_owned();
+    for args in [&["health", "--admin", &admin][..], &["health", "--ready", "--admin", &admin]] {
+        assert!(everthread(args).status.success(), "{args:?}");
+    }
+    // The port for clients has no such route.
+    let public = node.url.trim_start_matches("http://").to_owned();
+    assert!(refusal(&["health", "--admin", &public]).contains("/livez"));
+    drop(node);
+    assert!(refusal(&["health", "--admin", &admin]).contains("/livez"));
+}
+
+#[tokio::test]
+async fn demo_agents_of_their_own_process_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), &["serve"]).await;
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_everthread"))
+        .args(["worker", "demo", "--url", &node.url.replacen("http", "ws", 1), "--token", TOKEN])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = node.ask("s", "guide", "hello").await;
+    node.wait_until("ended", async |node: &Node| node.run_status("s", &run).await.0 == "ended").await;
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    assert!(node.terminate().success(), "{}", node.log());
+}
