@@ -29,12 +29,12 @@ pub(super) const HEAD_FIELDS: [&str; 9] =
 impl Redis {
     /// See [`crate::Store::load`].
     pub(super) async fn load_session(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
-        let (meta, producers) = (self.inner.keys.meta(key), self.inner.keys.producers(key));
-        let answer = self.link(key).script(&self.inner.scripts.load, &[&meta, &producers], &[]).await;
+        let meta = self.inner.keys.meta(key);
+        let answer = self.link(key).script(&self.inner.scripts.load, &[&meta], &[]).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         match answer.as_slice() {
             [] => Ok(None),
-            [now, Value::Array(meta), Value::Array(producers)] => loaded(now, meta, producers).map(Some),
+            [now, Value::Array(meta)] => loaded(now, meta).map(Some),
             _ => Err(broken("an unknown answer to a load")),
         }
     }
@@ -201,7 +201,7 @@ pub(super) fn head_of(fields: &[Value]) -> Result<Option<Head>, Error> {
     }))
 }
 
-fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Error> {
+fn loaded(now: &Value, meta: &[Value]) -> Result<Loaded, Error> {
     let mut fields = HashMap::with_capacity(meta.len() / 2);
     for pair in meta.chunks_exact(2) {
         fields.insert(text(&pair[0])?, text(&pair[1])?);
@@ -211,10 +211,15 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     }
     let field =
         |name: &str| fields.get(name).copied().ok_or_else(|| broken(&format!("a session without {name}")));
-    let (mut fences, mut leases) = (Vec::new(), Vec::new());
+    let (mut fences, mut leases, mut producers) = (Vec::new(), Vec::new(), Vec::new());
     for (name, fence) in &fields {
         let Some(run) = name.strip_prefix("f:") else { continue };
         let id: RunId = parse(run)?;
+        if let Some(producer) = fields.get(format!("p:{run}").as_str()) {
+            let mut numbers = producer.split(' ');
+            let mut number = || parse(numbers.next().unwrap_or_default());
+            producers.push((id.clone(), number()?, number()?));
+        }
         if let Some(ends) = fields.get(format!("l:{run}").as_str()) {
             leases.push((id.clone(), Millis(parse(ends)?)));
         }
@@ -222,12 +227,7 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
     }
     fences.sort();
     leases.sort();
-    let mut known = Vec::with_capacity(producers.len() / 2);
-    for pair in producers.chunks_exact(2) {
-        let (incarnation, batch) = text(&pair[1])?.split_once(' ').ok_or_else(|| broken("a producer"))?;
-        known.push((parse::<RunId>(text(&pair[0])?)?, parse(incarnation)?, parse(batch)?));
-    }
-    known.sort();
+    producers.sort();
     Ok(Loaded {
         state: field("state")?.to_owned(),
         version: Version { epoch: Epoch(parse(field("epoch")?)?), n: parse(field("n")?)? },
@@ -236,7 +236,7 @@ fn loaded(now: &Value, meta: &[Value], producers: &[Value]) -> Result<Loaded, Er
         epochs: epochs_of(field("epochs")?)?,
         fences,
         leases,
-        producers: known,
+        producers,
     })
 }
 

@@ -39,6 +39,8 @@ fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
 pub(super) struct Scripts {
     /// The one write.
     pub(super) write: Script,
+    /// What most writes are.
+    pub(super) append: Script,
     /// A session as the core needs it.
     pub(super) load: Script,
     /// Begins a page of a session's log.
@@ -90,6 +92,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             write: Script::new(include_str!("lua/write.lua")),
+            append: Script::new(include_str!("lua/append.lua")),
             load: Script::new(include_str!("lua/load.lua")),
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
@@ -123,6 +126,7 @@ impl Scripts {
     pub(super) fn load_all(&self) -> Pipeline {
         let all = [
             &self.write,
+            &self.append,
             &self.load,
             &self.read,
             &self.fold,

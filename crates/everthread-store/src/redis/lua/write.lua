@@ -18,6 +18,10 @@
 -- Atomic because every number is picked, every check made and every follower woken in one step: nobody can write
 -- between the check of a fence, a batch or a version and the append that relies on it. All checks come before the
 -- first change, since Redis does not undo what a failing script has done.
+--
+-- The producer of a run stands in meta beside the run's fence, as '<incarnation> <batch> <to>', with its answer behind that
+-- if it has one, so that append.lua finds both at once. When the fence goes it moves to the others, which are forgotten after
+-- a while: '<incarnation> <batch> <to> <at> <answer>'.
 
 -- `..` and tostring round microseconds to 14 digits.
 local function text(number) return string.format('%.0f', number) end
@@ -29,13 +33,14 @@ local count = tonumber(ARGV[2])
 local producer, incarnation, batch = ARGV[4], ARGV[5], ARGV[6]
 local fence_run, change = ARGV[8], ARGV[10]
 local grant, unwritten = ARGV[13], ARGV[14]
+local writer = string.match(producer, '^run:(.+)$')
 
 local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
 
 local m = redis.call('HMGET', meta, 'epoch', 'n', 'head', 'replid', 'fence_last', 'active', 'pruned',
-                     'f:' .. fence_run, 'f:' .. grant, 'folded_to', 'archived')
+                     'f:' .. fence_run, 'f:' .. (writer or ''), 'folded_to', 'archived', 'p:' .. (writer or ''))
 local epoch, n, head, replid = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0), m[4]
 local fence_last = m[5]
 local version = epoch and (epoch .. '.' .. text(n))
@@ -55,10 +60,14 @@ end
 -- 2. A duplicate. 3. The time. 4. The fence. 5. A gap.
 local known_incarnation, known_batch
 if producer ~= '' then
-  local known = redis.call('HGET', producers, producer)
-  if known then
-    local to, answer
+  local to, answer
+  if m[12] then
+    known_incarnation, known_batch, to, answer = string.match(m[12], '^(%d+) (%d+) (%d+) ?(.*)$')
+  else
+    local known = redis.call('HGET', producers, producer) or ''
     known_incarnation, known_batch, to, answer = string.match(known, '^(%d+) (%d+) (%d+) %d+ (.*)$')
+  end
+  if known_incarnation then
     if incarnation == known_incarnation and not less(known_batch, batch) then
       return {'duplicate', epoch, to, version, known_batch, answer, folded_to}
     end
@@ -78,7 +87,7 @@ end
 -- 6. The version.
 if change ~= '' and change ~= 'new' and change ~= version then return {'conflict', version} end
 if unwritten ~= '' then
-  local known = redis.call('HGET', producers, 'run:' .. unwritten)
+  local known = redis.call('HGET', meta, 'p:' .. unwritten) or redis.call('HGET', producers, 'run:' .. unwritten)
   if known and not less(string.match(known, '^%d+'), ARGV[15]) then return {'written'} end
 end
 
@@ -120,7 +129,23 @@ if count > 0 then
 end
 if count > 0 or change == 'new' then put('head', text(to)) end
 
-local fence = ''
+-- The producer of a run goes where its fence does not, and comes back with it.
+local function part(run)
+  local known = redis.call('HGET', meta, 'p:' .. run)
+  if not known then return end
+  redis.call('HDEL', meta, 'p:' .. run)
+  local numbers, answer = string.match(known, '^(%d+ %d+ %d+) ?(.*)$')
+  redis.call('HSET', producers, 'run:' .. run, numbers .. ' ' .. text(now) .. ' ' .. answer)
+end
+local function join(run)
+  local numbers, answer =
+    string.match(redis.call('HGET', producers, 'run:' .. run) or '', '^(%d+ %d+ %d+) %d+ (.*)$')
+  if not numbers then return end
+  redis.call('HDEL', producers, 'run:' .. run)
+  redis.call('HSET', meta, 'p:' .. run, numbers .. (answer ~= '' and ' ' .. answer or ''))
+end
+
+local fence, is_held = '', m[9]
 if change ~= '' then
   n = n + 1
   put('n', text(n))
@@ -131,6 +156,8 @@ if change ~= '' then
   for i = 21, #ARGV do
     active = active - redis.call('HDEL', meta, 'f:' .. ARGV[i])
     redis.call('HDEL', meta, 'l:' .. ARGV[i])
+    if ARGV[i] ~= grant then part(ARGV[i]) end
+    if ARGV[i] == writer then is_held = false end
   end
   if grant ~= '' then
     fence = text(math.max(tonumber(fence_last or 0) + 1, micros))
@@ -138,19 +165,20 @@ if change ~= '' then
     put('f:' .. grant, fence)
     put('l:' .. grant, text(now + ARGV[20]))
     put('fence_last', fence)
+    join(grant)
+    if grant == writer then is_held = true end
   end
   put('active', text(active))
 end
 
 -- Producers are remembered for a while after their run, so that a repeat is still known as one. The scan is rare.
 local memory, most = tonumber(ARGV[17]), tonumber(ARGV[18])
-local crowded = producer ~= '' and not known_batch and redis.call('HLEN', producers) >= most
+local crowded = producer ~= '' and not is_held and not known_batch and redis.call('HLEN', producers) >= most
 if crowded or (producer ~= '' and now - tonumber(m[7] or 0) >= 60000) then
   local all, old = redis.call('HGETALL', producers), {}
   for i = 1, #all, 2 do
-    local run = string.match(all[i], '^run:(.*)$')
     local at = tonumber(string.match(all[i + 1], '^%d+ %d+ %d+ (%d+)'))
-    if all[i] ~= producer and not (run and redis.call('HEXISTS', meta, 'f:' .. run) == 1) then
+    if all[i] ~= producer then
       if now - at > memory then redis.call('HDEL', producers, all[i])
       else old[#old + 1] = {at, all[i]} end
     end
@@ -163,8 +191,12 @@ if crowded or (producer ~= '' and now - tonumber(m[7] or 0) >= 60000) then
   put('pruned', text(now))
 end
 if producer ~= '' then
-  redis.call('HSET', producers, producer,
-             incarnation .. ' ' .. batch .. ' ' .. text(to) .. ' ' .. text(now) .. ' ' .. ARGV[7])
+  local numbers = incarnation .. ' ' .. batch .. ' ' .. text(to)
+  if is_held then
+    put('p:' .. writer, numbers .. (ARGV[7] ~= '' and ' ' .. ARGV[7] or ''))
+  else
+    redis.call('HSET', producers, producer, numbers .. ' ' .. text(now) .. ' ' .. ARGV[7])
+  end
 end
 
 if #set > 0 then redis.call('HSET', meta, unpack(set)) end
