@@ -8,12 +8,12 @@
 use crate::Error;
 use crate::archive::{PAGE_BYTES, Shared};
 use crate::object::{Broken, Head, Item, Reader};
-use everthread_protocol::{Millis, Record, Seq, SessionKey, millis};
+use everthread_protocol::{Record, Seq, SessionKey, millis};
 use everthread_store::{ArchiveFault, Error as StoreError, Over, Plant, Planted, Refusal, Store, StubInfo};
 use futures_util::StreamExt as _;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How long bringing a session back may take.
 pub const RESTORE_MAX: Duration = Duration::from_secs(10 * 60);
@@ -193,10 +193,8 @@ impl<S: Store> Shared<S> {
         }
         staging.flush(&*self.store).await?;
         let Some(head) = head else { return Err(Broken::Shape("it has no beginning").into()) };
-        // Before it is there: whoever plants it and dies must not leave it without anybody who looks after it. The store's
-        // clock is not known here; this one is near enough for a time that only this case ever sees.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| millis(since));
-        self.store.arm(key, Millis(now).plus(millis(self.options.after.max(LOOK_MIN)))).await?;
+        // Before it is there: whoever plants it and dies must not leave it without anybody who looks after it.
+        self.due_later(key, self.options.after.max(LOOK_MIN)).await?;
         let plant = Plant {
             over: Over::Stub { object: &stub.object },
             epochs: &head.epochs,

@@ -17,7 +17,7 @@ const DELETE_PAUSE: Duration = Duration::from_millis(200);
 /// How long the deletion of a session that is in the store waits for the names of older objects.
 const LIST_MAX: Duration = Duration::from_secs(3);
 /// When a session that is being deleted is looked at, should its deletion not say so itself.
-const LOOK: Duration = Duration::from_secs(10 * 60);
+pub(crate) const LOOK: Duration = Duration::from_secs(10 * 60);
 
 impl<S: Store> Archive<S> {
     /// Deletes the session, then its objects.
@@ -42,12 +42,12 @@ impl<S: Store> Archive<S> {
                 Vec::new()
             }
         };
-        shared.due_later(key).await?;
+        shared.due_later(key, LOOK).await?;
         let deleted = self.store.delete(key).await?;
         shared.failures.forget(key);
         if let Err(error) = shared.delete_objects(key, &objects).await {
             tracing::warn!(%key, %error, "objects of a deleted session go later");
-            shared.due_later(key).await?;
+            shared.due_later(key, LOOK).await?;
             return Err(ArchiveFault::Left(error.to_string()).into());
         }
         Ok(deleted)
@@ -63,11 +63,11 @@ impl<S: Store> Archive<S> {
 }
 
 impl<S: Store> Shared<S> {
-    /// The session has a deadline from here on. It is hurried when the session is deleted; the time is for whoever dies before
-    /// that, so the clock of this node is good enough for it.
-    pub async fn due_later(&self, key: &SessionKey) -> Result<(), StoreError> {
+    /// The session has a deadline from here on, about so late. It is for whoever dies before he gets to arm or to hurry it, so
+    /// the clock of this node is good enough.
+    pub async fn due_later(&self, key: &SessionKey, after: Duration) -> Result<(), StoreError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
-        self.store.arm(key, Millis(now).plus(millis(LOOK))).await
+        self.store.arm(key, Millis(now).plus(millis(after))).await
     }
 
     /// Deletes objects of a session that is gone, and tries for a while.

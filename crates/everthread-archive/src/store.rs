@@ -64,7 +64,7 @@ impl<S: Store> Store for Archive<S> {
     async fn delete_if(&self, key: &SessionKey, expect: Version, head: Seq) -> Result<bool, Error> {
         // Its objects are swept when its deadline, which this hurries, is kept: nobody waits for an object store here.
         match &self.shared {
-            Some(shared) => shared.due_later(key).await?,
+            Some(shared) => shared.due_later(key, crate::forget::LOOK).await?,
             None => self.refuse_stub(key).await?,
         }
         self.store.delete_if(key, expect, head).await
