@@ -5,16 +5,16 @@
 //! store forgets. A repeat finds the fork by what its meta says, so its id makes the request idempotent.
 
 use crate::Edge;
-use crate::reader::{PAGE_BYTES, fault_of};
-use crate::tail::{goes_on, since_of};
+use crate::reader::{PAGE_BYTES, fault_of, view_of};
 use everthread_protocol::entry::Object;
-use everthread_protocol::{Author, Code, Cursor, Epoch, Fault, Record, Seq, SessionKey};
-use everthread_session::fold::{Limits, fold};
+use everthread_protocol::{Author, Code, Cursor, Epoch, Fault, Seq, SessionKey};
+use everthread_session::fold::{Limits, fold_past};
 use everthread_session::forked::{Forked, Origin, fork, forked_from, truncate};
 use everthread_session::state::SCHEMA;
 use everthread_session::view::{self, View};
 use everthread_session::{Refusal, State};
-use everthread_store::{Error, First, Loaded, Over, Plant, Planted, Store};
+use everthread_store::pages::since_of;
+use everthread_store::{Base, Error, First, Loaded, Over, Pages, Plant, Planted, Store};
 use std::time::Duration;
 
 /// How often the source is read anew because it was trimmed meanwhile.
@@ -42,7 +42,7 @@ struct Cut {
     epochs: Vec<(Epoch, Seq)>,
     floor: Seq,
     /// What stands for the part of the source below the floor.
-    base: Option<String>,
+    base: Option<Base>,
     bytes: u64,
 }
 
@@ -156,21 +156,7 @@ async fn staged<S: Store>(
     Err(changed())
 }
 
-/// Where the reading of the source begins.
-async fn beginning<S: Store>(edge: &Edge<S>, source: &SessionKey, at: Seq) -> Result<Cut, Fault> {
-    let base = edge.desk.store().base(source).await.map_err(|error| fault_of(source, &error))?;
-    let Some(base) = base else {
-        return Ok(Cut { view: View::new(), epochs: Vec::new(), floor: Seq(1), base: None, bytes: 0 });
-    };
-    let view = View::from_base(&base.text).map_err(broken)?;
-    if at < view.seq() {
-        let message = format!("the session is kept from {} on: it cannot be forked before that", base.floor);
-        return Err(Fault::new(Code::BadCursor, message));
-    }
-    Ok(Cut { view, epochs: Vec::new(), floor: base.floor, base: Some(base.text), bytes: 0 })
-}
-
-/// Reads the source up to `at` and stages it for the target; `None` if it was trimmed in the middle.
+/// Reads the source up to `at` and stages it for the target; `None` if it was trimmed or folded in the middle.
 async fn stage<S: Store>(
     edge: &Edge<S>,
     source: &SessionKey,
@@ -178,43 +164,50 @@ async fn stage<S: Store>(
     at: Seq,
     name: &str,
 ) -> Result<Option<Cut>, Fault> {
-    let mut cut = beginning(edge, source, at).await?;
+    let store = edge.desk.store();
+    let read = async |after: Seq| {
+        let page = edge.reader.page(source, after, PAGE_BYTES).await;
+        page.map_err(|error| fault_of(source, &error))
+    };
+    let mut page = read(Seq::ZERO).await?;
+    let pages = Pages::begin(&**store, source, &page).await.map_err(|error| fault_of(source, &error))?;
+    let Some(mut pages) = pages else { return Ok(None) };
+    let mut view = view_of(pages.base.as_ref()).map_err(broken)?;
+    if at < view.seq() {
+        let message =
+            format!("the session is kept from {} on: it cannot be forked before that", page.head.floor);
+        return Err(Fault::new(Code::BadCursor, message));
+    }
+    let mut bytes = 0;
     loop {
-        let read = edge.reader.page(source, cut.view.seq(), PAGE_BYTES).await;
-        let page = read.map_err(|error| fault_of(source, &error))?;
-        if page.head.floor > cut.view.seq().next() {
+        if !pages.is_exact(&page) {
             return Ok(None);
         }
         // What was read so far is of another log.
-        if !goes_on(&page, Cursor { epoch: cut.view.epoch(), seq: cut.view.seq() }) {
+        if !pages.take(&page) {
             return Err(changed());
         }
-        cut.epochs.clone_from(&page.epochs);
-        let (mut folded, mut raw) = (Vec::new(), Vec::new());
-        for record in &page.records {
-            let part = if record.from > at { None } else { truncate(record, at).map_err(broken)? };
-            let Some(part) = part else { break };
-            cut.view.apply(&part, since_of(&page.epochs, &part)).map_err(|error| match error {
+        let mut parts = Vec::new();
+        for record in page.records.iter().take_while(|record| record.from <= at) {
+            let Some(part) = truncate(record, at).map_err(broken)? else { break };
+            view.apply(&part, since_of(&page.epochs, &part)).map_err(|error| match error {
                 view::Error::Gap { .. } => changed(),
                 error => broken(error),
             })?;
-            if record.to <= page.head.folded_to {
-                folded.push(part)
-            } else {
-                raw.push(part)
-            }
-            if cut.view.seq() < record.to {
+            let is_cut = part.to < record.to;
+            parts.push(part);
+            if is_cut {
                 break;
             }
         }
-        let is_last = page.records.last().is_none_or(|last| cut.view.seq() < last.to || last.to >= at);
-        folded.extend(fold(&raw, Limits::default()).map_err(broken)?);
-        cut.bytes += folded.iter().map(|record: &Record| record.blocks.len() as u64).sum::<u64>();
-        let staged = edge.desk.store().stage(target, name, &folded).await;
-        staged.map_err(|error| fault_of(target, &error))?;
-        if is_last {
+        let folded = fold_past(&parts, page.head.folded_to, Limits::default()).map_err(broken)?;
+        bytes += folded.iter().map(|record| record.blocks.len() as u64).sum::<u64>();
+        store.stage(target, name, &folded).await.map_err(|error| fault_of(target, &error))?;
+        if view.seq() >= at || view.seq() < pages.after() || page.records.is_empty() {
+            let cut = Cut { view, epochs: page.epochs, floor: page.head.floor, base: pages.base, bytes };
             return if cut.view.seq() == Seq::ZERO { Err(changed()) } else { Ok(Some(cut)) };
         }
+        page = read(pages.after()).await?;
     }
 }
 
@@ -240,7 +233,7 @@ async fn plant<S: Store>(
         changes: 1,
         fence_last: 0,
         floor: cut.floor,
-        base: cut.base.as_deref(),
+        base: cut.base.as_ref().map(|base| base.text.as_str()),
         folded_bytes: cut.bytes,
         state: &state,
         next_due: None,

@@ -175,7 +175,9 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fault> {
         .map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
     let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
     scan::value(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))?;
-    serde_json::from_slice(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))
+    // What is wrong is of little use without where.
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes))
+        .map_err(|e| Fault::bad_request(format!("body: {e}")))
 }
 
 pub(crate) fn query<T: DeserializeOwned>(request: &Request) -> Result<T, Fault> {

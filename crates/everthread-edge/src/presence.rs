@@ -8,10 +8,10 @@
 mod room;
 
 use crate::metrics::Metrics;
-use crate::tail::{Waiter, Waiters, Wake, lock};
+use crate::tail::{Tail, Waiter, Waiters, Wake, lock};
 use bytes::Bytes;
 use everthread_control::TaskGroup;
-use everthread_protocol::{Author, NodeId, SessionKey};
+use everthread_protocol::{Author, Epoch, NodeId, SessionKey};
 use everthread_store::{Error, Follower, Following, Interest, Store};
 use futures_util::StreamExt as _;
 use futures_util::stream;
@@ -85,12 +85,36 @@ struct Inner<S> {
 /// A room and who waits at it.
 struct Place {
     room: Mutex<Room>,
+    /// The log that its members follow: one that is deleted has none, and one made anew in its place has others.
+    log: Mutex<Log>,
     waiters: Arc<Waiters>,
     /// It is to be looked at.
     is_dirty: AtomicBool,
     /// When the store was last read.
     read_at: Mutex<Option<Instant>>,
     following: OnceLock<Following>,
+}
+
+/// What a room knows of the log that its members follow.
+#[derive(Debug, Clone, Default)]
+struct Log {
+    begun: Option<Epoch>,
+    tail: Weak<Tail>,
+}
+
+impl Log {
+    fn of(tail: &Arc<Tail>) -> Self {
+        Self { begun: tail.begun(), tail: Arc::downgrade(tail) }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.tail.upgrade().is_some_and(|tail| tail.is_gone())
+    }
+
+    /// Whether `other` is the log of another session of the same name. Who left a while ago left no tail.
+    fn is_other(&self, other: &Self) -> bool {
+        self.is_gone() || self.begun.zip(other.begun).is_some_and(|(this, that)| this != that)
+    }
 }
 
 /// One attachment's part in a room; it leaves when this is dropped.
@@ -179,7 +203,7 @@ impl<S: Store> Presences<S> {
     /// Makes an attachment a member of its session. `wake` is marked when there is something to send to it.
     pub(crate) fn join(
         &self,
-        key: &SessionKey,
+        tail: &Arc<Tail>,
         author: &Author,
         connection: &str,
         wake: Arc<Wake>,
@@ -187,7 +211,7 @@ impl<S: Store> Presences<S> {
     ) -> Joined {
         let card = Card::new(author, connection);
         let member = card.member.clone();
-        let place = self.place(key, card);
+        let place = self.place(tail, card);
         place.is_dirty.store(true, Ordering::SeqCst);
         if !lock(&place.room).is_known() {
             self.inner.opened.notify_one();
@@ -198,17 +222,25 @@ impl<S: Store> Presences<S> {
         Joined { place, member, grace, whole, waiter, seen: None, n: 0, whole_at: now, has_changed: false }
     }
 
-    /// The room of a session, entered: under the lock that also closes rooms which nobody is in.
-    fn place(&self, key: &SessionKey, card: Card) -> Arc<Place> {
+    /// The room of a session, entered: under the lock that also closes rooms which nobody is in. One of a session that was
+    /// deleted is left to those who are in it, until they are told; what it has told the store since, the new one takes back.
+    fn place(&self, tail: &Arc<Tail>, card: Card) -> Arc<Place> {
+        let (key, log) = (tail.key(), Log::of(tail));
         let mut rooms = lock(&self.inner.rooms);
         if let Some(place) = rooms.get(key) {
-            lock(&place.room).join(card);
-            return place.clone();
+            let mut known = lock(&place.log);
+            if !known.is_other(&log) {
+                *known = Log { begun: log.begun.or(known.begun), ..log };
+                drop(known);
+                lock(&place.room).join(card);
+                return place.clone();
+            }
         }
         let mut room = Room::new(self.inner.node.clone());
         room.join(card);
         let place = Arc::new(Place {
             room: Mutex::new(room),
+            log: Mutex::new(log),
             waiters: Arc::default(),
             is_dirty: AtomicBool::new(true),
             read_at: Mutex::default(),
@@ -248,6 +280,9 @@ impl<S: Store> Presences<S> {
         let (mut due, mut held) = (Vec::new(), 0);
         rooms.retain(|key, place| {
             let mut room = lock(&place.room);
+            if lock(&place.log).is_gone() {
+                room.end();
+            }
             let is_new = !room.is_known();
             let wants = room.expire(now) | room.has_news() | self.is_old(place, now);
             held += room.held();

@@ -1,10 +1,10 @@
 //! Reads of the log: a bounded number of them at once per node, folded where asked.
 
-use crate::tail::{goes_on, since_of};
-use everthread_protocol::{Cursor, Epoch, Fault, Seq, SessionKey};
-use everthread_session::fold::{Limits, fold};
+use everthread_protocol::{Fault, Record, Seq, SessionKey};
+use everthread_session::fold::{Limits, fold_past};
 use everthread_session::view::View;
-use everthread_store::{Error, Page, Store};
+use everthread_store::pages::since_of;
+use everthread_store::{Base, Error, Page, Pages, Store};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -53,10 +53,11 @@ impl<S: Store> Reader<S> {
     /// A page of the log with its appends merged: what the store has folded as it is, the rest folded here.
     pub async fn folded_page(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
         let mut page = self.page(key, after, PAGE_BYTES).await?;
-        let seam = page.records.partition_point(|record| record.to <= page.head.folded_to);
-        if page.records.len() - seam > 1 {
-            let raw = page.records.split_off(seam);
-            page.records.extend(fold(&raw, Limits::default()).map_err(|e| Error::Corrupt(e.to_string()))?);
+        let is_raw = |record: &&Record| record.to > page.head.folded_to;
+        // One alone is left as it was written: nothing is gained.
+        if page.records.iter().rev().take_while(is_raw).count() > 1 {
+            let folded = fold_past(&page.records, page.head.folded_to, Limits::default());
+            page.records = folded.map_err(|e| Error::Corrupt(e.to_string()))?;
         }
         Ok(page)
     }
@@ -83,37 +84,35 @@ impl<S: Store> Reader<S> {
 
     /// The session as it stood when everything below the floor was dropped; `None` if nothing was.
     pub async fn base(&self, key: &SessionKey) -> Result<Option<View>, Error> {
-        let Some(base) = self.store.base(key).await? else { return Ok(None) };
-        View::from_base(&base.text).map(Some).map_err(|e| Error::Corrupt(format!("a base: {e}")))
+        let base = self.store.base(key).await?;
+        base.map(|base| view_of(Some(&base))).transpose()
     }
 
     /// `None` if the log lost something in the middle.
     async fn try_view(&self, key: &SessionKey, limit: Seq) -> Result<Option<(View, Page)>, Error> {
-        let mut view = View::new();
-        let mut read = Cursor { epoch: Epoch(0), seq: Seq::ZERO };
+        let mut page = self.page(key, Seq::ZERO, PAGE_BYTES).await?;
+        let Some(mut pages) = Pages::begin(&*self.store, key, &page).await? else { return Ok(None) };
+        let mut view = view_of(pages.base.as_ref())?;
         loop {
-            let page = self.page(key, read.seq, PAGE_BYTES).await?;
-            if read.seq == Seq::ZERO && page.head.floor > Seq(1) {
-                let Some(base) = self.base(key).await? else { return Ok(None) };
-                read = Cursor { epoch: base.epoch(), seq: base.seq() };
-                view = base;
-                if read.seq.next() != page.head.floor {
-                    continue;
-                }
-            }
-            if !goes_on(&page, read) {
+            if !pages.take(&page) {
                 return Ok(None);
             }
             for record in &page.records {
                 let since = since_of(&page.epochs, record);
                 view.apply_until(record, since, limit).map_err(|e| Error::Corrupt(e.to_string()))?;
-                read = Cursor { epoch: record.epoch, seq: record.to };
             }
-            if read.seq >= page.head.seq.min(limit) || page.records.is_empty() {
+            if pages.after() >= page.head.seq.min(limit) || page.records.is_empty() {
                 return Ok(Some((view, page)));
             }
+            page = self.page(key, pages.after(), PAGE_BYTES).await?;
         }
     }
+}
+
+/// What a base says, or the beginning of everything.
+pub fn view_of(base: Option<&Base>) -> Result<View, Error> {
+    let view = base.map(|base| View::from_base(&base.text)).transpose();
+    Ok(view.map_err(|e| Error::Corrupt(format!("a base: {e}")))?.unwrap_or_else(View::new))
 }
 
 /// A store's error as a client may see it, logged where it is the server's.

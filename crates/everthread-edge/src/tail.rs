@@ -12,14 +12,15 @@ use crate::conflate::{self, Folded};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
-use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Epoch, Record, Seq, SessionKey};
+use everthread_store::pages::epoch_at;
 use everthread_store::{Error, Follower, Following, Interest, Page, Refusal, Store};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+pub use everthread_store::pages::{goes_on, is_valid, lost, since_of, start_of};
 pub(crate) use waiters::Waiters;
 pub use waiters::{Waiter, Wake};
 
@@ -306,53 +307,21 @@ impl Ring {
     }
 }
 
-/// Whether a cursor is of the log with these epochs and this head.
-pub fn is_valid(epochs: &[(Epoch, Seq)], head: Seq, cursor: Cursor) -> bool {
-    let Some(index) = epochs.iter().position(|(epoch, _)| *epoch == cursor.epoch) else { return false };
-    cursor.seq <= head && epochs.get(index + 1).is_none_or(|(_, next)| cursor.seq < *next)
-}
-
-/// Why nobody can go on from a cursor; `None` if they can.
-pub fn lost(page: &Page, cursor: Cursor) -> Option<ResetReason> {
-    if !is_valid(&page.epochs, page.head.seq, cursor) {
-        return Some(ResetReason::Epoch);
-    }
-    (cursor.seq.next() < page.head.floor).then_some(ResetReason::Retention)
-}
-
-/// Whether a page goes on where an earlier one ended: not if the log was trimmed, has lost a tail, or was deleted and made
-/// anew in between. Epochs that are too old for the table are of the same log if it goes back further.
-pub fn goes_on(page: &Page, end: Cursor) -> bool {
-    let is_old = page.epochs.first().is_some_and(|(epoch, since)| end.epoch < *epoch && end.seq < *since);
-    end.seq.next() >= page.head.floor && (end.seq == Seq::ZERO || is_old || lost(page, end).is_none())
-}
-
-fn epoch_at(epochs: &[(Epoch, Seq)], seq: Seq) -> Epoch {
-    epochs
-        .iter()
-        .rev()
-        .find(|(_, since)| *since <= seq)
-        .or(epochs.first())
-        .map_or(Epoch(0), |(epoch, _)| *epoch)
-}
-
-/// The cursor before the first entry of a log that is kept.
-pub fn start_of(page: &Page) -> Cursor {
-    let seq = Seq(page.head.floor.0.saturating_sub(1));
-    let known = page.epochs.iter().rev().find(|(_, since)| *since <= seq).or(page.epochs.first());
-    Cursor { epoch: known.map_or(page.head.epoch, |(epoch, _)| *epoch), seq }
-}
-
-/// First seq of a record's epoch. Epochs older than the table are taken to begin with the record: whoever has the one
-/// before it may go on.
-pub fn since_of(epochs: &[(Epoch, Seq)], record: &Record) -> Seq {
-    epochs.iter().find(|(known, _)| *known == record.epoch).map_or(record.from, |(_, since)| *since)
-}
-
 impl Tail {
     /// The session.
     pub fn key(&self) -> &SessionKey {
         &self.key
+    }
+
+    /// The session was deleted: nothing comes any more.
+    pub fn is_gone(&self) -> bool {
+        lock(&self.ring).is_gone
+    }
+
+    /// The epoch that the session's log was begun in, if that is still known: one that is made anew has another.
+    pub fn begun(&self) -> Option<Epoch> {
+        let ring = lock(&self.ring);
+        ring.epochs.first().filter(|(_, since)| *since == Seq(1)).map(|(epoch, _)| *epoch)
     }
 
     /// What follows `cursor`, about `bytes_max` of it.

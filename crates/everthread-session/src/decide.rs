@@ -289,6 +289,9 @@ pub enum Refusal {
     /// A limit is reached.
     #[error("limit reached: {0}")]
     Limit(&'static str),
+    /// What was sent is too large, whatever the session is like: it is no use to send it again.
+    #[error("too large: {0}")]
+    TooLarge(&'static str),
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
@@ -329,6 +332,7 @@ impl Refusal {
             Refusal::NoRun => Code::NoRun,
             Refusal::NotHeld => Code::Fenced,
             Refusal::Limit(_) => Code::LimitReached,
+            Refusal::TooLarge(_) => Code::TooLarge,
             Refusal::Invalid(_) => Code::BadRequest,
             Refusal::NewerSchema => Code::Unavailable,
             Refusal::Waits | Refusal::NotDue => Code::Conflict,
@@ -452,18 +456,14 @@ fn open(meta: &Object) -> Result<Decision, Refusal> {
 
 pub(crate) fn check_meta(meta: &Object) -> Result<(), Refusal> {
     if serde_json::to_string(meta).map_or(true, |text| text.len() > META_BYTES_MAX) {
-        return Err(Refusal::Limit("META_BYTES_MAX: meta has at most 8 KiB"));
+        return Err(Refusal::TooLarge("META_BYTES_MAX: meta has at most 8 KiB"));
     }
     match meta.get("agent") {
         None => {}
         Some(Value::String(agent)) if agent.parse::<AgentName>().is_ok() => {}
         Some(_) => return Err(Refusal::Invalid("meta.agent is the name of an agent: A-Z a-z 0-9 _ . -")),
     }
-    if Retention::of_meta(meta).is_err() {
-        return Err(Refusal::Invalid(
-            "meta.retention is {ttl_ms, max_age_ms, max_bytes}, each a whole number above 0 or left out",
-        ));
-    }
+    Retention::of_meta(meta).map_err(Refusal::Invalid)?;
     match meta.get("when_busy") {
         Some(_) if when_busy_of(meta).is_none() => {
             Err(Refusal::Invalid("meta.when_busy is enqueue, steer, interrupt or reject"))

@@ -50,6 +50,15 @@ pub enum Error {
     },
 }
 
+/// Folds what of contiguous records lies past the seam, up to which the store has folded them for good: those stay as they
+/// are. So they may all be kept as folded.
+pub fn fold_past(records: &[Record], folded_to: Seq, limits: Limits) -> Result<Vec<Record>, Error> {
+    let seam = records.partition_point(|record| record.to <= folded_to);
+    let mut out = records[..seam].to_vec();
+    out.extend(fold(&records[seam..], limits)?);
+    Ok(out)
+}
+
 /// Folds contiguous records, raw or folded, into records that together cover the same range.
 ///
 /// No output record spans two epochs. A cut lies only between input records, so no merged append ever spans one.

@@ -26,14 +26,28 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// What the meta of a session asks for; nothing if it says nothing, an error if it makes no sense.
-    pub fn of_meta(meta: &Object) -> Result<Self, serde_json::Error> {
-        match meta.get(RETENTION_KEY) {
-            None => Ok(Self::default()),
-            // A struct is read from an array, too.
-            Some(asked) if !asked.is_object() => Err(serde::de::Error::custom("retention that is no object")),
-            Some(asked) => Self::deserialize(asked),
+    /// What the meta of a session asks for; nothing if it says nothing, or what is wrong with what it says.
+    pub fn of_meta(meta: &Object) -> Result<Self, &'static str> {
+        let Some(asked) = meta.get(RETENTION_KEY) else { return Ok(Self::default()) };
+        // A struct is read from an array, too.
+        let Some(fields) = asked.as_object() else {
+            return Err("meta.retention is an object: ttl_ms, max_age_ms, max_bytes");
+        };
+        let is_bad = |name: &str| {
+            let number = fields.get(name).filter(|value| !value.is_null());
+            number.is_some_and(|number| number.as_u64().is_none_or(|number| number == 0))
+        };
+        for (name, bad) in [
+            ("ttl_ms", "meta.retention.ttl_ms is a whole number of milliseconds above 0"),
+            ("max_age_ms", "meta.retention.max_age_ms is a whole number of milliseconds above 0"),
+            ("max_bytes", "meta.retention.max_bytes is a whole number of bytes above 0"),
+        ] {
+            if is_bad(name) {
+                return Err(bad);
+            }
         }
+        Self::deserialize(asked)
+            .map_err(|_| "meta.retention has ttl_ms, max_age_ms, max_bytes and nothing else")
     }
 
     /// Of each two bounds the stricter one.
@@ -80,7 +94,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn of(retention: Value) -> Result<Retention, serde_json::Error> {
+    fn of(retention: Value) -> Result<Retention, &'static str> {
         let Value::Object(meta) = json!({ "title": "t", "retention": retention }) else {
             panic!("no object")
         };
@@ -93,15 +107,18 @@ mod tests {
         assert!(of(json!({})).unwrap().is_none());
         let all = of(json!({ "ttl_ms": 3, "max_age_ms": 2, "max_bytes": 1 })).unwrap();
         assert_eq!(all.max_bytes.map(NonZeroU64::get), Some(1));
-        for bad in [
-            json!("90d"),
-            json!({ "ttl": 1 }),
-            json!({ "ttl_ms": 0 }),
-            json!({ "max_bytes": -1 }),
-            json!([1]),
+        for (bad, named) in [
+            (json!("90d"), "meta.retention is"),
+            (json!([1]), "meta.retention is"),
+            (json!({ "ttl": 1 }), "nothing else"),
+            (json!({ "ttl_ms": 0 }), "meta.retention.ttl_ms"),
+            (json!({ "ttl_ms": 1, "max_age_ms": "1d" }), "meta.retention.max_age_ms"),
+            (json!({ "max_bytes": -1 }), "meta.retention.max_bytes"),
         ] {
-            assert!(of(bad.clone()).is_err(), "{bad}");
+            let what = of(bad.clone()).unwrap_err();
+            assert!(what.contains(named), "{bad}: {what}");
         }
+        assert!(of(json!({ "ttl_ms": null })).unwrap().is_none());
     }
 
     #[test]

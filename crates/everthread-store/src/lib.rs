@@ -11,6 +11,7 @@
 mod archiver;
 pub mod embedded;
 mod fold;
+pub mod pages;
 mod people;
 mod plant;
 pub mod redis;
@@ -20,6 +21,7 @@ mod whole;
 
 pub use archiver::{ArchiveFault, Archived, Archiver};
 pub use fold::{Fold, Folded};
+pub use pages::Pages;
 pub use people::*;
 pub use plant::*;
 pub use trim::{Base, Trim, Trimmed};

@@ -107,6 +107,10 @@ impl<S: Store> Connection<S> {
                 self.on_unwatch();
                 self.outbox.text(ServerFrame::Ok(done(unwatch.id)).encode());
             }
+            // These are not asked for an answer: whoever sent them could not know that the attachment was over by then.
+            ClientFrame::Ack(Ack { attachment, .. })
+            | ClientFrame::Presence(SetPresence { attachment, .. })
+                if self.is_over(attachment) => {}
             ClientFrame::Ack(ack) => {
                 if let Err(fault) = self.on_ack(&ack, identity) {
                     self.error(None, fault);
@@ -119,6 +123,11 @@ impl<S: Store> Connection<S> {
             }
             ClientFrame::Hello(_) | ClientFrame::Pong {} => {}
         }
+    }
+
+    /// Whether this connection had the attachment: numbers are not used again.
+    fn is_over(&self, attachment: u32) -> bool {
+        (1..=self.attachments_made).contains(&attachment) && !self.attachments.contains_key(&attachment)
     }
 
     fn key_of(&self, attachment: u32) -> Result<SessionKey, Fault> {
@@ -323,7 +332,7 @@ impl<S: Store> Connection<S> {
                 let author = self.identity.as_ref().map(|identity| &identity.author).filter(|_| is_present);
                 let joined = author.map(|author| {
                     let wake = self.wake.clone();
-                    self.edge.presences.join(tail.key(), author, &self.id, wake, number)
+                    self.edge.presences.join(&tail, author, &self.id, wake, number)
                 });
                 let prefix = attachment::prefix(number);
                 let attachment = Attachment {

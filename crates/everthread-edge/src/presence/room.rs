@@ -152,6 +152,11 @@ impl Room {
         }
     }
 
+    /// The session is gone, and with it everybody at once.
+    pub fn end(&mut self) {
+        self.gone.extend(self.locals.drain().map(|(member, _)| member));
+    }
+
     /// Somebody tells something else of itself.
     pub fn tell(&mut self, member: &str, data: String) {
         if let Some(local) = self.locals.get_mut(member)
@@ -221,7 +226,8 @@ impl Room {
         let own: BTreeSet<&str> =
             present.iter().filter(|one| one.node == self.node).map(|one| one.member.as_str()).collect();
         for (member, local) in &mut self.locals {
-            local.is_news |= !own.contains(member.as_str());
+            // One that is about to leave is not said again: what has forgotten it may be another session by now.
+            local.is_news |= local.joins > 0 && !own.contains(member.as_str());
         }
         let strays = own.iter().filter(|member| !self.locals.contains_key(**member));
         self.gone.extend(strays.map(|member| (*member).to_owned()));

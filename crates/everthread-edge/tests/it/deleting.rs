@@ -94,6 +94,15 @@ async fn everybody_learns_on_every_node_that_a_session_was_deleted_in_the_middle
         assert!(text.ends_with("event: gone\ndata: {\"reason\":\"deleted\"}\n\n"), "{text}");
     }
 
+    // Frames that ask for no answer may cross with `gone`: they get none, unlike those for what was never there.
+    for attachment in [1, 2] {
+        present.send(&json!({ "t": "ack", "attachment": attachment, "seq": 1 })).await;
+        present.send(&json!({ "t": "presence", "attachment": attachment, "data": { "typing": true } })).await;
+    }
+    for _ in 0..2 {
+        let error = present.wait(|frame| frame["t"] == "error").await;
+        assert_eq!((&error["id"], &error["code"]), (&Value::Null, &json!("bad_request")), "{error}");
+    }
     // The number is not used again, and nothing can be asked of it.
     let answer = present
         .ask(json!({ "t": "put", "attachment": 1, "entries": [{ "type": "event", "name": "x" }] }))

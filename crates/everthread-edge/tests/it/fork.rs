@@ -372,9 +372,21 @@ async fn a_fork_of_a_fork_says_where_it_comes_from<E: Engine>() {
 }
 
 async fn a_fork_of_a_trimmed_session_begins_at_its_floor<E: Engine>() {
-    let world = World::<E>::start().await;
-    let (node, mut worker) = answered(&world, 4).await;
-    node.edge.folder.fold(&key("s")).await.unwrap();
+    let world = World::<E>::folding(NO_FOLDING).await;
+    let (node, mut worker) = answered(&world, 2).await;
+    let folder = everthread_edge::folder::Folder::start(
+        node.edge.reader.clone(),
+        everthread_edge::folder::Options { at_entries: 1, at_end_entries: 1, keep_entries: 0 },
+        node.edge.metrics.clone(),
+        &node.edge.tasks,
+    );
+    // A folded record ends where nothing is being written.
+    folder.fold(&key("s")).await.unwrap();
+    for _ in 0..2 {
+        input(node.address, "s", "More").await;
+        worker.serve(&["of it"]).await;
+    }
+    folder.fold(&key("s")).await.unwrap();
     let store = node.edge.desk.store();
     let head = store.heads(&[key("s")]).await.unwrap()[0].unwrap();
     let page = store.read(&key("s"), Seq(0), usize::MAX).await.unwrap();
@@ -425,7 +437,7 @@ async fn wrong_forks_are_told_apart<E: Engine>() {
     ask("s", json!({ "session": "a b" })).await.is_error(400, "bad_request");
     ask("s", json!({ "more": 1 })).await.is_error(400, "bad_request");
     ask("s", json!({ "meta": { "agent": 7 } })).await.is_error(400, "bad_request");
-    ask("s", json!({ "meta": { "x": "x".repeat(9_000) } })).await.is_error(429, "limit_reached");
+    ask("s", json!({ "meta": { "x": "x".repeat(9_000) } })).await.is_error(413, "too_large");
     let count = async || {
         let listed = Request::get("/v1/sessions").send(node.address).await.with(200);
         listed["sessions"].as_array().unwrap().len()

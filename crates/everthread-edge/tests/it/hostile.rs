@@ -211,7 +211,7 @@ async fn limits_of_a_session_are_typed_refusals<E: Engine>() {
     let node = world.node().await;
     create(node.address, "s").await;
     let big = json!({ "session": "big", "meta": { "a": "x".repeat(9000) } });
-    Request::post("/v1/sessions", &big).send(node.address).await.is_error(429, "limit_reached");
+    Request::post("/v1/sessions", &big).send(node.address).await.is_error(413, "too_large");
     for number in 0..64 {
         let entries =
             json!({ "entries": [{ "type": "state.set", "key": format!("k{number}"), "value": number }] });

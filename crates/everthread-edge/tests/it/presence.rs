@@ -27,6 +27,7 @@ on_both_engines!(
     everybody_is_told_again_to_who_asks_and_to_who_has_heard_of_changes_for_long,
     presence_is_only_for_those_who_attach_with_it_and_leaves_no_trace_in_the_log,
     who_is_present_is_told_over_http,
+    a_session_made_anew_has_none_of_the_members_of_the_one_that_was_deleted,
 );
 
 /// Somebody who is present in `s`, and what they know of the others.
@@ -459,4 +460,42 @@ async fn what_redis_has_lost_of_the_presence_is_said_again() {
     ann.sees(&["ann", "bob", "carl"]).await;
     let ttl = world.engine.server.command("PTTL et:{default/s}:presence").await.unwrap();
     assert!(ttl.trim().trim_start_matches(':').parse::<i64>().unwrap() > 0, "{ttl}");
+}
+
+async fn a_session_made_anew_has_none_of_the_members_of_the_one_that_was_deleted<E: Engine>() {
+    let mut world = World::<E>::start().await;
+    // Nobody leaves by time alone.
+    world.presence.grace = Duration::from_secs(3600);
+    let (here, there) = (world.node().await, world.node().await);
+    create(here.address, "s").await;
+    let mut ann = Person::join(here.address, "ann", Some("phone")).await;
+    let mut bob = Person::join(there.address, "bob", None).await;
+    let carl = Person::join(here.address, "carl", None).await;
+    for person in [&mut ann, &mut bob] {
+        person.sees(&["ann", "bob", "carl"]).await;
+    }
+    // Away, and still a member: nobody will tell that connection anything.
+    drop(carl);
+    Request::new("DELETE", "/v1/sessions/s").send(there.address).await.with(200);
+    create(there.address, "s").await;
+    let mut dora = Person::join(here.address, "dora", None).await;
+    let mut emil = Person::join(there.address, "emil", None).await;
+    dora.sees(&["dora", "emil"]).await;
+    emil.sees(&["dora", "emil"]).await;
+    // Not even in the first list of somebody who comes to a node that knew them.
+    let mut late = Person::join(here.address, "late", None).await;
+    late.sees(&["dora", "emil", "late"]).await;
+    assert!(
+        !["ann", "bob", "carl"].iter().any(|name| late.frames[0].to_string().contains(name)),
+        "{:?}",
+        late.frames
+    );
+    // Who was told that the first one is gone may come to the second.
+    for person in [&mut ann, &mut bob] {
+        let heard = person.socket.wait(|frame| frame["t"] == "gone").await;
+        assert_eq!(heard["attachment"], 1);
+    }
+    let mut ann = Person::join(here.address, "ann", Some("phone")).await;
+    ann.sees(&["ann", "dora", "emil", "late"]).await;
+    emil.sees(&["ann", "dora", "emil", "late"]).await;
 }

@@ -2,12 +2,13 @@
 
 use crate::harness::history::History;
 use crate::harness::http::{input, state};
-use crate::harness::{Client, Engine, Node, Random, Request, Worker, World, until};
+use crate::harness::{Client, Engine, Node, PATIENCE, Random, Request, Worker, World, until};
 use everthread_edge::folder;
 use everthread_edge::retention::Options;
 use everthread_protocol::{Cursor, SessionKey};
 use everthread_session::view::{Message, View};
 use everthread_store::{Head, Store};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -149,6 +150,27 @@ async fn a_cursor_and_a_device_below_the_floor_get_a_snapshot_and_go_on<E: Engin
         let snapshot = socket.wait(|frame| frame["t"] == "snapshot").await;
         assert_eq!(snapshot["floor"], json!(last.floor));
         assert_eq!(snapshot["attachment"], attached["attachment"]);
+    }
+    // Over SSE: the beginning is a reset with the view, whatever cursor below the floor it is asked from.
+    for after in [String::new(), format!("?after={}", early.cursor())] {
+        let opened = Request::get(format!("/v1/sessions/s/follow{after}")).open(node.address).await;
+        assert_eq!(opened.status, 200);
+        let mut body = opened.body.into_data_stream();
+        let mut text = String::new();
+        while !text.contains("event: live") {
+            let bytes = tokio::time::timeout(PATIENCE, body.next()).await.expect("nothing came").unwrap();
+            text += std::str::from_utf8(&bytes.unwrap()).unwrap();
+        }
+        let (mut kinds, mut data): (Vec<&str>, Vec<Value>) = (Vec::new(), Vec::new());
+        for event in text.split("\n\n").filter(|event| event.contains("event: ")) {
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            kinds.push(field("event: "));
+            data.push(serde_json::from_str(field("data: ")).unwrap());
+        }
+        assert!(kinds[0] == "reset" && !kinds[1..].contains(&"reset"), "{after}: {kinds:?}");
+        let entries: Vec<Value> =
+            kinds.iter().zip(&data).filter(|(kind, _)| **kind == "entries").map(|(_, d)| d.clone()).collect();
+        assert_eq!(put_together(&data[0], &entries), state(node.address, "s").await, "{after}");
     }
     let mut client = Client::resume(node.address, "s", early).await;
     input(node.address, "s", "And on").await;
@@ -335,9 +357,24 @@ async fn a_patch_of_meta_takes_effect_on_what_is_there_and_nonsense_is_refused<E
         let body = json!({ "meta": { "retention": retention } }).to_string();
         Request::new("PATCH", "/v1/sessions/s").body(body)
     };
-    for bad in [json!("90d"), json!({ "ttl": 5 }), json!({ "max_bytes": 0 })] {
-        patch(bad).send(node.address).await.is_error(400, "bad_request");
+    for (bad, named) in [
+        (json!("90d"), "meta.retention"),
+        (json!({ "ttl": 5 }), "ttl_ms"),
+        (json!({ "ttl_ms": "x" }), "meta.retention.ttl_ms"),
+        (json!({ "max_bytes": 0 }), "meta.retention.max_bytes"),
+    ] {
+        let refused = patch(bad).send(node.address).await;
+        refused.is_error(400, "bad_request");
+        assert!(refused.text.contains(named), "{}", refused.text);
     }
+    // What is wrong with a body is told with its place.
+    let refused = Request::post("/v1/sessions/s/fork", &json!({ "at": "x" })).send(node.address).await;
+    refused.is_error(400, "bad_request");
+    assert!(refused.text.contains("body: at: "), "{}", refused.text);
+    let large = json!({ "meta": { "x": "x".repeat(9_000) } }).to_string();
+    let refused = Request::new("PATCH", "/v1/sessions/s").body(large).send(node.address).await;
+    refused.is_error(413, "too_large");
+    assert_eq!(refused.body["error"]["retryable"], json!(false));
     patch(json!({ "max_bytes": 1_500 })).send(node.address).await.with(200);
     fits(&node, 1_500).await;
     let bad = json!({ "session": "t", "meta": { "retention": [] } });

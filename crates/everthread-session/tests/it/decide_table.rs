@@ -490,7 +490,11 @@ fn what_does_not_fit_is_refused_by_the_name_of_its_limit() {
     }
     limit(world.decide(&value("more", json!(1))), "VALUES_MAX");
     let patch = json!({"a": big(9_000)}).as_object().unwrap().clone();
-    limit(world.decide(&Request::Update { patch }), "META_BYTES_MAX");
+    let too_large = world.decide(&Request::Update { patch }).unwrap_err();
+    assert!(
+        matches!(too_large, Refusal::TooLarge(_)) && !too_large.fault().code.is_retryable(),
+        "{too_large}"
+    );
     let params = json!({"p": big(STATE_BYTES_MAX)}).as_object().unwrap().clone();
     let child = Request::StartChild {
         run: "r".parse().unwrap(),

@@ -137,7 +137,7 @@ fn a_fork_has_no_meta_that_a_session_may_not_have() {
     let source = "s".parse().unwrap();
     let refused = |meta: Value| fork(&View::new(), &source, Seq(0), &object(meta)).unwrap_err();
     assert!(matches!(refused(json!({ "agent": 7 })), Refusal::Invalid(_)));
-    assert!(matches!(refused(json!({ "x": "x".repeat(9000) })), Refusal::Limit(_)));
+    assert!(matches!(refused(json!({ "x": "x".repeat(9000) })), Refusal::TooLarge(_)));
     // Where it comes from is not the asker's to say.
     let forked = fork(&View::new(), &source, Seq(0), &object(json!({ "forked_from": null }))).unwrap();
     assert_eq!(forked_from(&forked.state.meta), Some(Origin { session: source, seq: Seq(0), asked: Seq(0) }));

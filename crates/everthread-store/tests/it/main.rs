@@ -10,6 +10,7 @@ mod equivalence;
 mod fold_law;
 #[cfg(test)]
 mod kill;
+mod kill_trim;
 #[cfg(test)]
 mod redis;
 #[cfg(test)]

@@ -373,6 +373,33 @@ async fn a_killed_server_comes_back_with_every_fold_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_killed_server_comes_back_with_every_trim_whole_or_not_at_all() {
+    let options = RedisOptions { append_only: true, ..RedisOptions::default() };
+    let mut server = RedisServer::start_with(options).await.unwrap();
+    let (store, _stop) = connect(&server.url()).await;
+    let key = suite::fresh();
+    suite::trimming::fill(&store, &key, 401, 391).await;
+    for round in 1..=3 {
+        let (mut floor, mut trims) = (Seq(1), 0);
+        let some = Notify::new();
+        let trimming = suite::trimming::trim_one_by_one(&store, &key, |done| {
+            (floor, trims) = (done, trims + 1);
+            if trims == 10 * round {
+                some.notify_one();
+            }
+        });
+        let killing = async {
+            some.notified().await;
+            server.kill9();
+        };
+        tokio::join!(trimming, killing);
+        server.restart().await.unwrap();
+        until(async || store.write(&key, append("[]", 0)).await.ok()).await;
+        suite::trimming::is_whole(&store, &key, floor).await;
+    }
+}
+
+#[tokio::test]
 async fn what_was_read_before_a_tail_was_lost_is_not_folded_over_what_took_its_place() {
     let (store, (_stop, server)) = fresh_server().await;
     let (key, _) = created(&store).await;
