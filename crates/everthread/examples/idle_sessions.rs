@@ -14,7 +14,7 @@ use everthread_edge::folder::{Folder, Options};
 use everthread_edge::metrics::Metrics;
 use everthread_edge::reader::Reader;
 use everthread_protocol::entry::Outcome;
-use everthread_protocol::{Millis, RunId, SessionKey};
+use everthread_protocol::{Millis, RunId, SessionKey, Version};
 use everthread_session::State;
 use everthread_session::state::{Run, RunStatus};
 use everthread_store::redis::{Options as RedisOptions, Redis};
@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     let store = Arc::new(Redis::connect(options, &tracker, &tasks.token()).await?);
     let meter = Meter { server: &server, sessions, empty: used(&server).await?, raw: 0 };
 
-    each(&keys, |key| write(&store, key)).await?;
+    each(&keys, async |key| write(&store, key).await).await?;
     let text: usize = (0..ANSWERS * TOKENS).map(|n| WORDS[n % WORDS.len()].len()).sum();
     println!("{sessions} sessions of {ANSWERS} answers of {TOKENS} tokens ({text} bytes of text)");
     let meter = Meter { raw: meter.show("raw", 0).await?, ..meter };
@@ -205,13 +205,16 @@ impl Meter<'_> {
     }
 }
 
+fn change(expect: Option<Version>, state: &str) -> Option<Change<'_>> {
+    Some(Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None })
+}
+
 /// Writes one session, as a node and a worker that sends each token by itself would.
 async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
     let user = r#"{"kind":"user","id":"ann"}"#;
     let agent = r#"{"kind":"agent","id":"guide"}"#;
-    let mut state = State::new(
-        [("title".to_owned(), "A short talk".into()), ("agent".to_owned(), "guide".into())].into(),
-    );
+    let meta = json!({ "title": "A short talk", "agent": "guide" });
+    let mut state = State::new(meta.as_object().cloned().unwrap_or_default());
     let blank = Write {
         by: user,
         run: None,
@@ -224,9 +227,6 @@ async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
     };
     let opened = json!([{ "type": "session.opened", "meta": state.meta }]).to_string();
     let begun = serde_json::to_string(&state)?;
-    let change = |expect, state| {
-        Some(Change { expect, state, next_due: None, grant: None, lease_ms: 0, revoke: &[], unwritten: None })
-    };
     let mut version = store
         .write(key, Write { entries: &opened, count: 1, change: change(None, &begun), ..blank })
         .await?

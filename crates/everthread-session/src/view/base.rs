@@ -62,3 +62,30 @@ impl View {
         serde_json::from_str(base)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everthread_protocol::frame::Entries;
+
+    fn apply(view: &mut View, from: u64, to: u64, entries: &str) {
+        let frame = format!(
+            r#"{{"t":"entries","attachment":1,"epoch":"7","since":1,"from":{from},"to":{to},"blocks":[{{"by":{{"kind":"system","id":"t"}},"at":1,"entries":{entries}}}]}}"#
+        );
+        view.apply_blocks(&Entries::decode(frame.as_bytes()).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_is_open_at_the_floor_ends_for_those_who_begin_there_too() {
+        let mut whole = View::new();
+        let requested = r#"[{"type":"session.opened","meta":{}},{"type":"run.requested","run":"r0","agent":"a"},{"type":"run.ended","run":"r0","outcome":"completed"},{"type":"run.requested","run":"r1","agent":"a"}]"#;
+        apply(&mut whole, 1, 4, requested);
+        let mut late = View::from_base(&whole.base(Millis(1)).unwrap()).unwrap();
+        let ended = r#"[{"type":"run.started","run":"r1","worker":"w","attempt":1},{"type":"run.ended","run":"r1","outcome":"completed"}]"#;
+        apply(&mut whole, 5, 6, ended);
+        apply(&mut late, 5, 6, ended);
+        let runs = |view: &View| serde_json::to_value(view).unwrap()["runs"].as_array().unwrap().clone();
+        assert_eq!(runs(&late), runs(&whole)[1..]);
+        assert_eq!((late.seq(), runs(&late).len()), (whole.seq(), 1));
+    }
+}

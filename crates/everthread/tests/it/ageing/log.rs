@@ -66,7 +66,15 @@ impl Log {
             to = record.to.0;
         }
         assert!(to >= head["seq"].as_u64().unwrap(), "an export that ends at {to}: {head}");
-        Some(Log { entries, view: serde_json::to_value(&view).unwrap(), floor, to })
+        let view = serde_json::to_value(&view).unwrap();
+        // Also one that was open where the log begins now.
+        let runs = view["runs"].as_array().unwrap();
+        let named =
+            |logged: &&Logged| matches!(logged.entry["type"].as_str(), Some("run.started" | "run.ended"));
+        for Logged { entry, .. } in entries.iter().filter(named) {
+            assert!(runs.iter().any(|run| run["run"] == entry["run"]), "{session} knows no run of {entry}");
+        }
+        Some(Log { entries, view, floor, to })
     }
 
     /// Marks from a seq on, with their seqs.

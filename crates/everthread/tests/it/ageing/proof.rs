@@ -164,6 +164,8 @@ fn check_marks(shared: &Shared, session: usize, log: &Log, proof: &mut Proof) {
 fn check_kept(shared: &Shared, session: usize, log: &Log) {
     let Kept { turn, last_mark } = shared.kept.lock().unwrap()[session].clone();
     assert_eq!(log.view["values"].get("turn").and_then(Value::as_u64), turn);
+    assert_eq!(log.view["values"]["first"], 1, "{session}: a value is lost");
+    assert!(log.view["events"].as_array().unwrap().iter().any(|event| event["name"] == "first"));
     let is_last = |event: &&Value| event["name"] == "last-mark";
     let events: Vec<_> = log.view["events"].as_array().unwrap().iter().filter(is_last).collect();
     let marks = events.iter().map(|event| event["data"].as_str().unwrap().to_owned());

@@ -95,6 +95,14 @@ pub async fn ask_for_runs(shared: Arc<Shared>, session: usize) {
 pub async fn put_marks(shared: Arc<Shared>, session: usize) {
     let mut random = shared.random();
     let path = format!("/v1/sessions/{}/entries", shared.sessions[session]);
+    // Soon only the base of a session that is trimmed has these.
+    for (id, entry) in [
+        ("first-value", json!({ "type": "state.set", "key": "first", "value": 1 })),
+        ("first-event", json!({ "type": "event", "name": "first", "data": 1, "keep": "latest" })),
+    ] {
+        let body = json!({ "id": id, "entries": [entry] });
+        shared.insist(&mut random, &path, Some(&body)).await;
+    }
     for number in 0.. {
         if shared.is_stopping() {
             return;
