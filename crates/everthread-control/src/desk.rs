@@ -4,7 +4,8 @@
 //! write is refused after `not_after`. So nothing that was accepted is ever forgotten; what was announced but never
 //! written is dropped by whoever finds it.
 
-use crate::{Leases, NoUpkeep, Upkeep, millis};
+use crate::lister::Lister;
+use crate::{Leases, NoUpkeep, TaskGroup, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
@@ -27,11 +28,14 @@ pub struct Desk<S> {
     store: Arc<S>,
     leases: Leases,
     upkeep: Arc<dyn Upkeep>,
+    /// `None`: the list is up before a decision is answered.
+    lister: Option<Lister>,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), leases: self.leases.clone(), upkeep: self.upkeep.clone() }
+        let (store, lister) = (self.store.clone(), self.lister.clone());
+        Self { store, leases: self.leases.clone(), upkeep: self.upkeep.clone(), lister }
     }
 }
 
@@ -139,12 +143,19 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases, upkeep: Arc::new(NoUpkeep) }
+        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None }
     }
 
     /// The same with what is to be looked after in sessions besides.
     pub fn with_upkeep(self, upkeep: Arc<dyn Upkeep>) -> Self {
         Self { upkeep, ..self }
+    }
+
+    /// The same with a task that keeps the lists of sessions up behind its decisions: no answer waits for them, but that
+    /// of whoever opens a session.
+    pub fn with_lister(self, tasks: &TaskGroup) -> Self {
+        let lister = Some(Lister::start(self.store.clone(), tasks));
+        Self { lister, ..self }
     }
 
     /// What is looked after in sessions besides.
@@ -288,7 +299,7 @@ impl<S: Store> Desk<S> {
         match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
             Ok(written) => {
                 if written.duplicate.is_none() && entries.1 > 0 {
-                    self.index(key, written.at).await;
+                    self.index(key, written.at, matches!(request, Request::Open { .. })).await;
                 }
                 match request {
                     Request::Open { .. } => self.arm_upkeep(key, &decision.state, written.at, true).await,
@@ -314,8 +325,11 @@ impl<S: Store> Desk<S> {
     }
 
     /// What was decided is seen by those who follow the tenant's sessions. The list is only an index: where this fails it is
-    /// behind, until the next decision or until somebody compares it.
-    async fn index(&self, key: &SessionKey, at: Millis) {
+    /// behind, until the next decision or until somebody compares it. Whoever opens a session finds it in the list.
+    async fn index(&self, key: &SessionKey, at: Millis, is_new: bool) {
+        if !is_new && self.lister.as_ref().is_some_and(|lister| lister.take(key, at)) {
+            return;
+        }
         if let Err(error) = self.store.index(key, at).await {
             tracing::debug!(%key, %error, "the list of sessions is behind");
         }

@@ -15,6 +15,7 @@
 mod desk;
 mod dispatch;
 mod keeper;
+mod lister;
 mod task_group;
 mod upkeep;
 

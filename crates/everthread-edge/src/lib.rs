@@ -127,8 +127,8 @@ impl<S: Store> Edge<S> {
         // Retention comes first: it knows how long those are kept that are archived, too.
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
-        let desk =
-            Desk::new(store.clone(), config.leases.clone()).with_upkeep(Arc::new(Upkeeps::new(upkeeps)));
+        let desk = Desk::new(store.clone(), config.leases.clone());
+        let desk = desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());

@@ -9,7 +9,7 @@ use crate::position::{Epoch, Millis, Seq};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 /// Who wrote a block; stamped by the server from the token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,19 +81,24 @@ impl Record {
     /// Reads the stored form; `to` is the id of the stream entry.
     pub fn from_stored(stored: &[u8], to: Seq) -> Result<Record, InvalidRecord> {
         let raw: StoredRaw<'_> = serde_json::from_slice(stored)?;
-        let mut blocks = Vec::with_capacity(stored.len() + 32);
-        let (epoch, from) = match raw {
+        let (epoch, from, blocks) = match raw {
             StoredRaw::Block(epoch, from, at, by, run, entries) => {
-                let run = run.get();
-                let run = if run == "null" { String::new() } else { format!(",\"run\":{run}") };
-                write!(blocks, "[{{\"by\":{by},\"at\":{}{run},\"entries\":{entries}}}]", at.0)
-                    .map_err(serde_json::Error::io)?;
-                (epoch, from)
+                // Put together piece by piece: a node does this for every record that it is told of.
+                let mut blocks = Vec::with_capacity(stored.len() + 32);
+                blocks.extend_from_slice(b"[{\"by\":");
+                blocks.extend_from_slice(by.get().as_bytes());
+                // Writing to a Vec cannot fail.
+                drop(write!(blocks, ",\"at\":{}", at.0));
+                if run.get() != "null" {
+                    blocks.extend_from_slice(b",\"run\":");
+                    blocks.extend_from_slice(run.get().as_bytes());
+                }
+                blocks.extend_from_slice(b",\"entries\":");
+                blocks.extend_from_slice(entries.get().as_bytes());
+                blocks.extend_from_slice(b"}]");
+                (epoch, from, blocks)
             }
-            StoredRaw::Folded(epoch, from, all) => {
-                blocks.extend_from_slice(all.get().as_bytes());
-                (epoch, from)
-            }
+            StoredRaw::Folded(epoch, from, all) => (epoch, from, all.get().as_bytes().to_vec()),
         };
         Ok(Record { epoch, from, to, blocks: blocks.into() })
     }
@@ -131,11 +136,37 @@ impl Record {
 ///
 /// The store writes `["<epoch>",<from>,<at>` before it, in the same atomic step in which it picks them.
 pub fn stored_tail(by: &str, run: Option<&RunId>, entries: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(by.len() + entries.len() + 64);
-    let run = run.map_or_else(|| "null".to_owned(), |run| format!("\"{run}\""));
+    let mut out = Vec::with_capacity(stored_tail_len(by, run, entries));
     // Writing to a Vec cannot fail.
-    drop(write!(out, ",{by},{run},{entries}]"));
+    drop(write_stored_tail(&mut out, by, run, entries));
     out
+}
+
+/// Bytes of [`stored_tail`].
+pub fn stored_tail_len(by: &str, run: Option<&RunId>, entries: &str) -> usize {
+    // Three commas, a bracket, and the quotes of the run.
+    by.len() + run.map_or(4, |run| run.as_str().len() + 2) + entries.len() + 4
+}
+
+/// Writes [`stored_tail`] straight to where it is needed.
+pub fn write_stored_tail(
+    out: &mut impl io::Write,
+    by: &str,
+    run: Option<&RunId>,
+    entries: &str,
+) -> io::Result<()> {
+    out.write_all(b",")?;
+    out.write_all(by.as_bytes())?;
+    match run {
+        Some(run) => {
+            out.write_all(b",\"")?;
+            out.write_all(run.as_str().as_bytes())?;
+            out.write_all(b"\",")?;
+        }
+        None => out.write_all(b",null,")?,
+    }
+    out.write_all(entries.as_bytes())?;
+    out.write_all(b"]")
 }
 
 enum StoredRaw<'a> {
@@ -184,6 +215,12 @@ mod tests {
     fn a_stored_block_becomes_a_frame_with_its_entries_verbatim() {
         let entries = r#"[{"type":"x-a", "v" : 1.50}]"#;
         let tail = stored_tail(r#"{"kind":"agent","id":"guide"}"#, Some(&"r1".parse().unwrap()), entries);
+        assert_eq!(text(&tail), format!(r#",{{"kind":"agent","id":"guide"}},"r1",{entries}]"#));
+        assert_eq!(
+            tail.len(),
+            stored_tail_len(r#"{"kind":"agent","id":"guide"}"#, Some(&"r1".parse().unwrap()), entries)
+        );
+        assert_eq!(stored_tail("1", None, "[]").len(), stored_tail_len("1", None, "[]"));
         let record = Record::from_stored(&stored(&tail), Seq(5)).unwrap();
         assert_eq!((record.epoch, record.from, record.to), (Epoch(17), Seq(5), Seq(5)));
         let blocks = record.parse_blocks().unwrap();

@@ -1,7 +1,7 @@
-//! What an append costs: 64 runs write tokens one after the other, each in a session of its own that one follower follows.
+//! What an append costs: runs write tokens one after the other, each in a session of its own that one follower follows.
 //!
-//! `cargo run --release -p everthread-store --example appends` tells appends per second, and the CPU time per append of this
-//! process and of Redis (AOF everysec). Needs `redis-server`. Every record must arrive, in order.
+//! `cargo run --release -p everthread-store --example appends 64` tells, for 64 runs, appends per second, and the CPU time per
+//! append of this process and of Redis (AOF everysec). Needs `redis-server`. Every record must arrive, in order.
 
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
 
@@ -16,9 +16,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-const RUNS: u64 = 64;
-/// Appends of each run in one round.
-const APPENDS: u64 = 2_000;
+/// Appends of all runs in one round.
+const APPENDS: u64 = 64_000;
 const ROUNDS: u64 = 8;
 const BY: &str = r#"{"kind":"agent","id":"guide"}"#;
 
@@ -60,17 +59,21 @@ async fn main() -> Result<(), Failed> {
     let options = Options::new(server.url(), "et", "n1".parse()?);
     let store = Arc::new(Redis::connect(options, &tasks, &stop).await?);
     let mut runs = Vec::new();
-    for n in 0..RUNS {
+    let count: u64 = std::env::args().nth(1).map_or(Ok(64), |count| count.parse())?;
+    let each = APPENDS / count;
+    for n in 0..count {
         runs.push(Arc::new(open(&*store, n).await?));
     }
     for round in 0..ROUNDS {
         let (began, own, redis) = (Instant::now(), own_cpu()?, redis_cpu(&server).await?);
-        let writers: Vec<_> =
-            runs.iter().map(|run| tasks.spawn(write(store.clone(), run.clone(), round))).collect();
+        let writers: Vec<_> = runs
+            .iter()
+            .map(|run| tasks.spawn(write(store.clone(), run.clone(), round * each, each)))
+            .collect();
         for writer in writers {
             writer.await??;
         }
-        let all = (RUNS * APPENDS) as f64;
+        let all = (count * each) as f64;
         println!(
             "{:.0} appends/s, CPU per append: {:.1} µs here, {:.1} µs in Redis",
             all / began.elapsed().as_secs_f64(),
@@ -80,7 +83,7 @@ async fn main() -> Result<(), Failed> {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let heard: u64 = runs.iter().map(|run| run.count.heard.load(Ordering::Relaxed)).sum();
-    println!("{heard} of {} records heard", RUNS * APPENDS * ROUNDS);
+    println!("{heard} of {} records heard", count * each * ROUNDS);
     stop.cancel();
     Ok(())
 }
@@ -116,10 +119,9 @@ async fn open(store: &Redis, n: u64) -> Result<Run, Failed> {
     Ok(Run { key, run, fence, count, _following: following })
 }
 
-async fn write(store: Arc<Redis>, run: Arc<Run>, round: u64) -> Result<(), Failed> {
+async fn write(store: Arc<Redis>, run: Arc<Run>, done: u64, count: u64) -> Result<(), Failed> {
     let producer = format!("run:{}", run.run);
-    for n in 1..=APPENDS {
-        let batch = round * APPENDS + n;
+    for batch in done + 1..=done + count {
         let entries = format!(
             r#"[{{"type":"part.append","message":"m1","part":"p1","offset":{},"text":"Hell"}}]"#,
             batch * 4

@@ -6,6 +6,7 @@
 use crate::Error;
 use everthread_protocol::id::is_valid;
 use everthread_protocol::{NodeId, PoolKey, SessionKey, TenantId, WorkerId};
+use std::fmt::{self, Display};
 
 /// Indexes are cut into partitions by this number at the end of their tag; there is one so far.
 const PARTITION: u32 = 0;
@@ -27,19 +28,24 @@ impl Keys {
         Ok(Self { prefix: prefix.to_owned() })
     }
 
+    /// What is `what` of a session, to be written where it is needed.
+    pub(super) fn name(&self, session: &SessionKey, what: &'static str) -> impl Display {
+        fmt::from_fn(move |f| write!(f, "{}:{{{session}}}:{what}", self.prefix))
+    }
+
     /// Hash: epoch, head, version, state, fences and leases of a session.
     pub(super) fn meta(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:meta", self.prefix)
+        self.name(session, "meta").to_string()
     }
 
     /// Stream: the recent records of a session, raw. Also the channel on which each is published.
     pub(super) fn log(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:log", self.prefix)
+        self.name(session, "log").to_string()
     }
 
     /// Stream: older records of a session, folded.
     pub(super) fn folded(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:folded", self.prefix)
+        self.name(session, "folded").to_string()
     }
 
     /// Stream that expires: records that are put aside until the session is planted.
@@ -49,37 +55,37 @@ impl Keys {
 
     /// String: first seq of a session that is kept, and what stands for what was before it.
     pub(super) fn base(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:base", self.prefix)
+        self.name(session, "base").to_string()
     }
 
     /// String that expires: the last epoch and fence of a session that was deleted.
     pub(super) fn gone(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:gone", self.prefix)
+        self.name(session, "gone").to_string()
     }
 
     /// Hash: the last batch of each producer of a session.
     pub(super) fn producers(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:producers", self.prefix)
+        self.name(session, "producers").to_string()
     }
 
     /// Hash that expires: which worker has got which control of a session.
     pub(super) fn delivered(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:delivered", self.prefix)
+        self.name(session, "delivered").to_string()
     }
 
     /// Hash: durable cursors of the devices of a session.
     pub(super) fn devices(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:devices", self.prefix)
+        self.name(session, "devices").to_string()
     }
 
     /// Hash: who is present in a session, and which node holds it. Also the channel of its changes.
     pub(super) fn presence(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:presence", self.prefix)
+        self.name(session, "presence").to_string()
     }
 
     /// Channel: the state of a session changed, or a worker has got a control.
     pub(super) fn control(&self, session: &SessionKey) -> String {
-        format!("{}:{{{session}}}:control", self.prefix)
+        self.name(session, "control").to_string()
     }
 
     /// Stream: runs that wait for a worker.

@@ -5,7 +5,7 @@
 //! connection of the moment; during an outage it waits a moment for the next one and then fails, surely unsent. A
 //! request that was sent and got no answer is [`Failure::Lost`]: only the caller knows whether it had effects.
 
-use super::script::{Script, Scripts};
+use super::script::{By, Script, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::io::tcp::TcpSettings;
@@ -222,12 +222,17 @@ impl Link {
         keys: &[&str],
         args: &[&[u8]],
     ) -> Result<T, Failure> {
+        self.call(|by| script.call(by, keys, args)).await
+    }
+
+    /// Sends the call of a script that `call` makes.
+    pub(super) async fn call<T: FromRedisValue>(&self, call: impl Fn(By) -> Cmd) -> Result<T, Failure> {
         let mut live = self.live(OUTAGE_PATIENCE).await?;
-        let mut answer = script.by_hash(keys, args).query_async(&mut live.connection).await;
+        let mut answer = call(By::Hash).query_async(&mut live.connection).await;
         if let Err(error) = &answer
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
-            answer = script.by_text(keys, args).query_async(&mut live.connection).await;
+            answer = call(By::Text).query_async(&mut live.connection).await;
         }
         answer.map_err(|e| live.failed(e))
     }
@@ -244,10 +249,8 @@ impl Link {
             for (n, (key, args)) in calls.iter().enumerate() {
                 let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
                 // The text of the first makes the script known to the others.
-                let by_hash = told || n > 0;
-                let keys = [key.as_str()];
-                let call = if by_hash { script.by_hash(&keys, &args) } else { script.by_text(&keys, &args) };
-                pipeline.add_command(call);
+                let by = if told || n > 0 { By::Hash } else { By::Text };
+                pipeline.add_command(script.call(by, &[key.as_str()], &args));
             }
             pipeline
         };

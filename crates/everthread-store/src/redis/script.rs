@@ -3,7 +3,16 @@
 //! They are loaded on every connect and called by hash. A server that does not know one (a failover, a `SCRIPT FLUSH`)
 //! gets its text, which makes it known again.
 
-use ::redis::{Cmd, Pipeline, cmd};
+use ::redis::{Cmd, Pipeline, RedisWrite as _};
+
+/// How a call names its script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Short. The server must know it.
+    Hash,
+    /// Makes the server know it.
+    Text,
+}
 
 /// One script.
 #[derive(Debug)]
@@ -17,21 +26,27 @@ impl Script {
         Self { text, hash: ::redis::Script::new(text).get_hash().to_owned() }
     }
 
-    /// A call by hash.
-    pub(super) fn by_hash(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
-        call("EVALSHA", &self.hash, keys, args)
+    /// A call.
+    pub(super) fn call(&self, by: By, keys: &[&str], args: &[&[u8]]) -> Cmd {
+        let bytes = keys.iter().map(|key| key.len()).chain(args.iter().map(|arg| arg.len())).sum();
+        let mut call = self.begin(by, keys.len(), args.len(), bytes);
+        keys.iter().for_each(|key| call.write_arg(key.as_bytes()));
+        args.iter().for_each(|arg| call.write_arg(arg));
+        call
     }
 
-    /// A call by text.
-    pub(super) fn by_text(&self, keys: &[&str], args: &[&[u8]]) -> Cmd {
-        call("EVAL", self.text, keys, args)
+    /// The beginning of a call: so many keys and arguments, which have so many bytes together, are to be written behind it.
+    pub(super) fn begin(&self, by: By, keys: usize, args: usize, bytes: usize) -> Cmd {
+        let (verb, script) = match by {
+            By::Hash => ("EVALSHA", self.hash.as_str()),
+            By::Text => ("EVAL", self.text),
+        };
+        let mut call = Cmd::with_capacity(3 + keys + args, verb.len() + script.len() + 20 + bytes);
+        call.write_arg(verb.as_bytes());
+        call.write_arg(script.as_bytes());
+        call.write_arg_fmt(keys);
+        call
     }
-}
-
-fn call(verb: &str, script: &str, keys: &[&str], args: &[&[u8]]) -> Cmd {
-    let mut call = cmd(verb);
-    call.arg(script).arg(keys.len()).arg(keys).arg(args);
-    call
 }
 
 /// Every script of the engine.

@@ -3,11 +3,13 @@
 //! Nearly all are appends of a run: `append.lua` makes those, in half the time, and leaves what is not as usual to `write.lua`.
 
 use super::Redis;
+use super::keys::Keys;
 use super::read::{broken, number, parse, text};
+use super::script::{By, Script};
 use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Write, Written};
-use ::redis::Value;
+use ::redis::{Cmd, RedisWrite as _, Value};
 use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS, REQUESTS_MAX};
-use everthread_protocol::record::stored_tail;
+use everthread_protocol::record::{stored_tail, stored_tail_len, write_stored_tail};
 use everthread_protocol::{Epoch, Fence, Millis, RunId, Seq, SessionKey, Version};
 
 impl Redis {
@@ -30,24 +32,17 @@ impl Redis {
 
     /// `None` if it is not as usual: nothing is written.
     async fn append(&self, key: &SessionKey, append: &Append<'_>) -> Result<Option<Written>, Error> {
-        let (meta, log) = (self.inner.keys.meta(key), self.inner.keys.log(key));
-        let Append { write, run, fence, incarnation, batch } = *append;
-        let args = [
-            stored_tail(write.by, write.run, write.entries),
-            write.count.to_string().into_bytes(),
-            run.as_str().as_bytes().to_vec(),
-            fence.to_string().into_bytes(),
-            format!("{incarnation} {} ", batch - 1).into_bytes(),
-            format!("{incarnation} {batch} ").into_bytes(),
-        ];
-        let args = args.each_ref().map(Vec::as_slice);
-        let answer = self.link(key).script(&self.inner.scripts.append, &[&meta, &log], &args).await;
+        let (keys, script) = (&self.inner.keys, &self.inner.scripts.append);
+        let answer = self.link(key).call(|by| append.call(script, by, keys, key)).await;
         match answer.map_err(super::link::Failure::of_write)? {
             Value::Nil => Ok(None),
             answer => appended(text(&answer)?).map(Some),
         }
     }
 }
+
+/// Bytes of keys and numbers of an append, more or less.
+const ROOM: usize = 256;
 
 /// A write that only appends, of a run that has written before.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +69,25 @@ impl<'a> Append<'a> {
             incarnation: producer.incarnation,
             batch: producer.batch,
         })
+    }
+
+    /// In the order of the script's header, each argument straight into the command.
+    fn call(&self, script: &Script, by: By, keys: &Keys, key: &SessionKey) -> Cmd {
+        let Append { write, run, fence, incarnation, batch } = *self;
+        let tail = stored_tail_len(write.by, write.run, write.entries);
+        let mut call = script.begin(by, 2, 6, tail + ROOM);
+        call.write_arg_fmt(keys.name(key, "meta"));
+        call.write_arg_fmt(keys.name(key, "log"));
+        // Writing to a buffer cannot fail.
+        drop(write_stored_tail(&mut call.writer_for_next_arg(), write.by, write.run, write.entries));
+        call.write_arg(run.as_str().as_bytes());
+        call.write_arg_fmt(fence);
+        call.write_arg_fmt(format_args!("{incarnation} {} ", batch - 1));
+        call.write_arg_fmt(format_args!("{incarnation} {batch} "));
+        if write.count > 1 {
+            call.write_arg_fmt(write.count);
+        }
+        call
     }
 }
 

@@ -234,7 +234,7 @@ impl Teller {
         let runs: Vec<RunId> = (0..RUNS).map(run).collect();
         let (text, state) = (entries(&n.to_string(), plan.count), format!("state {n}"));
         // Workers' writes keep none.
-        let kept = if n % 3 == 0 { format!("answer {n}") } else { String::new() };
+        let kept = if n.is_multiple_of(3) { format!("answer {n}") } else { String::new() };
         let numbered = plan.producer.map(|(who, incarnation, batch)| {
             let known = self.producers.get(&(plan.session, who)).copied();
             let (last_incarnation, last_batch) = known.unwrap_or((2, 0));
