@@ -12,9 +12,8 @@ mod watching;
 use crate::Edge;
 use crate::auth::Identity;
 use crate::devices::Open;
-use crate::presence::Joined;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
-use crate::tail::Wake;
+use crate::tail::{STOPPED, Wake};
 use attachment::{Attachment, Fetch, Fetched};
 use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ClientFrame, ErrorFrame, Hello, ServerFrame, Welcome};
@@ -26,15 +25,26 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use request::{Reply, Tracked};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use watching::{FEED, Watching};
 
 /// How long a client may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How often a connection looks at its own health.
 const LOOK: Duration = Duration::from_secs(5);
+/// And at the very most.
+const LOOK_MIN: Duration = Duration::from_millis(10);
+/// Rounds before the other tasks of the node have their turn.
+const ROUNDS_MAX: usize = 8;
+/// Messages read in one round.
+const MESSAGES_MAX: usize = 32;
+/// Lists of attachments that are longer are given back when they are empty.
+const MARKS_KEPT: usize = 64;
 /// Bytes of frames put into the outbox in one turn of an attachment.
 const TURN_BYTES: usize = 64 * 1024;
 /// Bytes that wait for the socket, beyond which no more requests are read: each of them is answered.
@@ -42,13 +52,18 @@ const REPLIES_BYTES_MAX: usize = 1024 * 1024;
 /// A draining node's clients come back within this time, spread out.
 const RECONNECT_SPREAD_MS: u64 = 2_000;
 
-/// Serves a client's socket to its end.
-pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, token: Option<String>) {
+/// Serves a client's socket to its end. Not an async function: those keep what they are given beside what they make of it.
+pub fn serve<S: Store>(
+    edge: Edge<S>,
+    inbound: Inbound,
+    outbox: Outbox,
+    token: Option<String>,
+) -> BoxFuture<'static, ()> {
     let gauge = edge.metrics.connections.with_label_values(&["client"]);
     gauge.inc();
     let id = crate::put::fresh_id::<everthread_protocol::RequestId>().to_string();
     let open = edge.acks.open();
-    let connection = Connection {
+    let mut connection = Connection {
         id,
         edge,
         inbound,
@@ -60,9 +75,10 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         attachments_made: 0,
         _open: open,
         ready: VecDeque::new(),
+        marked: Vec::new(),
         paced: BTreeSet::new(),
         request: None,
-        tracked: FuturesUnordered::new(),
+        tracked: None,
         fetch: None,
         fetching: None,
         page: None,
@@ -73,8 +89,10 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         pinged: false,
         next_look: Instant::now() + LOOK,
     };
-    connection.run().await;
-    gauge.dec();
+    Box::pin(async move {
+        connection.run().await;
+        gauge.dec();
+    })
 }
 
 struct Connection<S> {
@@ -87,18 +105,21 @@ struct Connection<S> {
     /// Set by `hello`.
     identity: Option<Identity>,
     wake: Arc<Wake>,
-    attachments: BTreeMap<u32, Attachment>,
+    /// In boxes: a map has room for eleven from the first, and most connections have one.
+    attachments: BTreeMap<u32, Box<Attachment>>,
     attachments_made: u32,
     /// Keeps whoever stores acknowledgements from ending before this connection does.
     _open: Open<S>,
     /// Attachments that may have something to send, in turn.
     ready: VecDeque<u32>,
+    /// Kept for what the next wake-up brings.
+    marked: Vec<u32>,
     /// When attachments on hold look again.
     paced: BTreeSet<(Instant, u32)>,
     /// The request under way.
     request: Option<BoxFuture<'static, Reply>>,
-    /// Controls of this connection whose outcome is not known yet.
-    tracked: FuturesUnordered<BoxFuture<'static, Tracked<S>>>,
+    /// Controls of this connection whose outcome is not known yet; `None` if there are none.
+    tracked: Option<Box<FuturesUnordered<BoxFuture<'static, Tracked<S>>>>>,
     /// The read of the log under way, for one attachment.
     fetch: Option<BoxFuture<'static, Fetched>>,
     /// Whom it is for: until it is done, that attachment's cursor stays where the read began.
@@ -125,11 +146,16 @@ enum End {
 }
 
 impl<S: Store> Connection<S> {
-    async fn run(mut self) {
-        let end = loop {
-            if let Err(end) = self.turn().await {
-                break end;
-            }
+    async fn run(&mut self) {
+        let token = self.edge.tasks.token();
+        let end = {
+            let mut stopped = pin!(token.cancelled());
+            // Polled once here: from now on it marks the wake, and is polled again only then.
+            let marks = Waker::from(self.wake.clone());
+            let is_stopped = stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready();
+            let mut timer = pin!(tokio::time::sleep_until(self.next_look));
+            let polled = poll_fn(|cx| self.poll(cx, timer.as_mut()));
+            if is_stopped { End::Close(close::DRAINING) } else { polled.await }
         };
         if let End::Close(code) = end {
             let reconnect = code >= 4500;
@@ -154,46 +180,97 @@ impl<S: Store> Connection<S> {
         }
     }
 
-    /// One turn of the loop: fill, write, then wait for whatever comes first. Every future raced here is cancel safe or kept.
-    async fn turn(&mut self) -> Result<(), End> {
-        if self.outbox.is_empty() {
+    /// Does whatever can be done, in rounds that pass by every source, until there is nothing more or others are to have
+    /// their turn. What one round has to say is written at once.
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
+        for _ in 0..ROUNDS_MAX {
+            match self.round(cx, timer.as_mut()) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One round; false if there was nothing to do, and everything that may come will wake the task.
+    fn round(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Result<bool, End> {
+        let (is_clear, takes) = (self.outbox.is_empty(), self.takes_replies());
+        let mut has_done = self.round_in(cx)?;
+        // Only while the socket has taken everything: a slow client costs one turn.
+        if is_clear {
             self.fill();
         }
         self.outbox.flush().map_err(|_| End::Gone)?;
-        // While there is more to send at once, the loop only passes by the other futures; it never skips them.
-        let has_more = self.outbox.is_empty() && self.has_work();
-        // A client that takes no replies is not read either.
-        let takes_replies = self.outbox.bytes() < REPLIES_BYTES_MAX;
-        let reads = self.request.is_none() && takes_replies;
-        let (replies, fetches) = (self.request.is_some(), self.fetch.is_some());
-        let reads_feed = self.reading.is_some();
-        let waits = !self.outbox.is_empty();
-        // Nor is it sent receipts: they wait in the store.
-        let tracks = !self.tracked.is_empty() && takes_replies;
-        let next_time = self.next_time();
-        tokio::select! {
-            message = self.inbound.next(), if reads => self.on_message(message)?,
-            reply = filled(&mut self.request), if replies => {
-                self.request = None;
-                self.on_reply(reply);
+        // What was passed by because too much was waiting is looked at now.
+        has_done |= !takes && self.takes_replies();
+        has_done |= self.round_read(cx);
+        if self.outbox.is_empty() {
+            has_done |= self.has_work();
+        } else {
+            self.next_look = self.next_look.min(self.outbox.progress() + LOOK);
+            if let Poll::Ready(writable) = self.outbox.poll_writable(cx) {
+                writable.map_err(|_| End::Gone)?;
+                has_done = true;
             }
-            tracked = self.tracked.next(), if tracks => if let Some(tracked) = tracked { self.on_tracked(tracked); },
-            fetched = filled(&mut self.fetch), if fetches => {
-                self.fetch = None;
-                self.fetching = None;
-                self.on_fetched(fetched);
-            }
-            read = filled(&mut self.reading), if reads_feed => {
-                self.reading = None;
-                self.on_read(read);
-            }
-            () = self.wake.woken() => self.on_wake(),
-            writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
-            () = tokio::time::sleep_until(next_time) => self.on_time()?,
-            () = tokio::task::yield_now(), if has_more => {}
-            () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
         }
-        Ok(())
+        Ok(self.poll_time(cx, timer)? || has_done)
+    }
+
+    /// What has come in; false if nothing has.
+    fn round_in(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut has_done = false;
+        if self.wake.poll_woken(cx).is_ready() {
+            self.on_wake()?;
+            has_done = true;
+        }
+        // A client that takes no replies is not read either.
+        for _ in 0..MESSAGES_MAX {
+            if self.request.is_some() || !self.takes_replies() {
+                break;
+            }
+            let Poll::Ready(message) = self.inbound.poll_next(cx) else { break };
+            self.on_message(message)?;
+            has_done = true;
+        }
+        if let Some(reply) = poll_slot(&mut self.request, cx) {
+            self.on_reply(reply);
+            has_done = true;
+        }
+        // Nor is it sent receipts: they wait in the store.
+        let takes_replies = self.takes_replies();
+        if let Some(all) = &mut self.tracked
+            && takes_replies
+            && let Poll::Ready(next) = all.poll_next_unpin(cx)
+        {
+            match next {
+                Some(tracked) => self.on_tracked(tracked),
+                // The last one is told: most connections never ask for anything.
+                None => self.tracked = None,
+            }
+            has_done = true;
+        }
+        Ok(has_done)
+    }
+
+    /// What is read, behind the filling that begins reads: each is polled in the round that it begins in.
+    fn round_read(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut has_done = false;
+        if let Some(fetched) = poll_slot(&mut self.fetch, cx) {
+            self.fetching = None;
+            self.on_fetched(fetched);
+            has_done = true;
+        }
+        if let Some(read) = poll_slot(&mut self.reading, cx) {
+            self.on_read(read);
+            has_done = true;
+        }
+        has_done
+    }
+
+    fn takes_replies(&self) -> bool {
+        self.outbox.bytes() < REPLIES_BYTES_MAX
     }
 
     fn has_work(&self) -> bool {
@@ -206,42 +283,57 @@ impl<S: Store> Connection<S> {
         self.ready.iter().all(|id| self.attachments.get(id).is_some_and(|a| a.wants_fetch))
     }
 
-    fn on_wake(&mut self) {
-        let mut marked = Vec::new();
+    fn on_wake(&mut self) -> Result<(), End> {
+        let mut marked = std::mem::take(&mut self.marked);
         self.wake.take(&mut marked);
-        for id in marked {
-            if id == FEED { self.on_news() } else { self.make_ready(id) }
+        for id in marked.drain(..) {
+            match id {
+                FEED => self.on_news(),
+                STOPPED => return Err(End::Close(close::DRAINING)),
+                id => self.make_ready(id),
+            }
         }
+        if marked.capacity() <= MARKS_KEPT {
+            self.marked = marked;
+        }
+        Ok(())
     }
 
     /// Has an attachment served in its turn.
     fn make_ready(&mut self, id: u32) {
-        if !self.ready.contains(&id) {
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        if !std::mem::replace(&mut attachment.is_ready, true) {
             self.ready.push_back(id);
         }
     }
 
     fn look(&mut self) -> Result<(), End> {
-        self.next_look = Instant::now() + LOOK;
+        let now = Instant::now();
         if self.identity.is_none() && self.opened.elapsed() > HELLO_MAX {
             return Err(End::Close(close::PROTOCOL));
         }
         if !self.outbox.is_empty() && self.outbox.progress().elapsed() > self.edge.config.stall_max {
             return Err(End::Close(close::STALLED));
         }
+        let mut is_idle = self.identity.is_some() && self.outbox.is_empty();
         for (id, attachment) in &mut self.attachments {
-            if attachment.joined.as_mut().is_some_and(Joined::look) && !self.ready.contains(id) {
+            let Some(joined) = &mut attachment.joined else { continue };
+            is_idle = false;
+            if joined.look() && !std::mem::replace(&mut attachment.is_ready, true) {
                 self.ready.push_back(*id);
             }
         }
-        let silence = self.heard.elapsed();
-        if silence > self.edge.config.heartbeat * 2 && self.outbox.is_empty() {
+        let (heartbeat, silence) = (self.edge.config.heartbeat, now - self.heard);
+        if silence >= heartbeat * 2 && self.outbox.is_empty() {
             return Err(End::Close(close::STALLED));
         }
-        if silence > self.edge.config.heartbeat && !self.pinged {
+        if silence >= heartbeat && !self.pinged {
             self.pinged = true;
             self.outbox.text(ServerFrame::Ping {}.encode());
         }
+        // Who is silent and owed nothing is looked at only when it is to be asked whether it lives.
+        let quiet = self.heard + if self.pinged { heartbeat * 2 } else { heartbeat };
+        self.next_look = if is_idle { quiet.max(now + LOOK_MIN) } else { now + LOOK };
         Ok(())
     }
 
@@ -253,7 +345,7 @@ impl<S: Store> Connection<S> {
             Ok(Message::Ping(payload)) => {
                 // A peer that pings faster than it reads gets no answer to most of them.
                 if self.outbox.bytes() < TURN_BYTES {
-                    self.outbox.pong(payload);
+                    self.outbox.pong(&payload);
                 }
                 Ok(())
             }
@@ -325,11 +417,17 @@ impl<S: Store> Connection<S> {
             return;
         }
         for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
+            let Some(id) = self.ready.pop_front() else { break };
+            if let Some(attachment) = self.attachments.get_mut(&id) {
+                attachment.is_ready = false;
+            }
             self.serve_attachment(id);
             if self.outbox.bytes() >= TURN_BYTES {
-                return;
+                break;
             }
+        }
+        if self.ready.is_empty() && self.ready.capacity() > MARKS_KEPT {
+            self.ready = VecDeque::new();
         }
     }
 
@@ -337,8 +435,7 @@ impl<S: Store> Connection<S> {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         if self.fetch.is_some() || self.page.is_some() {
             attachment.wants_fetch = true;
-            self.ready.push_back(id);
-            return;
+            return self.make_ready(id);
         }
         attachment.wants_fetch = false;
         let (reader, key, cursor) =
@@ -377,10 +474,13 @@ fn spread(id: &str) -> u64 {
     hash % RECONNECT_SPREAD_MS
 }
 
-/// The future of a branch that is only raced while its slot is full.
-fn filled<T>(slot: &mut Option<BoxFuture<'static, T>>) -> impl Future<Output = T> {
-    std::future::poll_fn(move |cx| match slot {
-        Some(future) => future.as_mut().poll(cx),
-        None => std::task::Poll::Pending,
-    })
+/// What a future in a slot came to; the slot is empty then.
+fn poll_slot<T>(slot: &mut Option<BoxFuture<'static, T>>, cx: &mut Context<'_>) -> Option<T> {
+    match slot.as_mut()?.as_mut().poll(cx) {
+        Poll::Ready(value) => {
+            *slot = None;
+            Some(value)
+        }
+        Poll::Pending => None,
+    }
 }

@@ -112,9 +112,7 @@ async fn check_origin<S: Store>(
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, |edge, inbound, outbox, token| {
-        Box::pin(client::serve(edge, inbound, outbox, token))
-    })
+    upgrade(edge, request, client::serve)
 }
 
 async fn connect_worker<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {

@@ -14,6 +14,8 @@ pub struct Metrics {
     pub attachments: IntGauge,
     /// Blocks of workers by result: ok, duplicate, or an error code.
     pub appends: IntCounterVec,
+    /// Of them, those with `ok`: counted for every token.
+    pub appended: IntCounter,
     /// `entries` frames put on sockets.
     pub frames_sent: IntCounter,
     /// Pages of the log read for attachments that were off their tail's ring.
@@ -76,7 +78,9 @@ impl Metrics {
         let presence_members =
             IntGauge::new("everthread_presence_members", "Members present through this node.").unwrap();
         registry.register(Box::new(presence_members.clone())).unwrap();
+        let appends = counters("everthread_appends_total", "Blocks of workers by result.", "result");
         Metrics {
+            appended: appends.with_label_values(&["ok"]),
             presence_members,
             presence_frames: counter("everthread_presence_frames_total", "Presence frames put on sockets."),
             presence_reads: counter(
@@ -87,7 +91,7 @@ impl Metrics {
             feed_reads: counter("everthread_feed_reads_total", "Sessions read for the feed."),
             connections,
             attachments,
-            appends: counters("everthread_appends_total", "Blocks of workers by result.", "result"),
+            appends,
             frames_sent: counter("everthread_frames_sent_total", "Entries frames put on sockets."),
             replays: counter(
                 "everthread_replays_total",

@@ -1,4 +1,4 @@
-//! One WebSocket: the handshake, an inbound reader whose `next` is cancel safe, and an outbox written with vectored writes.
+//! One WebSocket: the handshake, an inbound reader that is polled, and an outbox.
 //!
 //! Frames to clients are pre-encoded and shared: a frame is a few bytes of header and prefix of its own, and a suffix that
 //! every follower of the session gets. The outbox holds what the socket has not taken yet; its owner fills it only while it

@@ -115,14 +115,14 @@ impl<S: Store> Events<S> {
 
     async fn step(&mut self) -> Result<Step, Error> {
         match self.tail.after(self.cursor, STEP_BYTES) {
-            Found::Frames(frames, cursor) => {
-                let last = frames.len().saturating_sub(1);
-                for (index, suffix) in frames.into_iter().enumerate() {
+            Found::Frames(frames) => {
+                let last = frames.len() - 1;
+                for (index, suffix) in frames.iter().enumerate() {
                     // Only the last frame's cursor is known here; the others carry their own `to`.
-                    let at = (index == last).then_some(cursor);
-                    self.queue.push_back(entries_event(at, &suffix));
+                    let at = (index == last).then_some(frames.to);
+                    self.queue.push_back(entries_event(at, suffix));
                 }
-                self.cursor = cursor;
+                self.cursor = frames.to;
                 Ok(Step::Events)
             }
             Found::Nothing(head) => {

@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** the ring's records are contiguous, end at the head, and nothing reaches an attachment but in order.
 
+mod found;
 mod waiters;
 
 use crate::conflate::{self, Folded};
@@ -21,8 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use everthread_store::pages::{goes_on, is_valid, lost, since_of, start_of};
+pub use found::{Found, Frames};
 pub(crate) use waiters::Waiters;
-pub use waiters::{Waiter, Wake};
+pub use waiters::{STOPPED, Waiter, Wake};
 
 /// Bytes of encoded records that one tail keeps. A follower that is further behind reads the log.
 const RING_BYTES_MAX: usize = 256 * 1024;
@@ -45,7 +47,7 @@ pub struct Tail {
     ring: Mutex<Ring>,
     waiters: Arc<Waiters>,
     /// The last stretch of the ring that was folded: who follows at the same pace wants the same.
-    folded: Mutex<Option<Folded>>,
+    folded: Mutex<Option<Box<Folded>>>,
     repair: Repair,
     following: OnceLock<Following>,
 }
@@ -95,23 +97,6 @@ impl Item {
         let blocks = self.suffix.slice(self.blocks_at..self.suffix.len() - 1);
         Record { epoch: self.epoch, from: self.from, to: self.to, blocks }
     }
-}
-
-/// What a cursor finds in a ring.
-#[derive(Debug)]
-pub enum Found {
-    /// Frames to send, and where the cursor stands after them.
-    Frames(Vec<Bytes>, Cursor),
-    /// The cursor is at the head.
-    Nothing(Cursor),
-    /// The cursor is off the ring, or too far behind: read the log. So many entries are missing.
-    Behind(u64),
-    /// The cursor is beyond what the feed has brought here so far, or of a log that is gone: the log tells which.
-    Ahead,
-    /// The cursor is not of this log.
-    Invalid,
-    /// The session was deleted.
-    Gone,
 }
 
 impl Ring {
@@ -247,7 +232,12 @@ impl Ring {
         if cursor.seq == self.head.seq {
             return Err(Found::Nothing(self.head));
         }
-        let index = self.items.partition_point(|item| item.to <= cursor.seq);
+        // Mostly it is the last one.
+        let is_after = |item: &Item| item.to <= cursor.seq;
+        let index = match self.items.len().checked_sub(2) {
+            Some(before) if is_after(&self.items[before]) => before + 1,
+            _ => self.items.partition_point(is_after),
+        };
         let first = self.items.get(index).filter(|item| item.from <= cursor.seq.next());
         // One block may be larger than that: whoever has all but the last is not behind.
         let is_near = |item: &Item| self.pushed - item.at - item.suffix.len() <= far;
@@ -267,6 +257,12 @@ impl Ring {
         })
     }
 
+    /// The item that stands there, if it is the last.
+    fn only_at(&self, index: usize) -> Option<Frames> {
+        let only = self.items.get(index).filter(|_| index + 1 == self.items.len())?;
+        Some(Frames::one(only.suffix.clone(), self.cursor(only.to), true))
+    }
+
     fn cursor(&self, seq: Seq) -> Cursor {
         Cursor { epoch: epoch_at(&self.epochs, seq), seq }
     }
@@ -276,19 +272,20 @@ impl Ring {
             Ok(index) => index,
             Err(found) => return found,
         };
-        let (mut frames, mut to) = (Vec::new(), cursor.seq);
-        for item in self.stretch(index, bytes_max) {
-            to = item.to;
-            frames.push(item.suffix.clone());
+        if let Some(only) = self.only_at(index) {
+            return Found::Frames(only);
         }
-        Found::Frames(frames, self.cursor(to))
+        let to = self.stretch(index, bytes_max).last().map_or(cursor.seq, |item| item.to);
+        let frames = self.stretch(index, bytes_max).map(|item| item.suffix.clone());
+        let frames = Frames::of(frames, self.cursor(to), to == self.head.seq);
+        frames.map_or(Found::Nothing(cursor), Found::Frames)
     }
 
     /// [`Ring::after`], as records, unless there is only one.
     fn records_after(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<(Record, Seq)>, Found> {
         let index = self.index_after(cursor, RING_BYTES_MAX)?;
-        if let Some(only) = self.items.get(index).filter(|_| index + 1 == self.items.len()) {
-            return Err(Found::Frames(vec![only.suffix.clone()], self.cursor(only.to)));
+        if let Some(only) = self.only_at(index) {
+            return Err(Found::Frames(only));
         }
         let records = self.stretch(index, bytes_max).map(Item::record);
         let with_since = |record| {
@@ -335,7 +332,8 @@ impl Tail {
         if is_shared && let Some(folded) = lock(&self.folded).as_ref().filter(|f| f.is_for(cursor)) {
             // What came since is not urgent, or it would have been made anew: it goes with the next frame.
             if self.may_wait(folded.to) {
-                return Found::Frames(folded.frames.clone(), folded.to);
+                let frames = Frames::of(folded.frames.iter().cloned(), folded.to, false);
+                return frames.map_or(Found::Nothing(cursor), Found::Frames);
             }
         }
         let records = match lock(&self.ring).records_after(cursor, bytes_max) {
@@ -346,9 +344,9 @@ impl Tail {
         let to = Cursor { epoch: last.epoch, seq: last.to };
         let frames = conflate::fold(&records);
         if is_shared {
-            *lock(&self.folded) = Some(Folded::new(cursor, to, frames.clone()));
+            *lock(&self.folded) = Some(Box::new(Folded::new(cursor, to, frames.clone())));
         }
-        Found::Frames(frames, to)
+        Frames::of(frames, to, false).map_or(Found::Nothing(cursor), Found::Frames)
     }
 
     /// Whether all that follows `cursor` is here, and may wait to be folded.

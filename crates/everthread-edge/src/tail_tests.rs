@@ -54,10 +54,10 @@ fn a_cursor_on_the_ring_gets_frames_and_off_it_is_sent_to_the_log() {
     ring.push(&record(1, 4, 4));
     ring.push(&record(1, 5, 6));
     assert!(matches!(ring.after(at(1, 2), 1000), Found::Behind(4)));
-    let Found::Frames(frames, cursor) = ring.after(at(1, 3), 1000) else { panic!() };
-    assert_eq!((frames.len(), cursor), (2, at(1, 6)));
-    let Found::Frames(frames, cursor) = ring.after(at(1, 5), 1) else { panic!() };
-    assert_eq!((frames.len(), cursor), (1, at(1, 6)), "a cursor inside a block gets the block");
+    let Found::Frames(frames) = ring.after(at(1, 3), 1000) else { panic!() };
+    assert_eq!((frames.len(), frames.to), (2, at(1, 6)));
+    let Found::Frames(frames) = ring.after(at(1, 5), 1) else { panic!() };
+    assert_eq!((frames.len(), frames.to), (1, at(1, 6)), "a cursor inside a block gets the block");
     assert!(matches!(ring.after(at(1, 6), 1000), Found::Nothing(_)));
     assert!(matches!(ring.after(at(1, 7), 1000), Found::Ahead), "a page may bring more than the feed so far");
     assert!(matches!(ring.after(at(2, 1), 1000), Found::Ahead));
@@ -81,9 +81,9 @@ fn an_epoch_that_follows_is_read_before_it_goes_on() {
     let mut ring = ring_at(3);
     assert!(!ring.push(&record(2, 4, 4)), "it may follow by its number only");
     ring.learn(&page(vec![record(2, 4, 4)], &[(1, 1), (2, 4)], 4));
-    let Found::Frames(frames, cursor) = ring.after(at(1, 3), 1000) else { panic!() };
-    assert_eq!(cursor, at(2, 4));
-    assert!(std::str::from_utf8(&frames[0]).unwrap().contains("\"since\":4"));
+    let Found::Frames(frames) = ring.after(at(1, 3), 1000) else { panic!() };
+    assert_eq!(frames.to, at(2, 4));
+    assert!(std::str::from_utf8(frames.iter().next().unwrap()).unwrap().contains("\"since\":4"));
     assert!(matches!(ring.after(at(1, 4), 1000), Found::Invalid));
 }
 

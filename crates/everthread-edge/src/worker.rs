@@ -19,7 +19,9 @@ use everthread_control::{Assignment, Seat};
 use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
-use everthread_protocol::worker_frame::{Held, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome};
+use everthread_protocol::worker_frame::{
+    self, Held, Settle, StartChild, Suspend, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome,
+};
 use everthread_protocol::{
     AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
 };
@@ -27,10 +29,13 @@ use everthread_store::{Renewal, Store};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use hosted::{Hosted, Watched};
+use hosted::{Hosted, Queued, Watched};
 use job::Job;
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -45,6 +50,12 @@ const SILENT_HEARTBEATS: u32 = 2;
 const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Jobs of one connection at once; beyond it nothing more is read.
 const JOBS_MAX: usize = 512;
+/// Rounds before the other tasks of the node have their turn.
+const ROUNDS_MAX: usize = 8;
+/// So much is written before the rounds are over.
+const FLUSH_BYTES: usize = 64 * 1024;
+/// Messages read in one round.
+const MESSAGES_MAX: usize = 64;
 
 /// Serves a worker's socket to its end, and sees to its runs after that.
 pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, token: Option<String>) {
@@ -134,12 +145,16 @@ enum End {
 
 impl<S: Store> Connection<S> {
     async fn run(mut self) {
-        let mut tick = tokio::time::interval(self.edge.config.leases.heartbeat);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let end = loop {
-            if let Err(end) = self.turn(&mut tick).await {
-                break end;
-            }
+        let token = self.edge.tasks.token();
+        let end = {
+            let mut stopped = pin!(token.cancelled());
+            // Polled once here: from now on it marks the wake.
+            let marks = Waker::from(self.wake.clone());
+            let is_stopped = stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready();
+            let mut tick = tokio::time::interval(self.edge.config.leases.heartbeat);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let polled = poll_fn(|cx| self.poll(cx, &mut tick));
+            if is_stopped { End::Close(close::DRAINING) } else { polled.await }
         };
         if let End::Close(code) = end {
             let bye = Bye { code, reconnect: code >= 4500, after_ms: 200 };
@@ -151,11 +166,74 @@ impl<S: Store> Connection<S> {
         self.leave();
     }
 
-    /// One turn of the loop. Every future raced here is cancel safe.
-    async fn turn(&mut self, tick: &mut tokio::time::Interval) -> Result<(), End> {
-        self.outbox.flush().map_err(|_| End::Gone)?;
-        let waits = !self.outbox.is_empty();
-        // A worker that does not take its acks is not read either.
+    /// Does whatever can be done, in rounds that pass by every source, until there is nothing more or others are to have
+    /// their turn; then writes out what that has come to, all acks at once.
+    fn poll(&mut self, cx: &mut Context<'_>, tick: &mut tokio::time::Interval) -> Poll<End> {
+        for _ in 0..ROUNDS_MAX {
+            let has_done = match self.round(cx, tick) {
+                Ok(has_done) => has_done,
+                Err(end) => return Poll::Ready(end),
+            };
+            if has_done && self.outbox.bytes() < FLUSH_BYTES {
+                continue;
+            }
+            let was_full = self.outbox.bytes() >= QUEUED_BYTES_MAX;
+            if self.outbox.flush().is_err() {
+                return Poll::Ready(End::Gone);
+            }
+            // What was not read because too much was waiting is looked at now.
+            if has_done || was_full && self.outbox.bytes() < QUEUED_BYTES_MAX {
+                continue;
+            }
+            if self.outbox.is_empty() {
+                return Poll::Pending;
+            }
+            match self.outbox.poll_writable(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Gone),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.outbox.flush().is_err() {
+            return Poll::Ready(End::Gone);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One round; false if there was nothing to do.
+    fn round(&mut self, cx: &mut Context<'_>, tick: &mut tokio::time::Interval) -> Result<bool, End> {
+        let mut has_done = false;
+        if self.wake.poll_woken(cx).is_ready() {
+            self.on_wake()?;
+            has_done = true;
+        }
+        for _ in 0..MESSAGES_MAX {
+            if !self.reads() {
+                break;
+            }
+            let Poll::Ready(message) = self.inbound.poll_next(cx) else { break };
+            self.on_message(message)?;
+            has_done = true;
+        }
+        while let Poll::Ready(Some(assignment)) = self.assigned.poll_recv(cx) {
+            self.on_assignment(assignment);
+            has_done = true;
+        }
+        for _ in 0..JOBS_MAX {
+            let Poll::Ready(Some(job)) = self.jobs.poll_next_unpin(cx) else { break };
+            self.on_job(job)?;
+            has_done = true;
+        }
+        if tick.poll_tick(cx).is_ready() {
+            self.on_tick()?;
+            has_done = true;
+        }
+        Ok(has_done)
+    }
+
+    /// Whether more is read. A worker that does not take its acks is not read either.
+    fn reads(&mut self) -> bool {
         let reads = self.queued_bytes < QUEUED_BYTES_MAX
             && self.jobs.len() < JOBS_MAX
             && self.outbox.bytes() < QUEUED_BYTES_MAX;
@@ -164,17 +242,7 @@ impl<S: Store> Connection<S> {
             let takes = self.outbox.bytes() >= QUEUED_BYTES_MAX;
             self.heard = if takes { self.heard.max(self.outbox.progress()) } else { Instant::now() };
         }
-        let has_jobs = !self.jobs.is_empty();
-        tokio::select! {
-            message = self.inbound.next(), if reads => self.on_message(message)?,
-            job = self.jobs.next(), if has_jobs => if let Some(job) = job { self.on_job(job)? },
-            assignment = self.assigned.recv() => if let Some(assignment) = assignment { self.on_assignment(assignment) },
-            () = self.wake.woken() => self.on_wake(),
-            writable = self.outbox.writable(), if waits => writable.map_err(|_| End::Gone)?,
-            _ = tick.tick() => self.on_tick()?,
-            () = self.edge.tasks.stopped() => return Err(End::Close(close::DRAINING)),
-        }
-        Ok(())
+        reads
     }
 
     fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
@@ -185,7 +253,7 @@ impl<S: Store> Connection<S> {
         match message {
             Ok(Message::Text(bytes)) => self.on_text(bytes),
             Ok(Message::Ping(payload)) => {
-                self.outbox.pong(payload);
+                self.outbox.pong(&payload);
                 Ok(())
             }
             Ok(Message::Pong) => Ok(()),
@@ -224,11 +292,16 @@ impl<S: Store> Connection<S> {
                 self.seats.values().for_each(|seat| seat.drain());
             }
             WorkerFrame::Decline(decline) => self.on_decline(&decline),
-            WorkerFrame::Append(append) => self.on_write(append.run.clone(), append.id.clone(), &bytes),
-            WorkerFrame::End(end) => self.on_write(end.run, end.id, &bytes),
-            WorkerFrame::Suspend(suspend) => self.on_write(suspend.run, suspend.id, &bytes),
-            WorkerFrame::Settle(settle) => self.on_write(settle.run, settle.id, &bytes),
-            WorkerFrame::StartChild(child) => self.on_write(child.run, child.id, &bytes),
+            WorkerFrame::Append(append) => {
+                let (run, queued) = Queued::append(append, &bytes);
+                self.on_write(&run, queued);
+            }
+            WorkerFrame::End(worker_frame::End { run, id, .. })
+            | WorkerFrame::Suspend(Suspend { run, id, .. })
+            | WorkerFrame::Settle(Settle { run, id, .. })
+            | WorkerFrame::StartChild(StartChild { run, id, .. }) => {
+                self.on_write(&run, Queued::other(id, bytes.clone()));
+            }
         }
         Ok(())
     }
@@ -359,7 +432,7 @@ impl<S: Store> Connection<S> {
             return;
         }
         let left = |(run, hosted): (RunId, Hosted)| Left {
-            key: hosted.key,
+            key: hosted.writing.key.clone(),
             run,
             attempt: hosted.attempt,
             is_handed: hosted.is_handed,

@@ -30,6 +30,8 @@ pub(super) struct Attachment {
     pub waiter: Waiter,
     /// It needs the log and waits for its turn to read.
     pub wants_fetch: bool,
+    /// It stands in the list of those that are to be served.
+    pub is_ready: bool,
     /// Its part in the session's presence, if it has one.
     pub joined: Option<Joined>,
     /// Its device has acknowledged something.
@@ -170,13 +172,16 @@ impl<S: Store> Connection<S> {
             Some(_) => attachment.tail.folded_after(attachment.cursor, TURN_BYTES),
         };
         match found {
-            Found::Frames(frames, cursor) => {
+            Found::Frames(frames) => {
                 self.edge.metrics.frames_sent.inc_by(frames.len() as u64);
-                for suffix in frames {
+                for suffix in frames.iter() {
                     self.outbox.entries(&attachment.prefix, suffix);
                 }
-                attachment.cursor = cursor;
-                self.sent(id);
+                attachment.cursor = frames.to;
+                // What comes behind that marks it.
+                if !frames.is_all || attachment.mode != Mode::Live || attachment.pace.is_some() {
+                    self.sent(id);
+                }
             }
             Found::Nothing(head) => {
                 attachment.cursor = head;
@@ -215,7 +220,7 @@ impl<S: Store> Connection<S> {
         for (n, end) in joined.frames() {
             self.edge.metrics.presence_frames.inc();
             let start = format!("{{\"t\":\"presence\",\"attachment\":{id},\"n\":{n}");
-            self.outbox.entries(&Bytes::from(start), end);
+            self.outbox.entries(start.as_bytes(), &end);
         }
     }
 
@@ -247,7 +252,7 @@ impl<S: Store> Connection<S> {
                 let reset = ServerFrame::Reset { attachment: id, reason };
                 self.outbox.text(reset.encode());
                 self.outbox.text(frame);
-                self.ready.push_back(id);
+                self.make_ready(id);
             }
             Err((_, Error::Refused(Refusal::NoSession))) => {
                 // The tail finds the same, and wakes everybody.
@@ -257,7 +262,7 @@ impl<S: Store> Connection<S> {
             Err((key, error)) => {
                 // The attachment keeps its cursor and tries again; the store's trouble is reported once, by the store.
                 tracing::debug!(%key, %error, "an attachment waits for the store");
-                self.ready.push_back(id);
+                self.make_ready(id);
             }
         }
     }
@@ -271,14 +276,14 @@ impl<S: Store> Connection<S> {
                 continue;
             }
             self.edge.metrics.frames_sent.inc();
-            self.outbox.entries(&attachment.prefix, suffix);
+            self.outbox.entries(&attachment.prefix, &suffix);
             attachment.cursor = cursor;
             if self.outbox.bytes() >= TURN_BYTES {
                 break;
             }
         }
         if pending.frames.is_empty() {
-            self.ready.push_back(id);
+            self.make_ready(id);
         } else {
             self.page = Some(pending);
         }

@@ -3,16 +3,37 @@
 use super::attachment::Mode;
 use super::{Connection, End};
 use everthread_store::Store;
-use tokio::time::Instant;
+use std::pin::Pin;
+use std::task::Context;
+use tokio::time::{Instant, Sleep};
 
 impl<S: Store> Connection<S> {
     /// When this connection does something by itself next.
-    pub(super) fn next_time(&self) -> Instant {
+    fn next_time(&self) -> Instant {
         self.paced.first().map_or(self.next_look, |(at, _)| self.next_look.min(*at))
     }
 
+    /// Does what is due; false if nothing was, and the timer wakes the task in time.
+    pub(super) fn poll_time(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Result<bool, End> {
+        // One that is too early is left as it is: to move it costs more than to be woken for nothing.
+        let next = self.next_time();
+        if next < timer.deadline() {
+            timer.as_mut().reset(next);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Ok(false);
+        }
+        self.on_time()?;
+        timer.reset(self.next_time());
+        Ok(true)
+    }
+
     /// Serves those on hold whose time has come, and looks at the connection's health when that is due.
-    pub(super) fn on_time(&mut self) -> Result<(), End> {
+    fn on_time(&mut self) -> Result<(), End> {
         let now = Instant::now();
         while let Some((_, id)) = self.paced.first().filter(|(at, _)| *at <= now).copied() {
             self.paced.pop_first();
@@ -45,6 +66,6 @@ impl<S: Store> Connection<S> {
                 return;
             }
         }
-        self.ready.push_back(id);
+        self.make_ready(id);
     }
 }

@@ -235,8 +235,9 @@ impl<S: Store> Connection<S> {
 
     /// Follows a control whose outcome is not known yet, if not too many are followed already.
     fn track(&mut self, mut track: Track<S>) {
-        if self.tracked.len() < TRACKED_MAX {
-            self.tracked.push(Box::pin(async move { (track.next().await, track) }));
+        let tracked = self.tracked.get_or_insert_default();
+        if tracked.len() < TRACKED_MAX {
+            tracked.push(Box::pin(async move { (track.next().await, track) }));
         }
     }
 
@@ -342,13 +343,14 @@ impl<S: Store> Connection<S> {
                     prefix,
                     waiter,
                     wants_fetch: false,
+                    is_ready: false,
                     joined,
                     has_acked: false,
                     pace,
                 };
-                self.attachments.insert(number, attachment);
+                self.attachments.insert(number, Box::new(attachment));
                 self.edge.metrics.attachments.inc();
-                self.ready.push_back(number);
+                self.make_ready(number);
             }
             Reply::Failed(id, fault) => self.error(Some(id), fault),
         }

@@ -1,10 +1,12 @@
 //! Inbound frames (RFC 6455, section 5), read into one buffer that is given back when it is empty.
 //!
 //! Written here and not taken from a library because the connection's loop races the reader against everything else:
-//! `next` must be cancel safe, fragments must be bounded together, and unmasked frames must be refused.
+//! `poll_next` must lose nothing when something else comes first, fragments must be bounded together, and unmasked frames must be refused.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use everthread_protocol::limits::FRAME_BYTES_MAX;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::tcp::OwnedReadHalf;
 
@@ -52,20 +54,22 @@ impl Inbound {
         Self { read, decoder: Decoder { buffer: before, fragments: None } }
     }
 
-    /// The next message. Cancel safe.
-    pub async fn next(&mut self) -> Result<Message, ReadError> {
+    /// The next message.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, ReadError>> {
         loop {
             if let Some(message) = self.decoder.next()? {
-                return Ok(message);
+                return Poll::Ready(Ok(message));
             }
             if self.decoder.buffer.is_empty() {
                 // Wait without a buffer: most connections are silent most of the time.
                 self.decoder.buffer = BytesMut::new();
-                self.read.readable().await.map_err(|_| ReadError::Gone)?;
+                let ready = ready!(self.read.as_ref().poll_read_ready(cx));
+                ready.map_err(|_| ReadError::Gone)?;
             }
             self.decoder.buffer.reserve(READ_BYTES);
-            match self.read.read_buf(&mut self.decoder.buffer).await {
-                Ok(0) | Err(_) => return Err(ReadError::Gone),
+            // Cancel safe: made anew for every poll.
+            match ready!(pin!(self.read.read_buf(&mut self.decoder.buffer)).poll(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(ReadError::Gone)),
                 Ok(_) => {}
             }
         }
@@ -96,9 +100,7 @@ impl Decoder {
             }
             self.buffer.advance(header.header_len);
             let mut payload = self.buffer.split_to(header.payload_len);
-            for (index, byte) in payload.iter_mut().enumerate() {
-                *byte ^= header.mask[index % 4];
-            }
+            unmask(&mut payload, header.mask);
             if let Some(message) = self.message(&header, payload)? {
                 return Ok(Some(message));
             }
@@ -168,6 +170,18 @@ impl Decoder {
             }
             _ => Err(ReadError::Protocol("an unknown opcode")),
         }
+    }
+}
+
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let (wide, rest) = payload.as_chunks_mut::<16>();
+    let mask16: [u8; 16] = std::array::from_fn(|index| mask[index % 4]);
+    let word = u128::from_ne_bytes(mask16);
+    for chunk in wide {
+        *chunk = (u128::from_ne_bytes(*chunk) ^ word).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask16) {
+        *byte ^= mask;
     }
 }
 

@@ -1,18 +1,28 @@
 //! Outbound frames: what the socket has not taken yet.
+//!
+//! Small frames are copied into one buffer, which is one plain write and costs less than a vectored write of their pieces;
+//! only large ones are shared with all others who get them.
 
 use bytes::{Buf as _, Bytes};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::task::{Context, Poll};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::Instant;
 
-/// Pieces handed to one vectored write; three per frame.
-const SLICES_MAX: usize = 96;
+/// Pieces handed to one vectored write.
+const SLICES_MAX: usize = 64;
+/// A larger payload is shared, not copied: from about here a copy costs more than a piece of its own.
+const COPY_BYTES_MAX: usize = 2 * 1024;
+/// So much is copied before the rest is shared: what a slow peer may hold for itself alone.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 /// The writing half of a socket, with what waits for it.
 pub struct Outbox {
     write: OwnedWriteHalf,
     pieces: VecDeque<Bytes>,
+    /// What comes behind the pieces.
+    last: Vec<u8>,
     bytes: usize,
     /// When the socket last took something, or was given something while it was idle.
     progress: Instant,
@@ -20,12 +30,12 @@ pub struct Outbox {
 
 impl Outbox {
     pub(super) fn new(write: OwnedWriteHalf) -> Self {
-        Self { write, pieces: VecDeque::new(), bytes: 0, progress: Instant::now() }
+        Self { write, pieces: VecDeque::new(), last: Vec::new(), bytes: 0, progress: Instant::now() }
     }
 
     /// Whether the socket has taken everything.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.bytes == 0
     }
 
     /// Bytes that wait.
@@ -40,40 +50,66 @@ impl Outbox {
 
     /// Queues a text frame.
     pub fn text(&mut self, text: String) {
-        self.frame(0x81, [Bytes::from(text)]);
+        self.frame(0x81, b"", text.len());
+        if self.copies(text.len()) { self.copy(text.as_bytes()) } else { self.share(text.into()) }
     }
 
     /// Queues an `entries` frame: the attachment's prefix and the suffix that all followers share.
-    pub fn entries(&mut self, prefix: &Bytes, suffix: Bytes) {
-        self.frame(0x81, [prefix.clone(), suffix]);
+    pub fn entries(&mut self, prefix: &[u8], suffix: &Bytes) {
+        self.frame(0x81, prefix, suffix.len());
+        if self.copies(suffix.len()) { self.copy(suffix) } else { self.share(suffix.clone()) }
     }
 
     /// Queues the answer to a ping.
-    pub fn pong(&mut self, payload: Bytes) {
-        self.frame(0x8a, [payload]);
+    pub fn pong(&mut self, payload: &[u8]) {
+        self.frame(0x8a, b"", payload.len());
+        self.copy(payload);
     }
 
     /// Queues a close frame.
     pub fn close(&mut self, code: u16) {
-        self.frame(0x88, [Bytes::copy_from_slice(&code.to_be_bytes())]);
+        self.frame(0x88, b"", 2);
+        self.copy(&code.to_be_bytes());
     }
 
-    fn frame<const N: usize>(&mut self, first: u8, payload: [Bytes; N]) {
+    /// Begins a frame whose payload is `prefix` and `rest` more bytes.
+    fn frame(&mut self, first: u8, prefix: &[u8], rest: usize) {
         if self.is_empty() {
             self.progress = Instant::now();
+            // Most often this is all there will be.
+            self.last.reserve(HEADER_BYTES_MAX + prefix.len() + if self.copies(rest) { rest } else { 0 });
         }
-        let len: usize = payload.iter().map(Bytes::len).sum();
-        self.push(header(first, len));
-        for piece in payload {
-            self.push(piece);
+        let before = self.last.len();
+        header(&mut self.last, first, prefix.len() + rest);
+        self.last.extend_from_slice(prefix);
+        self.bytes += self.last.len() - before;
+    }
+
+    fn copies(&self, len: usize) -> bool {
+        len <= COPY_BYTES_MAX && self.last.len() < COPIED_BYTES_MAX
+    }
+
+    fn copy(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        self.bytes += bytes.len();
+    }
+
+    fn share(&mut self, piece: Bytes) {
+        self.seal();
+        self.bytes += piece.len();
+        self.pieces.push_back(piece);
+    }
+
+    /// What was copied becomes a piece: something else comes behind it.
+    fn seal(&mut self) {
+        if !self.last.is_empty() {
+            self.pieces.push_back(std::mem::take(&mut self.last).into());
         }
     }
 
-    fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
-            self.bytes += piece.len();
-            self.pieces.push_back(piece);
-        }
+    /// Ready when the socket may take something.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write.as_ref().poll_write_ready(cx)
     }
 
     /// Ready when the socket may take something. Cancel safe.
@@ -83,13 +119,12 @@ impl Outbox {
 
     /// Writes as much as the socket takes now.
     pub fn flush(&mut self) -> io::Result<()> {
-        while !self.pieces.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let count = self.pieces.len().min(SLICES_MAX);
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(piece);
-            }
-            match self.write.try_write_vectored(&slices[..count]) {
+        while !self.is_empty() {
+            let written = match self.pieces.is_empty() {
+                true => self.write.try_write(&self.last),
+                false => self.write_pieces(),
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => self.advance(written),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -103,9 +138,26 @@ impl Outbox {
         Ok(())
     }
 
+    fn write_pieces(&mut self) -> io::Result<usize> {
+        self.seal();
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = self.pieces.len().min(SLICES_MAX);
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        self.write.try_write_vectored(&slices[..count])
+    }
+
     fn advance(&mut self, mut written: usize) {
         self.progress = Instant::now();
         self.bytes -= written;
+        if self.bytes == 0 {
+            self.pieces.clear();
+            // Most connections are silent most of the time: none keeps a buffer.
+            self.last = Vec::new();
+            return;
+        }
+        self.seal();
         while let Some(piece) = self.pieces.front_mut() {
             if piece.len() > written {
                 piece.advance(written);
@@ -117,18 +169,20 @@ impl Outbox {
     }
 }
 
+/// Of the header of an unmasked frame.
+const HEADER_BYTES_MAX: usize = 10;
+
 /// The header of an unmasked frame.
-fn header(first: u8, len: usize) -> Bytes {
+fn header(out: &mut Vec<u8>, first: u8, len: usize) {
     match (u8::try_from(len), u16::try_from(len)) {
-        (Ok(short @ ..=125), _) => Bytes::copy_from_slice(&[first, short]),
+        (Ok(short @ ..=125), _) => out.extend([first, short]),
         (_, Ok(long)) => {
             let [a, b] = long.to_be_bytes();
-            Bytes::copy_from_slice(&[first, 126, a, b])
+            out.extend([first, 126, a, b]);
         }
         _ => {
-            let mut out = [first, 127, 0, 0, 0, 0, 0, 0, 0, 0];
-            out[2..].copy_from_slice(&(len as u64).to_be_bytes());
-            Bytes::copy_from_slice(&out)
+            out.extend([first, 127]);
+            out.extend((len as u64).to_be_bytes());
         }
     }
 }

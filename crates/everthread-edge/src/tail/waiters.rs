@@ -1,15 +1,24 @@
 //! Who waits for something on this node, and how it is woken: one wake-up per connection, however much there is for it.
 
 use super::lock;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use futures_util::task::AtomicWaker;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
+use std::task::{Context, Poll};
 
-/// Wakes one connection, and tells it which of its attachments have something new.
+/// Marked when the node stops, by a [`Wake`] that is used as a waker.
+pub const STOPPED: u32 = u32::MAX;
+
+/// Wakes one connection, and tells it which of its attachments have something new. Only one task may wait for it.
+///
+/// As a [`std::task::Wake`] it marks [`STOPPED`]: so a connection polls the one future that the whole node shares only when
+/// there is something in it.
 #[derive(Debug, Default)]
 pub struct Wake {
-    notify: Notify,
+    task: AtomicWaker,
+    /// Something was marked since the last look; set behind what was marked, cleared before it is taken.
+    is_marked: AtomicBool,
     dirty: Mutex<Vec<u32>>,
 }
 
@@ -17,17 +26,37 @@ impl Wake {
     /// Marks an attachment and wakes the connection.
     pub fn mark(&self, attachment: u32) {
         lock(&self.dirty).push(attachment);
-        self.notify.notify_one();
+        if !self.is_marked.swap(true, Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+
+    /// Ready when something was marked since the last call of `take`.
+    pub fn poll_woken(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_marked.load(Ordering::SeqCst) {
+            return Poll::Ready(());
+        }
+        self.task.register(cx.waker());
+        // What was marked before the waker stood there has woken nobody.
+        if self.is_marked.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready when something was marked since the last call of `take`. Cancel safe.
     pub async fn woken(&self) {
-        self.notify.notified().await;
+        poll_fn(|cx| self.poll_woken(cx)).await;
     }
 
     /// What was marked.
     pub fn take(&self, into: &mut Vec<u32>) {
-        into.append(&mut lock(&self.dirty));
+        self.is_marked.store(false, Ordering::SeqCst);
+        let mut dirty = lock(&self.dirty);
+        if into.is_empty() { std::mem::swap(into, &mut dirty) } else { into.append(&mut dirty) }
+    }
+}
+
+impl std::task::Wake for Wake {
+    fn wake(self: Arc<Self>) {
+        self.mark(STOPPED);
     }
 }
 
@@ -59,18 +88,26 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        lock(&self.list.by_id).remove(&self.id);
+        let mut all = lock(&self.list.all);
+        if let Ok(index) = all.binary_search_by_key(&self.id, |waiting| waiting.id) {
+            all.remove(index);
+            if all.capacity() > 8 && all.len() < all.capacity() / 4 {
+                all.shrink_to_fit();
+            }
+        }
     }
 }
 
 /// Attachments that wait for the same thing.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    by_id: Mutex<HashMap<u64, Waiting>>,
+    /// In the order of their ids.
+    all: Mutex<Vec<Waiting>>,
     next: AtomicU64,
 }
 
 struct Waiting {
+    id: u64,
     wake: Arc<Wake>,
     attachment: u32,
     state: Arc<AtomicU8>,
@@ -79,10 +116,16 @@ struct Waiting {
 impl Waiters {
     /// Marks `attachment` at `wake` whenever all are woken from here on.
     pub(crate) fn wait(self: &Arc<Self>, wake: Arc<Wake>, attachment: u32) -> Waiter {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(AtomicU8::new(ARMED));
-        let waiting = Waiting { wake, attachment, state: state.clone() };
-        lock(&self.by_id).insert(id, waiting);
+        let mut all = lock(&self.all);
+        // Under the lock, so that the list stays in order.
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        if all.is_empty() {
+            // Most have one: a list grows to four by itself.
+            all.reserve_exact(1);
+        }
+        all.push(Waiting { id, wake, attachment, state: state.clone() });
+        drop(all);
         Waiter { list: self.clone(), id, state }
     }
 
@@ -93,7 +136,7 @@ impl Waiters {
 
     /// Marks everybody who waits for this and is not marked yet: those on hold only if it is urgent.
     pub(super) fn wake(&self, is_urgent: bool) {
-        for waiting in lock(&self.by_id).values() {
+        for waiting in lock(&self.all).iter() {
             let turn = |from| {
                 waiting.state.compare_exchange(from, MARKED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
             };
@@ -105,6 +148,6 @@ impl Waiters {
 
     /// Whether more than one waits.
     pub(super) fn is_shared(&self) -> bool {
-        lock(&self.by_id).len() > 1
+        lock(&self.all).len() > 1
     }
 }

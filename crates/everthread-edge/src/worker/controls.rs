@@ -75,7 +75,7 @@ impl<S: Store> Connection<S> {
         if !steers.is_empty() {
             hosted.is_reading_steers = true;
             let held = (run.clone(), hosted.fence);
-            let work = job::steers(self.edge.clone(), hosted.key.clone(), held, steers);
+            let work = job::steers(self.edge.clone(), hosted.writing.key.clone(), held, steers);
             self.jobs.push(Box::pin(work));
         }
         for (child, outcome) in ended_children(state, run).filter(|_| is_handed) {
@@ -120,7 +120,7 @@ impl<S: Store> Connection<S> {
 
     fn send_control(&mut self, frame: WorkerControl) {
         let Some(hosted) = self.runs.get(&frame.run) else { return };
-        let (key, control) = (hosted.key.clone(), frame.control.clone());
+        let (key, control) = (hosted.writing.key.clone(), frame.control.clone());
         self.outbox.text(WorkerServerFrame::Control(frame).encode());
         self.ping();
         self.deliveries.push_back(Delivery { ping: self.pings, key, control });

@@ -4,9 +4,10 @@ use super::Connection;
 use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
 use crate::reader::fault_of;
+use crate::tail::STOPPED;
 use bytes::Bytes;
-use everthread_control::{Assignment, Seat};
-use everthread_protocol::entry::{self, Writer};
+use everthread_control::{Assignment, Seat, run_producer};
+use everthread_protocol::entry::{self, PartAppend, Writer};
 use everthread_protocol::worker_frame::{
     Ack, Append, Decline, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
@@ -18,10 +19,20 @@ use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+/// What every write of a run names.
+pub(super) struct Writing {
+    pub key: SessionKey,
+    pub run: RunId,
+    pub agent: AgentName,
+    /// The author of its blocks, as JSON.
+    pub by: String,
+    /// Who numbers them.
+    pub producer: String,
+}
+
 /// A run that this connection's worker writes.
 pub(super) struct Hosted {
-    pub key: SessionKey,
-    pub agent: AgentName,
+    pub writing: Arc<Writing>,
     pub fence: Fence,
     pub attempt: u32,
     /// From here on the session's state knows that this worker holds it.
@@ -36,7 +47,7 @@ pub(super) struct Hosted {
     /// `parts` and `next` come from the log, and nothing was written here since.
     pub is_rebuilt: bool,
     /// Writes that wait for the one before.
-    pub queue: VecDeque<Bytes>,
+    pub queue: VecDeque<Queued>,
     /// Whether a write or a rebuild is under way.
     pub is_busy: bool,
     /// Controls and ended children that the worker was told of.
@@ -78,9 +89,15 @@ impl Follower for Changes {
 impl Hosted {
     /// A run of which nothing is known here but who holds it.
     fn new(kept: Kept, seat: Option<Arc<Seat>>, watch: u32) -> Hosted {
-        Hosted {
+        let writing = Writing {
+            by: format!("{{\"kind\":\"agent\",\"id\":\"{}\"}}", kept.agent),
+            producer: run_producer(&kept.run),
             key: kept.key,
+            run: kept.run,
             agent: kept.agent,
+        };
+        Hosted {
+            writing: Arc::new(writing),
             fence: kept.fence,
             attempt: kept.attempt,
             since: Seq::ZERO,
@@ -99,6 +116,35 @@ impl Hosted {
     }
 }
 
+/// A write that waits for its turn, as far as it was read.
+pub(super) struct Queued {
+    id: RequestId,
+    /// Of the frame.
+    bytes: usize,
+    what: Unwritten,
+}
+
+enum Unwritten {
+    /// Entries of the run.
+    Append { fence: Fence, producer: Producer, entries: Bytes },
+    /// A frame that asks for a decision: there are few, and each is read again in its turn.
+    Other(Bytes),
+}
+
+impl Queued {
+    /// Part of the frame in `bytes`.
+    pub fn append(append: Append<'_>, bytes: &Bytes) -> (RunId, Queued) {
+        let entries = bytes.slice_ref(append.entries.get().as_bytes());
+        let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
+        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+    }
+
+    /// The frame in `bytes`.
+    pub fn other(id: RequestId, bytes: Bytes) -> Queued {
+        Queued { id, bytes: bytes.len(), what: Unwritten::Other(bytes) }
+    }
+}
+
 impl<S: Store> Connection<S> {
     /// The run, if it is still hosted under that fence: what was begun for an earlier attempt is not for a later one.
     pub(super) fn hosted(&mut self, run: &RunId, fence: Fence) -> Option<&mut Hosted> {
@@ -112,7 +158,9 @@ impl<S: Store> Connection<S> {
             return self.give_back(assignment.key, assignment.id, attempt);
         };
         let hosted = self.runs.get(&assignment.id);
-        if hosted.is_some_and(|hosted| hosted.key == assignment.key && hosted.fence == assignment.fence) {
+        if hosted
+            .is_some_and(|hosted| hosted.writing.key == assignment.key && hosted.fence == assignment.fence)
+        {
             // A claim whose answer was lost, and that was found again.
             return seat.release();
         }
@@ -174,9 +222,9 @@ impl<S: Store> Connection<S> {
     /// The run is no longer served here. What waited for its turn is refused: every write gets an answer.
     fn drop_run(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.remove(run) else { return };
-        for bytes in hosted.queue {
-            self.queued_bytes -= bytes.len();
-            self.error(crate::client::id_of(&bytes), not_held());
+        for queued in hosted.queue {
+            self.queued_bytes -= queued.bytes;
+            self.error(Some(queued.id.to_string()), not_held());
         }
         if let Some(seat) = hosted.seat {
             seat.release();
@@ -204,35 +252,40 @@ impl<S: Store> Connection<S> {
         let Some(hosted) = self.runs.get(&decline.run).filter(|hosted| hosted.fence == decline.fence) else {
             return;
         };
-        let (key, attempt) = (hosted.key.clone(), hosted.attempt);
+        let (key, attempt) = (hosted.writing.key.clone(), hosted.attempt);
         self.drop_run(&decline.run);
         self.give_back(key, decline.run.clone(), attempt);
     }
 
     /// `append` and the like: written when all earlier ones of the run are.
-    pub(super) fn on_write(&mut self, run: RunId, id: RequestId, bytes: &Bytes) {
-        let Some(hosted) = self.runs.get_mut(&run) else {
-            return self.error(Some(id.to_string()), not_held());
+    pub(super) fn on_write(&mut self, run: &RunId, queued: Queued) {
+        let Some(hosted) = self.runs.get_mut(run) else {
+            return self.error(Some(queued.id.to_string()), not_held());
         };
-        hosted.queue.push_back(bytes.clone());
-        self.queued_bytes += bytes.len();
-        self.pump(&run);
+        self.queued_bytes += queued.bytes;
+        hosted.queue.push_back(queued);
+        if !hosted.is_busy {
+            self.pump(run);
+        }
     }
 
     /// Begins the next write of a run, if none is under way.
     pub(super) fn pump(&mut self, run: &RunId) {
         loop {
             let Some(hosted) = self.runs.get_mut(run).filter(|hosted| !hosted.is_busy) else { return };
-            let Some(bytes) = hosted.queue.front().cloned() else { return };
+            if hosted.queue.is_empty() {
+                return;
+            }
             if hosted.parts.is_none() {
                 hosted.is_busy = true;
-                let work = job::rebuild(self.edge.clone(), hosted.key.clone(), run.clone(), hosted.fence);
+                let key = hosted.writing.key.clone();
+                let work = job::rebuild(self.edge.clone(), key, run.clone(), hosted.fence);
                 self.jobs.push(Box::pin(work));
                 return;
             }
-            hosted.queue.pop_front();
-            self.queued_bytes -= bytes.len();
-            match prepare(hosted, run, &bytes) {
+            let Some(queued) = hosted.queue.pop_front() else { return };
+            self.queued_bytes -= queued.bytes;
+            match prepare(hosted, &queued) {
                 Ok(write) => {
                     hosted.is_busy = true;
                     hosted.is_rebuilt = false;
@@ -240,15 +293,15 @@ impl<S: Store> Connection<S> {
                     return;
                 }
                 // Another connection may have written what seems to be missing: the log tells.
-                Err((_, fault)) if fault.code == Code::Gap && !hosted.is_rebuilt => {
+                Err(fault) if fault.code == Code::Gap && !hosted.is_rebuilt => {
                     hosted.parts = None;
-                    self.queued_bytes += bytes.len();
-                    hosted.queue.push_front(bytes);
+                    self.queued_bytes += queued.bytes;
+                    hosted.queue.push_front(queued);
                 }
-                Err((id, fault)) => {
+                Err(fault) => {
                     hosted.parts = None;
                     self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc();
-                    self.error(Some(id), fault);
+                    self.error(Some(queued.id.to_string()), fault);
                 }
             }
         }
@@ -266,10 +319,9 @@ impl<S: Store> Connection<S> {
             Err(fault) if fault.code == Code::NoSession => self.fenced(run),
             Err(fault) => {
                 // Refuse what waits: it was not written, and the worker sends it again.
-                let waiting: Vec<Bytes> = hosted.queue.drain(..).collect();
-                for bytes in waiting {
-                    self.queued_bytes -= bytes.len();
-                    self.error(crate::client::id_of(&bytes), fault.clone());
+                for queued in std::mem::take(&mut hosted.queue) {
+                    self.queued_bytes -= queued.bytes;
+                    self.error(Some(queued.id.to_string()), fault.clone());
                 }
             }
         }
@@ -277,14 +329,14 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, run, fence, producer, is_last, result } = done;
-        let label = match &result {
-            Ok(written) if written.duplicate.is_some() => "duplicate",
-            Ok(_) => "ok",
-            Err(fault) => fault.code.as_str(),
-        };
-        self.edge.metrics.appends.with_label_values(&[label]).inc();
-        if let Some(hosted) = self.hosted(&run, fence) {
+        let job::WriteDone { id, writing, fence, producer, is_last, result } = done;
+        let run = &writing.run;
+        match &result {
+            Ok(written) if written.duplicate.is_none() => self.edge.metrics.appended.inc(),
+            Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
+            Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
+        }
+        if let Some(hosted) = self.hosted(run, fence) {
             hosted.is_busy = false;
         }
         match result {
@@ -304,7 +356,7 @@ impl<S: Store> Connection<S> {
                     Some(_) => WorkerServerFrame::Duplicate(ack),
                 };
                 self.outbox.text(frame.encode());
-                if let Some(hosted) = self.hosted(&run, fence) {
+                if let Some(hosted) = self.hosted(run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
                     let is_new = producer == hosted.next && !is_repeat;
                     if !is_new && next != hosted.next {
@@ -317,22 +369,22 @@ impl<S: Store> Connection<S> {
                         self.wake.mark(watch);
                     }
                 }
-                if is_last && self.hosted(&run, fence).is_some() {
-                    self.drop_run(&run);
+                if is_last && self.hosted(run, fence).is_some() {
+                    self.drop_run(run);
                 }
             }
             Err(fault) => {
                 let is_lost = matches!(fault.code, Code::Fenced | Code::NoSession);
                 self.error(Some(id.to_string()), fault);
-                if let Some(hosted) = self.hosted(&run, fence) {
+                if let Some(hosted) = self.hosted(run, fence) {
                     hosted.parts = None;
                     if is_lost {
-                        self.fenced(&run);
+                        self.fenced(run);
                     }
                 }
             }
         }
-        self.pump(&run);
+        self.pump(run);
     }
 
     pub(super) fn fenced(&mut self, run: &RunId) {
@@ -343,14 +395,18 @@ impl<S: Store> Connection<S> {
         self.drop_run(run);
     }
 
-    pub(super) fn on_wake(&mut self) {
+    pub(super) fn on_wake(&mut self) -> Result<(), super::End> {
         let mut marked = Vec::new();
         self.wake.take(&mut marked);
+        if marked.contains(&STOPPED) {
+            return Err(super::End::Close(everthread_protocol::error::close::DRAINING));
+        }
         for number in marked {
             let Some(watched) = self.watched.get_mut(&number) else { continue };
             watched.is_stale = true;
             self.load_watched(number);
         }
+        Ok(())
     }
 
     pub(super) fn load_watched(&mut self, number: u32) {
@@ -414,69 +470,60 @@ fn not_held() -> Fault {
 }
 
 /// Checks a write against the run, and makes it ready for the store.
-fn prepare(hosted: &mut Hosted, run: &RunId, bytes: &Bytes) -> Result<Write, (String, Fault)> {
-    let of = |id: &RequestId, fault: Fault| (id.to_string(), fault);
-    let frame = WorkerFrame::decode(bytes).map_err(|fault| (String::new(), fault))?;
-    if !matches!(frame, WorkerFrame::Append(_)) {
-        // The entries of an append are scanned by themselves; all else that is kept, here.
-        let fault = |e: scan::ScanError| Fault::bad_request(e.to_string());
-        scan::value(bytes).map_err(|e| (crate::client::id_of(bytes).unwrap_or_default(), fault(e)))?;
-    }
-    let (id, fence, producer, kind) = match frame {
-        WorkerFrame::Append(append) => {
-            if append.fence != hosted.fence {
-                return Err(of(&append.id, not_held()));
+fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
+    let (fence, producer, kind) = match &queued.what {
+        Unwritten::Append { fence, producer, entries } => {
+            if *fence != hosted.fence {
+                return Err(not_held());
             }
-            let (entries, count) =
-                check_append(hosted, &append, bytes).map_err(|fault| of(&append.id, fault))?;
-            (append.id, append.fence, append.producer, WriteKind::Append { entries, count })
+            let count = check_append(hosted, *producer, entries)?;
+            (*fence, *producer, WriteKind::Append { entries: entries.clone(), count })
         }
+        Unwritten::Other(bytes) => read_decision(&hosted.writing.run, bytes)?,
+    };
+    if fence != hosted.fence {
+        return Err(not_held());
+    }
+    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind })
+}
+
+fn read_decision(run: &RunId, bytes: &Bytes) -> Result<(Fence, Producer, WriteKind), Fault> {
+    let frame = WorkerFrame::decode(bytes)?;
+    scan::value(bytes).map_err(|e| Fault::bad_request(e.to_string()))?;
+    let run = run.clone();
+    Ok(match frame {
         WorkerFrame::End(end) => {
-            let request =
-                Request::End { run: run.clone(), outcome: end.outcome, error: end.error, usage: end.usage };
-            (end.id, end.fence, end.producer, WriteKind::decided(request))
+            let request = Request::End { run, outcome: end.outcome, error: end.error, usage: end.usage };
+            (end.fence, end.producer, WriteKind::decided(request))
         }
         WorkerFrame::StartChild(child) => {
             let request = Request::StartChild {
-                run: run.clone(),
+                run,
                 child: child.child,
                 agent: child.agent,
                 parts: child.parts,
                 params: child.params,
             };
-            (child.id, child.fence, child.producer, WriteKind::decided(request))
+            (child.fence, child.producer, WriteKind::decided(request))
         }
         WorkerFrame::Suspend(suspend) => {
-            let request = Request::Suspend { run: run.clone(), approvals: suspend.approvals };
-            (suspend.id, suspend.fence, suspend.producer, WriteKind::decided(request))
+            let request = Request::Suspend { run, approvals: suspend.approvals };
+            (suspend.fence, suspend.producer, WriteKind::decided(request))
         }
         WorkerFrame::Settle(settle) => {
             let Settle { control, outcome, reason, .. } = settle;
-            let request = Request::Settle { run: run.clone(), control, outcome, reason };
-            (settle.id, settle.fence, settle.producer, WriteKind::decided(request))
+            let request = Request::Settle { run, control, outcome, reason };
+            (settle.fence, settle.producer, WriteKind::decided(request))
         }
-        _ => return Err((String::new(), Fault::bad_request("not a write"))),
-    };
-    if fence != hosted.fence {
-        return Err(of(&id, not_held()));
-    }
-    Ok(Write {
-        id,
-        key: hosted.key.clone(),
-        agent: hosted.agent.clone(),
-        run: run.clone(),
-        fence,
-        producer,
-        kind,
+        _ => return Err(Fault::bad_request("not a write")),
     })
 }
 
 /// One pass over a block. A batch that was written before is not held against the parts again: the store answers it. One
 /// that comes too early is not let through: it could not be checked.
-fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Result<(Bytes, u32), Fault> {
-    let text = append.entries.get().as_bytes();
-    let raw = scan::entries(text).map_err(|e| crate::put::fault_of_scan(&e))?;
-    let Producer { incarnation, batch } = append.producer;
+fn check_append(hosted: &mut Hosted, producer: Producer, entries: &[u8]) -> Result<u32, Fault> {
+    let raw = scan::entries(entries).map_err(|e| crate::put::fault_of_scan(&e))?;
+    let Producer { incarnation, batch } = producer;
     let is_restart = incarnation > hosted.next.incarnation;
     let expected = if is_restart { 1 } else { hosted.next.batch };
     if incarnation >= hosted.next.incarnation && batch > expected {
@@ -486,6 +533,12 @@ fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Resu
     if is_new {
         let parts = hosted.parts.get_or_insert_with(Parts::default);
         for index in 0..raw.items.len() {
+            // Nearly all are tokens; what is wrong with one is said by the way that all others go.
+            if let Some(PartAppend { message, part, offset, text }) = entry::part_append(&raw, index)
+                && parts.append(&message, &part, offset, text.len())
+            {
+                continue;
+            }
             let entry = entry::check(&raw, index, |writer| writer != Writer::Decided)?;
             parts.take(&entry).map_err(|mut fault| {
                 fault.message = format!("entry {index}: {}", fault.message).into();
@@ -493,6 +546,5 @@ fn check_append(hosted: &mut Hosted, append: &Append<'_>, bytes: &Bytes) -> Resu
             })?;
         }
     }
-    let count = u32::try_from(raw.items.len()).unwrap_or(u32::MAX);
-    Ok((bytes.slice_ref(text), count))
+    Ok(u32::try_from(raw.items.len()).unwrap_or(u32::MAX))
 }

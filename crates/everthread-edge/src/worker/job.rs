@@ -1,12 +1,13 @@
 //! What a worker's connection waits for: each job is one future that owns what it needs and ends in one [`Job`].
 
 use super::Me;
+use super::hosted::Writing;
 use super::parts::Parts;
 use crate::Edge;
 use crate::reader::fault_of;
 use crate::run_token::RunRight;
 use bytes::Bytes;
-use everthread_control::{Assignment, Numbered, run_producer};
+use everthread_control::{Assignment, Numbered};
 use everthread_protocol::worker_frame::{
     Held, Producer, Work, WorkerControl, WorkerHello, WorkerServerFrame,
 };
@@ -20,6 +21,7 @@ use everthread_session::{Request, State};
 use everthread_store::{Error, Loaded, Renewal, Store, Written};
 use futures_util::StreamExt as _;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Sessions that are looked at at once for a worker that comes back.
@@ -62,9 +64,7 @@ pub(super) struct Kept {
 /// A write that is ready for the store.
 pub(super) struct Write {
     pub id: RequestId,
-    pub key: SessionKey,
-    pub agent: AgentName,
-    pub run: RunId,
+    pub writing: Arc<Writing>,
     pub fence: Fence,
     pub producer: Producer,
     pub kind: WriteKind,
@@ -88,7 +88,7 @@ impl WriteKind {
 /// What became of a write.
 pub(super) struct WriteDone {
     pub id: RequestId,
-    pub run: RunId,
+    pub writing: Arc<Writing>,
     pub fence: Fence,
     pub producer: Producer,
     /// Once it is written the run is not the worker's any more.
@@ -205,23 +205,32 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
-    let Write { id, key, agent, run, fence, producer, kind } = write;
+    let Write { id, writing, fence, producer, kind } = write;
     let (is_last, result) = match kind {
         WriteKind::Append { entries, count } => {
-            (false, append(&edge, &key, &agent, &run, fence, producer, &entries, count).await)
+            (false, append(&edge, &writing, fence, producer, &entries, count).await)
         }
-        WriteKind::Decided(request) => {
-            let by = agent_author(&agent);
-            let numbered = Numbered::Run { run: &run, fence, producer };
-            let result = edge.desk.decide(&key, &by, &request, numbered).await;
-            let is_last = matches!(*request, Request::End { .. } | Request::Suspend { .. });
-            if let Ok(decided) = &result {
-                edge.folder.after_write(&key, &decided.written, is_last);
-            }
-            (is_last, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
-        }
+        // Apart and rare: what it takes would make every append's future larger.
+        WriteKind::Decided(request) => Box::pin(decide(&edge, &writing, fence, producer, *request)).await,
     };
-    Job::Written(WriteDone { id, run, fence, producer, is_last, result })
+    Job::Written(WriteDone { id, writing, fence, producer, is_last, result })
+}
+
+async fn decide<S: Store>(
+    edge: &Edge<S>,
+    writing: &Writing,
+    fence: Fence,
+    producer: Producer,
+    request: Request,
+) -> (bool, Result<Written, Fault>) {
+    let by = agent_author(&writing.agent);
+    let numbered = Numbered::Run { run: &writing.run, fence, producer };
+    let result = edge.desk.decide(&writing.key, &by, &request, numbered).await;
+    let is_last = matches!(request, Request::End { .. } | Request::Suspend { .. });
+    if let Ok(decided) = &result {
+        edge.folder.after_write(&writing.key, &decided.written, is_last);
+    }
+    (is_last, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
 }
 
 fn agent_author(agent: &AgentName) -> Author {
@@ -230,12 +239,9 @@ fn agent_author(agent: &AgentName) -> Author {
     Author { kind: AuthorKind::Agent, id, device: None }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the hot path hands over exactly what the one write takes")]
 async fn append<S: Store>(
     edge: &Edge<S>,
-    key: &SessionKey,
-    agent: &AgentName,
-    run: &RunId,
+    Writing { key, run, by, producer: producer_key, .. }: &Writing,
     fence: Fence,
     producer: Producer,
     entries: &[u8],
@@ -243,15 +249,13 @@ async fn append<S: Store>(
 ) -> Result<Written, Fault> {
     // Checked to be UTF-8 by the scan.
     let entries = std::str::from_utf8(entries).map_err(|_| Fault::bad_request("entries: not UTF-8"))?;
-    let by = format!("{{\"kind\":\"agent\",\"id\":\"{agent}\"}}");
-    let producer_key = run_producer(run);
     let write = everthread_store::Write {
-        by: &by,
+        by,
         run: Some(run),
         entries,
         count,
         producer: Some(everthread_store::Producer {
-            key: &producer_key,
+            key: producer_key,
             incarnation: producer.incarnation,
             batch: producer.batch,
             answer: "",

@@ -84,6 +84,15 @@ impl Parts {
         }
     }
 
+    /// Takes a text that goes on where an open part ends; false if it is no such thing, and nothing has changed.
+    pub fn append(&mut self, message: &str, part: &str, offset: u64, bytes: usize) -> bool {
+        let message = self.messages.get_mut(message).filter(|message| message.is_open);
+        let part = message.and_then(|message| message.parts.get_mut(part)).filter(|part| part.is_open);
+        let Some(part) = part.filter(|part| part.length == Some(offset)) else { return false };
+        part.length = Some(offset + bytes as u64);
+        true
+    }
+
     fn start_message(&mut self, id: &MessageId) -> Result<(), Fault> {
         if self.messages.contains_key(id) {
             return Err(Fault::new(Code::IdConflict, format!("message {id} was started before in this run")));

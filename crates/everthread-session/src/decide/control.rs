@@ -172,8 +172,11 @@ impl Draft<'_> {
         }
         let runs = asked.runs.clone();
         self.ask(asked);
-        let open: Vec<RunId> =
-            runs.iter().filter(|run| self.state().runs.get(run).is_some_and(Run::is_open)).cloned().collect();
+        let open: Vec<RunId> = runs
+            .iter()
+            .filter(|run| self.state().runs.get(*run).is_some_and(Run::is_open))
+            .cloned()
+            .collect();
         if open.is_empty() {
             let reason = match runs.first() {
                 Some(_) => RefusalReason::RunEnded,
