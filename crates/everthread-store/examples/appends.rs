@@ -62,7 +62,7 @@ async fn main() -> Result<(), Failed> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(64), |count| count.parse())?;
     let each = APPENDS / count;
     for n in 0..count {
-        runs.push(Arc::new(open(&*store, n).await?));
+        runs.push(Arc::new(open(&store, n).await?));
     }
     for round in 0..ROUNDS {
         let (began, own, redis) = (Instant::now(), own_cpu()?, redis_cpu(&server).await?);

@@ -66,7 +66,7 @@ async fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let bucket = Bucket::open(&format!("file://{}", dir.path().display()), [])?;
     let after = Duration::from_secs(24 * 3600);
-    let archive = Archive::new(store.clone(), Some(ArchiveOptions { bucket, after }));
+    let archive = Archive::new(store.clone(), Some(ArchiveOptions::new(bucket, after)));
     let began = Instant::now();
     each(&keys, async |key| {
         anyhow::ensure!(archive.archive(key).await? == Archived::Done, "{key} is not archived");
@@ -248,9 +248,8 @@ async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
             Write { entries: &asked, count: 2, producer, change: change(Some(version), &now), ..blank };
         store.write(key, decided).await?;
         let producer = format!("run:{run}");
-        let mut batch = 0;
         let mut offset = 0;
-        for token in 0..=TOKENS {
+        for (batch, token) in (1..).zip(0..=TOKENS) {
             let entries: Vec<Value> = if token == 0 {
                 vec![
                     json!({ "type": "message.start", "message": "m1", "role": "assistant" }),
@@ -264,7 +263,6 @@ async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
                     json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": at, "text": text }),
                 ]
             };
-            batch += 1;
             let (count, text) = (u32::try_from(entries.len())?, serde_json::to_string(&entries)?);
             let producer = Some(Producer { key: &producer, incarnation: 1, batch, answer: "" });
             store

@@ -103,7 +103,7 @@ fn many_steers_do_not_fill_the_input_of_a_run_beyond_its_limit() {
     let mut world = active();
     for n in 0..RUN_INPUT_MAX + 10 {
         world.must(&steer(&format!("s{n}"), run("r"), &format!("more{n}")));
-        if world.core().controls[&format!("s{n}").parse().unwrap()].is_pending() {
+        if world.core().controls[format!("s{n}").as_str()].is_pending() {
             world.must(&world::settle("r", &format!("s{n}"), ControlOutcome::Applied));
         }
         world.now += 1;
@@ -113,7 +113,7 @@ fn many_steers_do_not_fill_the_input_of_a_run_beyond_its_limit() {
             world.must(&world::cancel(&format!("c{n}"), target));
         }
     }
-    assert_eq!(world.core().runs[&"r".parse().unwrap()].input.len(), RUN_INPUT_MAX);
+    assert_eq!(world.core().runs["r"].input.len(), RUN_INPUT_MAX);
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn two_clicks_on_approve_run_the_tool_once() {
     let told = serde_json::to_value(&told.entries[1]).unwrap();
     assert_eq!((&told["reason"], &told["answered_by"]["id"]), (&"already_answered".into(), &"ann".into()));
     world.start("r", "w2");
-    let answers = world.core().runs[&"r".parse().unwrap()].answers();
+    let answers = world.core().runs["r"].answers();
     assert_eq!(answers.len(), 1);
     // Used once: the same id is not asked for again.
     let again = world.decide(&world::suspend("r", vec![world::approval("pay")]));
@@ -397,7 +397,7 @@ fn a_message_that_was_cancelled_before_it_came_never_runs_however_it_comes() {
             }
         }
         assert!(!world.core().runs[&run_of(&world, "m")].is_open(), "{how}");
-        assert!(!world.core().controls[&"c1".parse().unwrap()].is_pending(), "{how}");
+        assert!(!world.core().controls["c1"].is_pending(), "{how}");
     }
 }
 
@@ -432,7 +432,7 @@ fn what_is_said_to_a_person_is_the_input_of_whoever_goes_on() {
 #[test]
 fn a_person_who_takes_over_is_not_written_over_by_a_worker_that_was_late() {
     let mut world = active();
-    let (run, fence) = ("r".parse().unwrap(), world.fences[&"r".parse().unwrap()]);
+    let (run, fence) = ("r".parse().unwrap(), world.fences["r"]);
     world.must(&world::hold());
     assert_eq!(world.write(&run, fence, &world::end("r", Outcome::Completed)), None);
     assert_eq!(world.apply(&world::claim("r", "w2")), Err(Refusal::NotHeld));

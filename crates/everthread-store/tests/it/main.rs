@@ -10,6 +10,7 @@ mod equivalence;
 mod fold_law;
 #[cfg(test)]
 mod kill;
+#[cfg(test)]
 mod kill_trim;
 #[cfg(test)]
 mod redis;

@@ -5,8 +5,8 @@
 --       5 as it will be, the same with the next batch   6 count of entries, absent for 1
 -- Returns '<epoch> <to> <at> <changes> <folded_to>', or nil: nothing has changed, and write.lua says what to make of it
 --
--- Atomic for the same reasons as write.lua, and right wherever write.lua is: this takes a write only if each of its checks
--- would pass, and refuses nothing by itself. A stub has no fences, and a batch that was written has moved the producer on.
+-- Atomic because every number is picked, every check made and every follower woken in one step, as in write.lua; and right
+-- wherever that is: this takes a write only if each of its checks would pass, and refuses nothing by itself. A stub has no fences, and a batch that was written has moved the producer on.
 -- Another primary is a new epoch, so it is looked for here, too.
 --
 -- It is short because Redis spends most of its time here: what it costs is mostly calls, texts that are made, and numbers

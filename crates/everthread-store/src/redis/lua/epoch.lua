@@ -1,5 +1,9 @@
 -- Put before scripts that move the version of a session that exists; write.lua does the same for itself.
 --
+-- KEYS  those of the script that it stands before
+--
+-- Atomic because it is part of that script.
+--
 -- Begins an epoch if another primary than the one that wrote last answers, or that one has started anew: a tail that was
 -- acknowledged may be gone, with decisions in it. The version must not be moved within the epoch then: a decision that was
 -- made on what is lost would find the version that it expects.
