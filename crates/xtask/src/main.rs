@@ -1,4 +1,5 @@
-//! Development tasks: `cargo xtask test` runs everything that must pass, `cargo xtask tidy` checks what no compiler checks.
+//! Development tasks: `cargo xtask test` runs everything that must pass, `cargo xtask tidy` checks what no compiler checks,
+//! `cargo xtask compose` brings the deployment of `deploy/` up in containers.
 //!
 //! - [`mod@test`] runs steps, which are data, and sums them up; [`tools`] installs what they need.
 //! - [`tidy`] is a list of pure functions over a [`tree::Tree`], the text of every file of the project.
@@ -19,7 +20,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask test [--only STEP]...   install what the tests need, then run all of them
        cargo xtask test --list             name the steps
-       cargo xtask tidy                    check arrows between crates, file lengths, documents";
+       cargo xtask tidy                    check arrows between crates, file lengths, documents
+       cargo xtask compose                 bring deploy/docker-compose.yml up and take nodes away; as root";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +45,7 @@ fn run(args: &[&str]) -> anyhow::Result<ExitCode> {
         }
         ["test", rest @ ..] => test::run(&top, &only(rest)?),
         ["tidy"] => Ok(if tidy::run(&top)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        ["compose"] => test::compose(&top).map(|()| ExitCode::SUCCESS),
         _ => bail!("{USAGE}"),
     }
 }

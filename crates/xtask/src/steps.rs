@@ -64,6 +64,12 @@ pub const STEPS: &[Step] = &[
         &["tools"],
     ),
     cargo("binary", "the binary is built", &["cargo", "build", "--locked", "--package", "everthread"], &[]),
+    Step {
+        name: "deploy",
+        about: "files of deploy/, each with the program that it is for",
+        action: Action::Run { dir: ".", command: &["python3", "deploy/tests/check.py"] },
+        needs: &["tools", "binary"],
+    },
     npm("sdk-install", "packages of the TypeScript SDK", "sdk/typescript", &["npm", "ci"], &["tools"]),
     npm("sdk", "tests of the TypeScript SDK", "sdk/typescript", &["npm", "test"], &["binary", "sdk-install"]),
     // The console compiles the SDK's sources.
@@ -86,6 +92,10 @@ pub const STEPS: &[Step] = &[
         &["tools", "binary", "console-install"],
     ),
 ];
+
+/// What `cargo xtask compose` runs, in order; not among [`STEPS`], for it needs root and installs a container engine.
+pub const COMPOSE: &[&[&str]] =
+    &[&["cargo", "build", "--locked", "--package", "everthread"], &["python3", "deploy/tests/compose.py"]];
 
 const fn cargo(
     name: &'static str,

@@ -3,7 +3,7 @@
 //! A step that fails does not stop the others: one run names everything that is wrong. A step whose needs have failed is not
 //! run and counts as failed.
 
-use crate::steps::{Action, BINARY, BINARY_VARIABLE, STEPS, Step};
+use crate::steps::{Action, BINARY, BINARY_VARIABLE, COMPOSE, STEPS, Step};
 use crate::{tidy, tools};
 use anyhow::{Context, bail, ensure};
 use std::collections::HashMap;
@@ -57,6 +57,11 @@ pub fn run(top: &Path, only: &[&str]) -> anyhow::Result<ExitCode> {
     let (line, all_passed) = verdict(results.iter().map(|(_, outcome, _)| *outcome));
     println!("\n{line}");
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Brings the compose file up with the binary of this tree, and sees streams survive.
+pub fn compose(top: &Path) -> anyhow::Result<()> {
+    COMPOSE.iter().try_for_each(|command| run_program(top, ".", command))
 }
 
 /// The first need of a step that was run and did not pass.

@@ -3,6 +3,7 @@
 //! A new rule of the project becomes a function here with a test that shows it biting.
 
 mod arrows;
+mod deploy;
 mod documents;
 mod markdown;
 mod parts;
@@ -67,6 +68,8 @@ const CHECKS: &[Check] = &[
     documents::runbook,
     documents::settings,
     documents::links,
+    deploy::names,
+    deploy::runbooks,
 ];
 
 /// Runs every check and prints what it finds. Whether the project is tidy.

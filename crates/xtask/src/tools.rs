@@ -6,8 +6,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A program and the Debian package that brings it.
-const TOOLS: &[(&str, &str)] =
-    &[("redis-server", "redis-server"), ("chromium", "chromium"), ("node", "nodejs"), ("npm", "npm")];
+const TOOLS: &[(&str, &str)] = &[
+    ("redis-server", "redis-server"),
+    ("chromium", "chromium"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("python3", "python3-venv"),
+    ("haproxy", "haproxy"),
+    ("nginx", "nginx-light"),
+    ("promtool", "prometheus"),
+    ("systemd-analyze", "systemd"),
+];
 /// Without it one test is not run and says so: a stand-in for S3, that pip brings.
 const STAND_IN: (&str, &str) = ("moto_server", "moto[server]");
 /// Runs the SDK's tests without a runner of their own.
