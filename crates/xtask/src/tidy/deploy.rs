@@ -26,7 +26,7 @@ pub fn names(tree: &Tree) -> Vec<Finding> {
                 let is_series = |end: &&str| {
                     name.strip_suffix(*end).is_some_and(|histogram| metrics.contains(&histogram))
                 };
-                if !metrics.contains(&name) && !SERIES.iter().any(|end| is_series(&end)) {
+                if !metrics.contains(&name) && !SERIES.iter().any(is_series) {
                     let text = format!("the metric `{name}` is not in the table of {OPERATIONS}");
                     findings.push(Finding::at(path, number + 1, text));
                 }
