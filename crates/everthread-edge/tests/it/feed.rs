@@ -2,7 +2,10 @@
 
 use crate::harness::client::{hello, hello_as};
 use crate::harness::http::{create, input, settled};
-use crate::harness::{Client, Engine, OnRedis, PATIENCE, Request, Socket, Worker, World};
+use crate::harness::{Client, Engine, OnRedis, PATIENCE, Request, Socket, Worker, World, until};
+use everthread_edge::Edge;
+use everthread_protocol::{Seq, SessionKey};
+use everthread_store::Store;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,6 +21,19 @@ on_both_engines!(
     the_list_and_the_events_tell_the_same_as_the_socket,
     a_connection_has_one_watch_and_may_end_it,
 );
+
+/// Waits until the list has the session's last block: it is noted there behind the answer.
+async fn is_listed<S: Store>(edge: &Edge<S>, session: &str) {
+    let key: SessionKey = format!("default/{session}").parse().unwrap();
+    let store = edge.desk.store();
+    until("the list is up", async || {
+        let page = store.read(&key, Seq(0), usize::MAX).await.unwrap();
+        let last = page.records.last()?.parse_blocks().unwrap().last()?.at;
+        let listed = store.sessions(&key.tenant, None, 100).await.unwrap();
+        listed.into_iter().find(|(id, at)| *id == key.session && *at == last)
+    })
+    .await;
+}
 
 /// What a watcher has been told.
 struct Watcher {
@@ -134,6 +150,7 @@ async fn a_beginning_has_the_most_recent_sessions_and_what_comes_later_comes_too
     // The times of the store are milliseconds: the last one is later than all others.
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     input(node.address, "s3", "Hi").await;
+    is_listed(&node.edge, "s3").await;
     let mut watcher = Watcher::of(hello(node.address).await, 4).await;
     assert_eq!(watcher.sessions.len(), 4);
     assert!(watcher.sessions.contains_key("s3"), "{:?}", watcher.sessions.keys());
@@ -211,6 +228,7 @@ async fn the_list_and_the_events_tell_the_same_as_the_socket<E: Engine>() {
     for session in ["a", "b"] {
         create(node.address, session).await;
         input(node.address, session, "Hi").await;
+        is_listed(&node.edge, session).await;
     }
     let watcher =
         Watcher::of(hello_as(node.address, json!({ "device": "d", "subject": "ann" })).await, 9).await;
