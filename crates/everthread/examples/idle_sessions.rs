@@ -250,7 +250,6 @@ async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
             Write { entries: &asked, count: 2, producer, change: change(Some(version), &now), ..blank };
         store.write(key, decided).await?;
         let producer = format!("run:{run}");
-        let mut batch = 0;
         let mut offset = 0;
         for token in 0..=TOKENS {
             let entries: Vec<Value> = if token == 0 {
@@ -266,7 +265,7 @@ async fn write(store: &Redis, key: &SessionKey) -> anyhow::Result<()> {
                     json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": at, "text": text }),
                 ]
             };
-            batch += 1;
+            let batch = token as u64 + 1;
             let (count, text) = (u32::try_from(entries.len())?, serde_json::to_string(&entries)?);
             let producer = Some(Producer { key: &producer, incarnation: 1, batch, answer: "" });
             store
