@@ -60,6 +60,8 @@ struct Inner<S> {
     store: Arc<S>,
     tasks: TaskGroup,
     metrics: Metrics,
+    /// See [`COMPARE`].
+    compare: Duration,
     rooms: Mutex<HashMap<TenantId, Weak<Room>>>,
 }
 
@@ -196,7 +198,8 @@ impl<S: Store> Feeds<S> {
     /// No feeds yet.
     pub fn new(store: Arc<S>, metrics: &Metrics, tasks: &TaskGroup) -> Self {
         let (metrics, tasks) = (metrics.clone(), tasks.clone());
-        Self { inner: Arc::new(Inner { store, tasks, metrics, rooms: Mutex::default() }) }
+        let rooms = Mutex::default();
+        Self { inner: Arc::new(Inner { store, tasks, metrics, compare: COMPARE, rooms }) }
     }
 
     /// Watches a tenant: `wake` is marked with `attachment` whenever there is news.
@@ -228,14 +231,7 @@ impl<S: Store> Feeds<S> {
             return room;
         }
         rooms.retain(|_, room| room.strong_count() > 0);
-        let room = Arc::new(Room {
-            tenant: tenant.clone(),
-            board: Mutex::default(),
-            is_known: AtomicBool::new(false),
-            waiters: Arc::default(),
-            ear: Arc::default(),
-            following: OnceLock::new(),
-        });
+        let room = Arc::new(Room::new(tenant.clone()));
         rooms.insert(tenant.clone(), Arc::downgrade(&room));
         drop(rooms);
         drop(room.following.set(self.inner.store.follow_tenant(tenant, room.ear.clone())));
@@ -250,12 +246,14 @@ impl<S: Store> Feeds<S> {
         let mut known = None;
         let mut compare_at = Instant::now();
         loop {
-            let is_due = timeout_at(compare_at, ear.wake.notified()).await.is_err();
+            drop(timeout_at(compare_at, ear.wake.notified()).await);
+            // By the clock: in a busy tenant there always is a wake-up, and no time-out.
+            let is_due = compare_at <= Instant::now();
             let Some(room) = room.upgrade() else { return };
             let mut heard = std::mem::take(&mut *lock(&ear.heard));
             let has_doubt = heard.has_doubt || is_due;
             match self.bring_up_to_date(&room, &mut heard, has_doubt, &mut known).await {
-                Ok(()) if has_doubt => compare_at = Instant::now() + COMPARE,
+                Ok(()) if has_doubt => compare_at = Instant::now() + self.inner.compare,
                 Ok(()) => {}
                 Err(error) => {
                     tracing::debug!(tenant = %room.tenant, %error, "a feed waits for the store");
@@ -349,7 +347,65 @@ impl<S: Store> Feeds<S> {
 }
 
 impl Room {
+    fn new(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            board: Mutex::default(),
+            is_known: AtomicBool::new(false),
+            waiters: Arc::default(),
+            ear: Arc::default(),
+            following: OnceLock::new(),
+        }
+    }
+
     fn key(&self, session: &SessionId) -> SessionKey {
         SessionKey { tenant: self.tenant.clone(), session: session.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everthread_store::embedded::Embedded;
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_busy_tenant_is_compared_with_the_store_too() {
+        let (store, tasks) = (Arc::new(Embedded::memory().unwrap()), TaskGroup::new());
+        let inner = Inner {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            metrics: Metrics::new(),
+            compare: Duration::from_millis(500),
+            rooms: Mutex::default(),
+        };
+        let feeds = Feeds { inner: Arc::new(inner) };
+        // Nobody follows the store for this room: every wake-up of the store is lost.
+        let room = Arc::new(Room::new("acme".parse().unwrap()));
+        let (weak, ear) = (Arc::downgrade(&room), room.ear.clone());
+        tasks.spawn_until_stopped(async move { feeds.keep(weak, ear).await });
+        let others = room.ear.clone();
+        tasks.spawn_until_stopped(async move {
+            loop {
+                others.changed("busy".parse().unwrap(), Millis(1));
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let lost: SessionKey = "acme/lost".parse().unwrap();
+        store.index(&lost, Millis(2)).await.unwrap();
+        let told = async {
+            let mut seen = None;
+            loop {
+                let news = lock(&room.board).news(&mut seen, 0).unwrap_or_default();
+                if news.gone.contains(&lost.session) {
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("what the wake-ups lost was never found");
+        assert!(tasks.close(PATIENCE).await);
     }
 }
