@@ -199,7 +199,8 @@ impl<S: Store> Desk<S> {
         self.decide_with(key, by, request, numbered, None).await
     }
 
-    /// Like [`Desk::decide`], for entries that are `verbatim` and no part of the decision.
+    /// Like [`Desk::decide`], for entries that are `verbatim` and that no decision depends on: where there are any, nothing but
+    /// the log changes.
     pub async fn decide_with(
         &self,
         key: &SessionKey,
@@ -246,7 +247,7 @@ impl<S: Store> Desk<S> {
             let request = match plan(read().await?, &state) {
                 Ok(request) => request,
                 // What it was about may be gone since it was carried out.
-                Err(fault) => return self.first_answer(key, &author, numbered).await.ok_or(fault),
+                Err(fault) => return self.first_answer(key, &author, numbered, fault).await,
             };
             let at = (Some(&loaded), Some(&state));
             let tried = self.attempt(key, &author, at, &request, numbered, None, &fresh).await;
@@ -257,8 +258,20 @@ impl<S: Store> Desk<S> {
         Err(Failure::TooFast.fault())
     }
 
-    async fn first_answer(&self, key: &SessionKey, by: &str, numbered: Numbered<'_>) -> Option<Decided> {
-        self.refused(key, by, Refusal::NoRun, numbered).await.ok()
+    /// What a repeat of an earlier request was answered; `fault` if it is none. A store that cannot tell says so: whoever is
+    /// told `fault` takes it that nothing was written.
+    async fn first_answer(
+        &self,
+        key: &SessionKey,
+        by: &str,
+        numbered: Numbered<'_>,
+        fault: Fault,
+    ) -> Result<Decided, Fault> {
+        match self.refused(key, by, Refusal::NoRun, numbered).await {
+            Ok(decided) => Ok(decided),
+            Err(Failure::Refused(_)) => Err(fault),
+            Err(failure) => Err(failure.fault()),
+        }
     }
 
     /// One try at one state; `None` if the session has changed meanwhile.
@@ -296,7 +309,11 @@ impl<S: Store> Desk<S> {
             Request::StartChild { run, .. } => Some(run),
             _ => None,
         };
-        match self.write(key, by, starter, loaded, &decision, entries, numbered).await {
+        let written = match verbatim {
+            Some(entries) => self.append(key, by, now, entries, numbered).await,
+            None => self.write(key, by, starter, loaded, &decision, entries, numbered).await,
+        };
+        match written {
             Ok(written) => {
                 if written.duplicate.is_none() && entries.1 > 0 {
                     self.index(key, written.at, matches!(request, Request::Open { .. })).await;
@@ -335,6 +352,30 @@ impl<S: Store> Desk<S> {
         }
     }
 
+    /// Entries that no decision depends on change nothing but the log: the version stays, nobody who hosts a run looks at the
+    /// state for them, and of many that come at once none is decided anew.
+    async fn append(
+        &self,
+        key: &SessionKey,
+        by: &str,
+        now: Millis,
+        (entries, count): (&str, u32),
+        numbered: Numbered<'_>,
+    ) -> Result<Written, Error> {
+        let producer_key;
+        let (producer, fence) = match numbered {
+            Numbered::No => (None, None),
+            Numbered::Request { key, answer, .. } => (Some(request_of(key, answer)), None),
+            Numbered::Run { run, fence, producer } => {
+                producer_key = run_producer(run);
+                (Some(producer_of(&producer_key, producer)), Some((run, fence)))
+            }
+        };
+        let not_after = Some(now.plus(WRITE_WINDOW_MS));
+        let write = Write { by, run: None, entries, count, producer, fence, change: None, not_after };
+        self.store.write(key, write).await
+    }
+
     #[expect(clippy::too_many_arguments, reason = "everything that the one write takes")]
     async fn write(
         &self,
@@ -369,17 +410,11 @@ impl<S: Store> Desk<S> {
                 let run = decision.requested.as_ref().map_or("", |run| run.as_str());
                 let control = decision.control.as_ref().map_or("", |control| control.as_str());
                 whole_answer = format!("{answer} {run} {control}");
-                (Some(Producer { key, incarnation: 1, batch: 1, answer: &whole_answer }), None)
+                (Some(request_of(key, &whole_answer)), None)
             }
             Numbered::Run { run, fence, producer } => {
                 producer_key = run_producer(run);
-                let producer = Producer {
-                    key: &producer_key,
-                    incarnation: producer.incarnation,
-                    batch: producer.batch,
-                    answer: "",
-                };
-                (Some(producer), Some((run, fence)))
+                (Some(producer_of(&producer_key, producer)), Some((run, fence)))
             }
         };
         let unwritten = decision.unwritten.as_ref().and_then(|run| {
@@ -411,13 +446,10 @@ impl<S: Store> Desk<S> {
         let producer_key;
         let (producer, fence) = match numbered {
             Numbered::No => return Err(refusal.into()),
-            Numbered::Request { key, answer, .. } => {
-                (Producer { key, incarnation: 1, batch: 1, answer }, None)
-            }
-            Numbered::Run { run, fence, producer: p } => {
+            Numbered::Request { key, answer, .. } => (request_of(key, answer), None),
+            Numbered::Run { run, fence, producer } => {
                 producer_key = run_producer(run);
-                let (incarnation, batch) = (p.incarnation, p.batch);
-                (Producer { key: &producer_key, incarnation, batch, answer: "" }, Some((run, fence)))
+                (producer_of(&producer_key, producer), Some((run, fence)))
             }
         };
         let change = Change {
@@ -467,6 +499,16 @@ pub fn read_state(state: &str) -> Result<State, Failure> {
 /// When the lease of a run ends, if the store knows.
 pub(crate) fn lease_of(loaded: &Loaded, run: &RunId) -> Option<Millis> {
     loaded.leases.iter().find(|(id, _)| id == run).map(|(_, ends)| *ends)
+}
+
+/// A single request as a producer: it has one batch.
+fn request_of<'a>(key: &'a str, answer: &'a str) -> Producer<'a> {
+    Producer { key, incarnation: 1, batch: 1, answer }
+}
+
+/// A worker's write as one of its run's.
+fn producer_of(key: &str, producer: worker_frame::Producer) -> Producer<'_> {
+    Producer { key, incarnation: producer.incarnation, batch: producer.batch, answer: "" }
 }
 
 /// The producer key of a run.

@@ -2,7 +2,9 @@
 
 use crate::harness::http::{create, input, state};
 use crate::harness::{Client, OnRedis, Request, Worker, World, until};
-use everthread_protocol::NodeId;
+use everthread_control::Numbered;
+use everthread_protocol::{Author, Code, Fault, NodeId};
+use everthread_session::State;
 use everthread_store::Store as _;
 use serde_json::json;
 use std::time::Duration;
@@ -167,4 +169,30 @@ async fn wake_ups_that_are_lost_cost_nobody_an_entry() {
         client.holds_the_state(there.address).await;
         assert!(!client.told.iter().any(|told| told == "reset"), "{:?}", client.told);
     }
+}
+
+/// What a request is about may be gone since it was carried out, and only the store knows that it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_cannot_tell_whether_a_request_was_carried_out_says_so() {
+    let world = World::<OnRedis>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let proxy = world.engine.proxy(&node_id("n1"));
+    let by: Author = serde_json::from_value(json!({ "kind": "user", "id": "ann" })).unwrap();
+    let numbered = Numbered::Request { key: "put:ann:p1", answer: "", made_at: None };
+    let read = || async {
+        proxy.cut();
+        Ok(())
+    };
+    let plan = |(), _: &State| Err(Fault::new(Code::NotFound, "it is not there"));
+    let key = "default/s".parse().unwrap();
+    let fault = node.edge.desk.decide_as_read(&key, &by, numbered, read, plan).await.unwrap_err();
+    assert!(fault.code.is_retryable(), "{fault}");
+    proxy.heal();
+    let read = || async { Ok(()) };
+    let answered = until("the store is back", async || {
+        let fault = node.edge.desk.decide_as_read(&key, &by, numbered, read, plan).await.unwrap_err();
+        (!fault.code.is_retryable()).then_some(fault)
+    });
+    assert_eq!(answered.await.code, Code::NotFound);
 }
