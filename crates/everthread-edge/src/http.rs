@@ -35,10 +35,14 @@ use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Sessions taken off a list at once, because they are gone.
 const UNINDEXED_AT_ONCE: usize = 16;
+/// How long the body of a request may take. It is small.
+const BODY_MAX: Duration = Duration::from_secs(20);
 
 /// A fault as a response.
 pub(crate) struct Failed(pub Fault);
@@ -51,8 +55,12 @@ impl From<Fault> for Failed {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        json_response(status, &json!({ "error": ErrorBody::from(self.0) }))
+        let code = self.0.code;
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json_response(status, &json!({ "error": ErrorBody::from(self.0) }));
+        // For whoever counts.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 
@@ -95,20 +103,24 @@ pub fn router<S: Store>(edge: Edge<S>) -> Router {
         .method_not_allowed_fallback(|| async {
             Failed(Fault::new(Code::NotSupported, "this address does not take this method"))
         })
-        .layer(axum::middleware::from_fn_with_state(edge.clone(), check_origin::<S>))
+        .layer(axum::middleware::from_fn_with_state(edge.clone(), watch_over::<S>))
         .with_state(edge)
 }
 
 /// Every request passes here: foreign pages are turned away, and what goes wrong is counted.
-async fn check_origin<S: Store>(
+async fn watch_over<S: Store>(
     State(edge): State<Edge<S>>,
     request: Request,
     next: axum::middleware::Next,
 ) -> Response {
-    match edge.config.auth.check_origin(request.headers()) {
+    let response = match edge.config.auth.check_origin(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(fault) => Failed(fault).into_response(),
+    };
+    if let Some(code) = response.extensions().get::<Code>() {
+        edge.metrics.errors.with_label_values(&[code.as_str()]).inc();
     }
+    response
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
@@ -168,9 +180,16 @@ pub(crate) fn enter<S: Store>(
 
 /// A JSON body, checked like everything that is kept.
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fault> {
-    let bytes = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX)
-        .await
-        .map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
+    body_within(BODY_MAX, request).await
+}
+
+async fn body_within<T: DeserializeOwned>(most: Duration, request: Request) -> Result<T, Fault> {
+    let read = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX);
+    let Ok(read) = tokio::time::timeout(most, read).await else {
+        return Err(Fault::bad_request(format!("a body comes within {} s", BODY_MAX.as_secs())));
+    };
+    let bytes =
+        read.map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
     let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
     scan::value(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))?;
     // What is wrong is of little use without where.
@@ -375,7 +394,8 @@ struct WriteEntries {
     agent: Option<AgentName>,
     when_busy: Option<WhenBusy>,
     replaces: Option<String>,
-    entries: Vec<Value>,
+    /// As they stand: what is written is what was sent.
+    entries: Box<RawValue>,
 }
 
 async fn write_entries<S: Store>(
@@ -385,9 +405,7 @@ async fn write_entries<S: Store>(
 ) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let write: WriteEntries = body(request).await?;
-    let entries = serde_json::to_string(&write.entries)
-        .map_err(|_| Fault::new(Code::Internal, "the entries cannot be written"))?;
-    let intent = Intent::read(&entries, write.agent, write.when_busy, write.replaces)?;
+    let intent = Intent::read(write.entries.get(), write.agent, write.when_busy, write.replaces)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
     let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
@@ -412,4 +430,17 @@ pub(crate) fn stream_response(body: Body) -> Response {
         body,
     )
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let endless = Body::from_stream(stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let given_up = body_within::<Update>(Duration::from_millis(10), Request::new(endless)).await;
+        let fault = given_up.err().unwrap();
+        assert_eq!(fault.code, Code::BadRequest, "{fault}");
+    }
 }

@@ -3,13 +3,18 @@
 use crate::harness::history::History;
 use crate::harness::http::{create, input, state};
 use crate::harness::{Engine, NO_FOLDING, Request, Worker, World};
+use everthread_protocol::SessionKey;
+use everthread_store::Store as _;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 on_both_engines!(
     the_state_at_a_seq_is_what_a_follower_held_there,
     messages_come_backwards_in_pages_without_holes,
     an_export_is_the_whole_log_line_by_line,
     wrong_questions_are_told_apart,
+    entries_stand_in_the_log_as_they_were_sent,
+    events_change_nothing_but_the_log_and_a_repeat_is_known,
 );
 
 async fn the_state_at_a_seq_is_what_a_follower_held_there<E: Engine>() {
@@ -97,4 +102,42 @@ async fn wrong_questions_are_told_apart<E: Engine>() {
             .await
             .is_error(404, "no_session");
     }
+    let counted = |code| node.edge.metrics.errors.with_label_values(&[code]).get();
+    assert_eq!((counted("bad_request"), counted("no_session")), (5, 3));
+}
+
+async fn entries_stand_in_the_log_as_they_were_sent<E: Engine>() {
+    let world = World::<E>::folding(NO_FOLDING).await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let entries = r#"[{"type":"x-n", "z":1.50, "a":123456789012345678901234567890, "e":"\u00e9"}]"#;
+    let body = format!("{{\"entries\":{entries}}}");
+    Request::new("POST", "/v1/sessions/s/entries").body(body).send(node.address).await.with(202);
+    let page = Request::get("/v1/sessions/s/entries").send(node.address).await;
+    assert!(page.text.contains(entries), "{}", page.text);
+}
+
+async fn events_change_nothing_but_the_log_and_a_repeat_is_known<E: Engine>() {
+    let world = World::<E>::start().await;
+    let (here, there) = (world.node().await, world.node().await);
+    create(here.address, "s").await;
+    let key: SessionKey = "default/s".parse().unwrap();
+    let head = async || here.edge.desk.store().heads(std::slice::from_ref(&key)).await.unwrap()[0].unwrap();
+    let before = head().await;
+    let mut puts = JoinSet::new();
+    for n in 0..40 {
+        let address = if n % 2 == 0 { here.address } else { there.address };
+        let event =
+            json!({ "id": format!("e{n}"), "entries": [{ "type": "event", "name": "seen", "data": n }] });
+        puts.spawn(Request::post("/v1/sessions/s/entries", &event).send(address));
+    }
+    for put in puts.join_all().await {
+        put.with(202);
+    }
+    let after = head().await;
+    assert_eq!((after.seq.0 - before.seq.0, after.version), (40, before.version));
+    let event = json!({ "id": "e7", "entries": [{ "type": "event", "name": "seen", "data": 7 }] });
+    let again = Request::post("/v1/sessions/s/entries", &event).send(here.address).await.with(202);
+    assert_eq!(again["duplicate"], true, "{again}");
+    assert_eq!(head().await.seq, after.seq);
 }
