@@ -43,6 +43,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
         let (tell, result) = watch::channel(None);
         all.insert(key.clone(), result.clone());
+        // A task that cannot be begun any more is dropped at once, and takes itself off the list.
+        drop(all);
         let (work, listed) = (work(), Listed { flights: self.clone(), key: key.clone() });
         tasks.spawn_until_stopped(async move {
             let result = work.await;

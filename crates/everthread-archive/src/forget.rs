@@ -16,6 +16,8 @@ const DELETES_MAX: u32 = 4;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 /// How long the deletion of a session that is in the store waits for the names of older objects.
 const LIST_MAX: Duration = Duration::from_secs(3);
+/// How long all of that may take: somebody waits for it.
+const DELETES_WAIT: Duration = Duration::from_secs(5);
 /// When a session that is being deleted is looked at, should its deletion not say so itself.
 pub(crate) const LOOK: Duration = Duration::from_secs(10 * 60);
 
@@ -45,9 +47,13 @@ impl<S: Store> Archive<S> {
         shared.due_later(key, LOOK).await?;
         let deleted = self.store.delete(key).await?;
         shared.failures.forget(key);
-        if let Err(error) = shared.delete_objects(key, &objects).await {
+        let swept = tokio::time::timeout(DELETES_WAIT, shared.delete_objects(key, &objects)).await;
+        if let Err(error) = swept.unwrap_or(Err(Error::Slow)) {
             tracing::warn!(%key, %error, "objects of a deleted session go later");
-            shared.due_later(key, LOOK).await?;
+            // Its deletion in the store has made it due: this is for whoever was quicker than the objects.
+            if let Err(error) = shared.due_later(key, LOOK).await {
+                tracing::warn!(%key, %error, "objects of a deleted session may stay until it is deleted again");
+            }
             return Err(ArchiveFault::Left(error.to_string()).into());
         }
         Ok(deleted)

@@ -138,6 +138,10 @@ impl Writer {
 
     fn line(&mut self, mut line: Vec<u8>) -> Result<(), Broken> {
         line.push(b'\n');
+        // What could not be read back must not be taken out of the store.
+        if line.len() > LINE_BYTES_MAX {
+            return Err(Broken::Shape("a line is too long"));
+        }
         self.digest.update(&line);
         Ok(self.out.write_all(&line)?)
     }

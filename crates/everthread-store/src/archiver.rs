@@ -25,7 +25,7 @@ pub enum Archived {
     },
 }
 
-/// What is wrong with the archive. Nothing was written, and what is archived stays as it is.
+/// What is wrong with the archive. Nothing was written, and what is archived stays as it is, unless it says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveFault {
     /// It does not answer, or is not there.
@@ -37,7 +37,7 @@ pub enum ArchiveFault {
     /// What it holds of the session is gone, or is not what was written.
     #[error("what it holds of the session is broken: {0}")]
     Broken(String),
-    /// The session is deleted, and what the archive has of it is not yet.
+    /// The session is deleted, and what the archive has of it is not yet: it is swept later, also if nobody asks again.
     #[error("a deleted session is left in it: {0}")]
     Left(String),
 }
@@ -54,8 +54,9 @@ impl ArchiveFault {
                 Code::ArchiveBroken,
                 "the archive does not have this session as it was written: an operator must put a copy back",
             ),
+            // Not `unavailable`, of which nothing is done.
             ArchiveFault::Left(_) => (
-                Code::Unavailable,
+                Code::Indeterminate,
                 "the session is deleted, but the archive, which has a copy, does not answer: try again",
             ),
         };

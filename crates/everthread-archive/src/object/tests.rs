@@ -159,3 +159,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_could_not_be_read_back_is_not_written() {
+    let long = "x".repeat(LINE_BYTES_MAX);
+    assert!(matches!(Writer::new(&head(9, 9), Some(&long)).err(), Some(Broken::Shape(_))));
+    let fits = "x".repeat(LINE_BYTES_MAX - 100);
+    let bytes = written(&head(10, 9), Some(&fits), &[]);
+    assert!(read(&bytes, 1 << 20).is_ok());
+}

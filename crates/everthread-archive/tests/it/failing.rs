@@ -31,6 +31,7 @@ on_both_engines!(
     an_upload_that_fails_is_aborted,
     a_session_is_deleted_though_the_archive_is_down_unless_it_is_in_it,
     what_a_deletion_could_not_take_out_of_the_archive_is_swept,
+    a_deletion_does_not_wait_for_an_archive_that_hangs,
     an_archive_whose_directory_is_away_says_so_and_has_everything_when_it_is_back,
 );
 
@@ -43,6 +44,7 @@ struct Moody {
     fails_reads: AtomicBool,
     fails_lists: AtomicBool,
     fails_deletes: AtomicBool,
+    hangs_deletes: AtomicBool,
     aborted: Arc<AtomicU32>,
     /// Reads wait for one of these each, if they are counted.
     gate: Semaphore,
@@ -59,6 +61,7 @@ impl Moody {
             fails_reads: AtomicBool::new(false),
             fails_lists: AtomicBool::new(false),
             fails_deletes: AtomicBool::new(false),
+            hangs_deletes: AtomicBool::new(false),
             aborted: Arc::default(),
             gate: Semaphore::new(0),
             is_gated: AtomicBool::new(false),
@@ -114,6 +117,9 @@ impl ObjectStore for Moody {
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         if let Err(error) = broken(&self.fails_deletes) {
             return futures_util::stream::once(async { Err(error) }).boxed();
+        }
+        if self.hangs_deletes.load(Ordering::SeqCst) {
+            return futures_util::stream::pending().boxed();
         }
         self.inner.delete_stream(paths)
     }
@@ -386,7 +392,8 @@ async fn what_a_deletion_could_not_take_out_of_the_archive_is_swept<E: Engine>()
     Moody::set(&moody.fails_deletes, true);
     let failed = node.delete(&key).await.unwrap_err();
     assert!(matches!(failed, Error::Archive(ArchiveFault::Left(_))), "{failed:?}");
-    assert!(failed.fault().code.is_retryable());
+    let code = failed.fault().code;
+    assert!(code.is_retryable() && !code.has_no_side_effects(), "{code:?}");
     assert_eq!(head(&*node, &key).await, None, "the session went first");
     // It is due at once, for whoever sweeps.
     let due = node.claim_due(10).await.unwrap();
@@ -394,6 +401,23 @@ async fn what_a_deletion_could_not_take_out_of_the_archive_is_swept<E: Engine>()
     assert!(node.sweep(&key).await.is_err());
     Moody::set(&moody.fails_deletes, false);
     assert_eq!(node.delete(&key).await.unwrap(), None);
+    assert!(world.bucket.list(&key).await.unwrap().is_empty());
+}
+
+async fn a_deletion_does_not_wait_for_an_archive_that_hangs<E: Engine>() {
+    let moody = Moody::new();
+    let world = World::<E>::with(moody.clone()).await;
+    let node = world.node().await;
+    let key = session(&*node, 3).await;
+    node.archive(&key).await.unwrap();
+    Moody::set(&moody.hangs_deletes, true);
+    // Less than the object store is given for every try.
+    let deleted = tokio::time::timeout(Duration::from_secs(40), node.delete(&key)).await;
+    let failed = deleted.expect("whoever deletes waits for every try").unwrap_err();
+    assert!(matches!(failed, Error::Archive(ArchiveFault::Left(_))), "{failed:?}");
+    assert_eq!(head(&*node, &key).await, None, "the session went first");
+    Moody::set(&moody.hangs_deletes, false);
+    node.sweep(&key).await.unwrap();
     assert!(world.bucket.list(&key).await.unwrap().is_empty());
 }
 
