@@ -10,7 +10,7 @@ use crate::tail::lock;
 use everthread_control::{AtHead, Failure, TaskGroup, Upkeep, millis};
 use everthread_protocol::{Millis, SessionKey};
 use everthread_session::State;
-use everthread_store::{Archived, Archiver, Head, Loaded};
+use everthread_store::{Archived, Archiver, Error, Head, Loaded, Refusal};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -199,6 +199,8 @@ impl Work {
                 Ok(Archived::Already) => Found::Done,
                 Ok(Archived::Recent { idle_at }) => Found::IdleAt(idle_at),
                 Ok(Archived::Busy) => Found::Again,
+                // It was deleted since.
+                Err(Error::Refused(Refusal::NoSession)) => Found::Done,
                 Err(error) => {
                     tracing::warn!(%key, %error, "a session is archived later");
                     Found::Again
@@ -225,5 +227,36 @@ impl Table {
         if self.found.len() < FOUND_MAX {
             self.found.insert(job, (found, Instant::now()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An archive of a store that has nothing.
+    struct Empty;
+
+    impl Archiver for Empty {
+        fn archive_idle<'a>(
+            &'a self,
+            _key: &'a SessionKey,
+            _idle: Duration,
+        ) -> BoxFuture<'a, Result<Archived, Error>> {
+            ready(Err(Refusal::NoSession.into())).boxed()
+        }
+
+        fn sweep<'a>(&'a self, _key: &'a SessionKey) -> BoxFuture<'a, Result<(), Error>> {
+            ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_deleted_on_its_way_into_the_archive_is_seen_to() {
+        let options = Options::new(Arc::new(Empty), Duration::from_secs(1));
+        let (queue, _queued) = mpsc::channel(1);
+        let work = Work { options, queue, table: Arc::default() };
+        let found = work.perform(&Job::Archive("acme/s".parse().unwrap())).await;
+        assert!(matches!(found, Found::Done), "{found:?}");
     }
 }

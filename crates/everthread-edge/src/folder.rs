@@ -111,6 +111,16 @@ impl<S: Store> Folder<S> {
 
     /// Folds a session step by step, until little more than what stays raw is raw, or somebody else folds it.
     pub async fn fold(&self, key: &SessionKey) -> Result<(), Error> {
+        let mut has_folded = false;
+        let result = self.fold_on(key, &mut has_folded).await;
+        if has_folded {
+            // It weighs more now, also if it could not be folded to the end: upkeep looks whether that is too much.
+            self.inner.reader.store().arm(key, AT_ONCE).await?;
+        }
+        result
+    }
+
+    async fn fold_on(&self, key: &SessionKey, has_folded: &mut bool) -> Result<(), Error> {
         let Options { at_entries, at_end_entries, keep_entries } = self.inner.options;
         let reader = &self.inner.reader;
         let Some(Some(head)) = reader.store().heads(std::slice::from_ref(key)).await?.pop() else {
@@ -118,29 +128,23 @@ impl<S: Store> Folder<S> {
         };
         let mut folded_to = head.folded_to;
         let mut least = at_end_entries;
-        let mut has_folded = false;
         loop {
             let page = reader.page(key, folded_to, STEP_BYTES).await?;
             let head = page.head;
             if head.folded_to != folded_to {
                 self.count("raced");
-                break;
+                return Ok(());
             }
             let raw = head.seq.0 - folded_to.0;
             let old = cut(&page.records, Seq(head.seq.0.saturating_sub(keep_entries)))?;
             if raw < least || old.is_empty() {
-                break;
+                return Ok(());
             }
-            let Some(to) = self.put(key, &head, old).await? else { break };
-            has_folded = true;
+            let Some(to) = self.put(key, &head, old).await? else { return Ok(()) };
+            *has_folded = true;
             // What the cut has left is a beginning: it is folded with what comes after it.
             (folded_to, least) = (to, at_entries);
         }
-        if has_folded {
-            // It weighs more now: upkeep looks whether that is too much.
-            reader.store().arm(key, AT_ONCE).await?;
-        }
-        Ok(())
     }
 
     /// Folds everything that was written up to a time, also what would stay raw otherwise.
