@@ -2,7 +2,7 @@
 //! the whole session, and decided on the state which that reading is not older than.
 
 use crate::Edge;
-use crate::put::{Answered, made_at};
+use crate::put::{made_at, run_of};
 use crate::reader::fault_of;
 use everthread_control::{Decided, Numbered};
 use everthread_protocol::entry::{Object, Role};
@@ -50,14 +50,7 @@ pub(crate) async fn regenerate<S: Store>(
     let decided = edge.desk.decide_as_read(key, by, numbered, || read(edge, key), plan).await?;
     edge.folder.after_write(key, &decided.written, false);
     let cursor = Cursor { epoch: decided.written.epoch, seq: decided.written.to };
-    let run = match decided.decision {
-        Some(decision) => decision.requested,
-        None => {
-            let answer = decided.written.duplicate.as_ref().map_or("", |first| &first.answer);
-            Answered::read(answer).run
-        }
-    };
-    Ok((cursor, run))
+    Ok((cursor, run_of(&decided)))
 }
 
 /// The newest branch through a message becomes the current one. A repeat of `id` changes nothing.

@@ -215,13 +215,7 @@ async fn once<S: Store>(
 ) -> Result<(Written, Option<RunId>), Fault> {
     let numbered = Numbered::Request { key: producer, answer: "", made_at: crate::put::made_at(id.as_str()) };
     let decided = desk.decide(key, by, request, numbered).await.map_err(|failure| failure.fault())?;
-    let run = match decided.decision {
-        Some(decision) => decision.requested,
-        None => {
-            let answer = decided.written.duplicate.as_ref().map_or("", |first| &first.answer);
-            crate::put::Answered::read(answer).run
-        }
-    };
+    let run = crate::put::run_of(&decided);
     Ok((decided.written, run))
 }
 

@@ -1,7 +1,7 @@
 //! What a client may write, from WebSocket and HTTP alike.
 
 use crate::{Edge, branch};
-use everthread_control::Numbered;
+use everthread_control::{Decided, Numbered};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{self, Entry, NewMessage, Writer};
 use everthread_protocol::{
@@ -85,7 +85,7 @@ impl Intent {
 }
 
 /// What a request with a number was answered first: ids after each other, empty where there is none.
-pub(crate) struct Answered {
+struct Answered {
     pub message: Option<MessageId>,
     pub run: Option<RunId>,
     pub control: Option<ControlId>,
@@ -97,6 +97,15 @@ impl Answered {
         let mut next = || ids.next().unwrap_or_default();
         let (message, run, control) = (next(), next(), next());
         Answered { message: message.parse().ok(), run: run.parse().ok(), control: control.parse().ok() }
+    }
+}
+
+/// The run that a request asked for, now or when it was first carried out.
+pub(crate) fn run_of(decided: &Decided) -> Option<RunId> {
+    match (&decided.decision, &decided.written.duplicate) {
+        (Some(decision), _) => decision.requested.clone(),
+        (None, Some(first)) => Answered::read(&first.answer).run,
+        (None, None) => None,
     }
 }
 

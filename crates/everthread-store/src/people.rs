@@ -69,6 +69,12 @@ impl Device {
         let end = epochs.get(index + 1).map_or(head, |(_, next)| Seq(next.0.saturating_sub(1)));
         Some(self.cursor.seq.min(end).min(head))
     }
+
+    /// Of a device, or of one that is not known: [`Device::acked`], and how many seqs the log has after that.
+    pub fn unread(device: Option<&Self>, epochs: &[(Epoch, Seq)], head: Seq) -> (Option<Seq>, u64) {
+        let acked = device.and_then(|device| device.acked(epochs, head));
+        (acked, head.0 - acked.unwrap_or(Seq::ZERO).0)
+    }
 }
 
 /// Where a durable cursor stands after an acknowledgement: it never moves back, and nothing that the log has not is taken.

@@ -32,8 +32,7 @@ impl Row {
 
     /// With how far a device has read.
     pub fn for_device(&self, device: Option<&Device>) -> Summary {
-        let acked = device.and_then(|device| device.acked(&self.epochs, self.head.seq));
-        let unread = self.head.seq.0 - acked.unwrap_or(Seq::ZERO).0;
+        let (acked, unread) = Device::unread(device, &self.epochs, self.head.seq);
         Summary { acked, unread_entries: Some(unread), ..self.summary.clone() }
     }
 }

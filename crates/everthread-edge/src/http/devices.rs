@@ -4,11 +4,11 @@ use super::{Answer, Named, body, enter, json_response};
 use crate::Edge;
 use crate::reader::fault_of;
 use axum::extract::{Path, Request, State};
-use everthread_protocol::{Code, Cursor, DeviceId, Epoch, Fault, Seq, SessionKey};
+use everthread_protocol::{Code, Cursor, DeviceId, Fault, SessionKey};
 use everthread_store::{Device, Store};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) async fn list<S: Store>(
     State(edge): State<Edge<S>>,
@@ -20,7 +20,11 @@ pub(super) async fn list<S: Store>(
     let devices = edge.desk.store().devices(&key).await.map_err(|e| fault_of(&key, &e))?;
     let shown = devices.iter().map(|device| {
         let mut shown = json!({ "device": device.device, "cursor": device.cursor, "at": device.at });
-        add_unread(&mut shown, &listed.epochs, listed.head.seq, Some(device));
+        let (acked, unread) = Device::unread(Some(device), &listed.epochs, listed.head.seq);
+        if let Some(acked) = acked {
+            shown["acked"] = json!(acked);
+        }
+        shown["unread_entries"] = json!(unread);
         shown
     });
     Ok(json_response(StatusCode::OK, &json!({ "devices": shown.collect::<Vec<_>>() })))
@@ -70,13 +74,4 @@ pub(super) async fn read_by<S: Store>(
         Some(device) => edge.desk.store().device_in(keys, device).await.map_err(|e| e.fault()),
         None => Ok(vec![None; keys.len()]),
     }
-}
-
-/// Adds up to where the device has read, and how many entries come after that.
-pub(super) fn add_unread(shown: &mut Value, epochs: &[(Epoch, Seq)], head: Seq, device: Option<&Device>) {
-    let acked = device.and_then(|device| device.acked(epochs, head));
-    if let Some(acked) = acked {
-        shown["acked"] = json!(acked);
-    }
-    shown["unread_entries"] = json!(head.0 - acked.unwrap_or(Seq::ZERO).0);
 }
