@@ -3,10 +3,12 @@
 use crate::connection::{Body, Command, Connection, Reply};
 use crate::control::{Ask, Asked, RECEIPTS_MAX};
 use crate::error::Error;
+use crate::feed::Feed;
 use crate::follow::{Follow, Parts};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Role, Target};
-use everthread_protocol::frame::{Done, From};
+use everthread_protocol::error::ErrorBody;
+use everthread_protocol::frame::{Done, From, check_recent};
 use everthread_protocol::limits::FRAME_BYTES_MAX;
 use everthread_protocol::{
     AgentName, AuthorKind, Code, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId,
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -173,6 +175,15 @@ impl Client {
         self.command(attach).await?;
         attached.await.map_err(|_| Error::Closed)??;
         Ok(follow)
+    }
+
+    /// Follows what all sessions of the tenant are doing, beginning with the `recent` ones (200 at most) that were active
+    /// last. With a [`Builder::device`] each tells what that has not read. A client watches once: the feed before ends.
+    pub async fn watch(&self, recent: usize) -> Result<Feed, Error> {
+        check_recent(recent).map_err(|fault| Error::from(ErrorBody::from(fault)))?;
+        let (shown, looks) = watch::channel(None);
+        self.command(Command::Watch { recent, shown }).await?;
+        Ok(Feed::new(looks))
     }
 
     async fn command(&self, command: Command) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use crate::client::Builder;
 use crate::control::ControlBody;
 use crate::error::Error;
+use crate::feed::Shown;
 use crate::follow::Event;
 use crate::sessions::{Ended, Head, Sessions};
 use everthread_protocol::control::WhenBusy;
@@ -18,7 +19,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Ack { key: u64, seq: Seq },
     /// Tell the others who are present something else.
     Tell { key: u64, data: Box<RawValue> },
+    /// Show the sessions of the tenant, in place of whoever was shown them before.
+    Watch { recent: usize, shown: watch::Sender<Shown> },
     /// Ask something of a session.
     Request { key: u64, body: Body, reply: oneshot::Sender<Result<Reply, Error>> },
 }
@@ -316,6 +319,7 @@ impl Connection {
                 let done: Done = read(&frame)?;
                 self.sessions.reply(done.id.clone().as_str(), Ok(Reply::Done(done)));
             }
+            "sessions" => self.sessions.watched(read(&frame)?),
             "receipt" => {
                 let receipt: Receipt = read(&frame)?;
                 self.sessions.receipt(receipt);

@@ -8,16 +8,18 @@
 use crate::connection::{Body, Command, Reply};
 use crate::controls::Controls;
 use crate::error::Error;
+use crate::feed::{Watching, is_of_watch};
 use crate::follow::{Event, Frame};
 use crate::people::People;
 use crate::stand::{Place, place};
 use everthread_protocol::frame::{
-    Attach, Attached, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release,
+    self, Attach, Attached, ClientFrame, Detach, From, History, Hold, Put, Receipt, Regenerate, Release,
     ResetReason, Select,
 };
 use everthread_protocol::{Cursor, Epoch, RequestId, Seq, SessionId};
 use everthread_socket::Utf8Bytes;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +80,7 @@ pub(crate) struct Sessions {
     /// In the order they were asked.
     pending: BTreeMap<u64, Pending>,
     controls: Controls,
+    watching: Option<Watching>,
     next: u64,
     /// Frames to send.
     pub(crate) outgoing: std::collections::VecDeque<String>,
@@ -100,7 +103,14 @@ pub(crate) struct Head {
     pub seq: Seq,
     #[serde(default)]
     pub behind: u64,
+    #[serde(default, deserialize_with = "known")]
     pub reason: Option<ResetReason>,
+}
+
+/// What this release knows; what a later one says besides is nothing.
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(value: D) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(value)?;
+    Ok(serde_json::from_value(value).ok())
 }
 
 /// A `gone` frame, whatever its reason.
@@ -146,6 +156,7 @@ impl Sessions {
                     followed.people.tell(data);
                 }
             }
+            Command::Watch { recent, shown } => self.watching = Some(Watching::new(recent, shown)),
             Command::Drained { key } => {
                 if let Some(followed) = self.followed.get_mut(&key)
                     && followed.phase == Phase::Full
@@ -209,6 +220,7 @@ impl Sessions {
         }
         let number = |key| self.followed.get(&key)?.number;
         self.outgoing.extend(self.controls.due(now, number));
+        self.outgoing.extend(self.watching.as_mut().and_then(Watching::due));
     }
 
     /// A socket is there and has been welcomed.
@@ -238,6 +250,9 @@ impl Sessions {
             pending.is_sent = false;
         }
         self.controls.disconnected();
+        if let Some(watching) = &mut self.watching {
+            watching.disconnected();
+        }
     }
 
     /// There will be no socket any more.
@@ -253,6 +268,18 @@ impl Sessions {
             drop(pending.reply.send(Err(error.clone())));
         }
         self.controls.give_up(None, error);
+        self.watching = None;
+    }
+
+    /// The sessions of the tenant have changed.
+    pub(crate) fn watched(&mut self, frame: frame::Sessions) {
+        let Some(watching) = &mut self.watching else { return };
+        if let Some(unwatch) = watching.end() {
+            self.watching = None;
+            return self.outgoing.push_back(unwatch);
+        }
+        watching.receive(frame);
+        self.advance(Instant::now());
     }
 
     /// The answer to an attach: false if the id is not of one.
@@ -408,6 +435,11 @@ impl Sessions {
                 None => return true,
             },
         };
+        if is_of_watch(id) {
+            // Refused, which nothing but a wrong number is: nobody is told anything.
+            self.watching.take_if(|_| reply.is_err());
+            return true;
+        }
         if let Some(key) = attach_key(id) {
             if let Err(error) = reply {
                 self.not_attached(key, error);
@@ -464,7 +496,7 @@ impl Body {
     pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
             Body::Put { id, agent, when_busy, replaces, entries } => {
-                let (t, entries) = (everthread_protocol::frame::PutTag::Put, &*entries);
+                let (t, entries) = (frame::PutTag::Put, &*entries);
                 ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, entries }).encode()
             }
             Body::Regenerate { id, run, params } => {
@@ -583,6 +615,15 @@ mod tests {
         assert!(sent(&mut h.sessions).contains("attach-7"));
         assert!(h.sessions.reply("attach-7", Err(Error::deleted())));
         assert!(matches!(h.queue.try_recv(), Ok(Event::Gone(_))));
+    }
+
+    #[test]
+    fn a_reset_for_a_reason_of_a_later_release_is_a_reset() {
+        let mut h = attached();
+        let text = r#"{"t":"reset","attachment":1,"reason":"moonrise"}"#;
+        h.sessions.frame("reset", &serde_json::from_str(text).unwrap(), text.into());
+        let events: Vec<Event> = std::iter::from_fn(|| h.queue.try_recv().ok()).collect();
+        assert!(matches!(events.last(), Some(Event::Reset(ResetReason::Epoch))), "{events:?}");
     }
 
     #[test]

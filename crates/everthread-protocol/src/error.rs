@@ -1,6 +1,6 @@
 //! Error codes: one place for every number, and the three questions each code answers by exhaustive match.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::borrow::Cow;
 
 macro_rules! codes {
@@ -196,7 +196,8 @@ impl Fault {
 /// The `error` object: fields of an HTTP error body and of an `error` frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// What went wrong. A code of a later release is read as [`Code::Internal`]: the flags say what matters of it.
+    #[serde(deserialize_with = "code_or_internal")]
     pub code: Code,
     /// What to do.
     pub message: String,
@@ -210,6 +211,11 @@ pub struct ErrorBody {
     /// When a retry makes sense, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
+}
+
+fn code_or_internal<'de, D: Deserializer<'de>>(code: D) -> Result<Code, D::Error> {
+    let text = Cow::<str>::deserialize(code)?;
+    Ok(Code::ALL.iter().copied().find(|code| code.as_str() == text).unwrap_or(Code::Internal))
 }
 
 impl From<Fault> for ErrorBody {
@@ -256,6 +262,15 @@ mod tests {
             assert!(seen.insert(code.as_str()));
             assert_eq!(serde_json::to_string(code).unwrap(), format!("\"{}\"", code.as_str()));
         }
+    }
+
+    #[test]
+    fn a_code_of_a_later_release_can_be_read() {
+        let text = r#"{"code":"out_of_ink","message":"m","retryable":true,"no_side_effects":true}"#;
+        let body: ErrorBody = serde_json::from_str(text).unwrap();
+        assert_eq!((body.code, body.retryable), (Code::Internal, true));
+        let known: ErrorBody = serde_json::from_str(&text.replace("out_of_ink", "too_old")).unwrap();
+        assert_eq!(known.code, Code::TooOld);
     }
 
     #[test]
