@@ -53,8 +53,12 @@ impl From<Fault> for Failed {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        json_response(status, &json!({ "error": ErrorBody::from(self.0) }))
+        let code = self.0.code;
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json_response(status, &json!({ "error": ErrorBody::from(self.0) }));
+        // For whoever counts.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 
@@ -107,10 +111,14 @@ async fn check_origin<S: Store>(
     request: Request,
     next: axum::middleware::Next,
 ) -> Response {
-    match edge.config.auth.check_origin(request.headers()) {
+    let response = match edge.config.auth.check_origin(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(fault) => Failed(fault).into_response(),
+    };
+    if let Some(code) = response.extensions().get::<Code>() {
+        edge.metrics.errors.with_label_values(&[code.as_str()]).inc();
     }
+    response
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {

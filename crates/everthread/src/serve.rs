@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,7 @@ const BACKLOG: u32 = 4096;
 /// where it costs nothing.
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 
-/// How much longer than a WebSocket any other connection may take no byte.
+/// How much longer than a WebSocket, which is closed with a code that says why, any other connection may take no byte.
 const STALL_MARGIN: Duration = Duration::from_secs(2);
 
 /// The agent that a model of the environment serves in `dev`.
@@ -196,12 +196,7 @@ fn serve_on(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a socket keeps its delay");
         }
-        // Whoever asks for much by HTTP and takes none of it would hold it in memory for ever: the kernel ends that. After
-        // the time at which a WebSocket is closed with a code of its own.
-        let socket = socket2::SockRef::from(&*stream);
-        if let Err(error) = socket.set_tcp_user_timeout(Some(stall_max + STALL_MARGIN)) {
-            tracing::debug!(%error, "a socket may stall for ever");
-        }
+        end_when_stalled(stream, stall_max + STALL_MARGIN);
     });
     group.spawn(async move {
         let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
@@ -209,6 +204,17 @@ fn serve_on(
             tracing::error!(%error, "a listener has failed");
         }
     });
+}
+
+/// Whoever asks for much by HTTP and takes none of it would hold it in memory for ever: the kernel ends such a connection.
+fn end_when_stalled(stream: &TcpStream, after: Duration) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(after)) {
+        tracing::debug!(%error, "a socket may stall for ever");
+    }
+    // Elsewhere there is no such option.
+    #[cfg(not(target_os = "linux"))]
+    let (_, _) = (stream, after);
 }
 
 /// On a loopback address, the names that a browser on this machine may use for it; elsewhere every name.

@@ -4,6 +4,7 @@ use crate::harness::http::{create, state};
 use crate::harness::{Client, Engine, PATIENCE, Request, Socket, TOKEN, Worker, World, client};
 use futures_util::SinkExt as _;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -72,10 +73,15 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
         (Request::get("/v1/sessions/s/follow").header("last-event-id", "x"), 400, "bad_cursor"),
         (Request::post("/v1/sessions/s/control?wait_ms=x", &json!({})), 400, "bad_request"),
     ];
+    let mut counted = BTreeMap::new();
     for (number, (request, status, code)) in cases.into_iter().enumerate() {
         let answer = request.send(node.address).await;
         assert_eq!(answer.status.as_u16(), status, "case {number}: {}", answer.text);
         answer.is_error(status, code);
+        *counted.entry(code).or_insert(0) += 1;
+    }
+    for (code, count) in counted {
+        assert_eq!(node.edge.metrics.errors.with_label_values(&[code]).get(), count, "{code} is counted");
     }
     Request::get("/v1/sessions/s").send(node.address).await.with(200);
 }
