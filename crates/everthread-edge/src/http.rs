@@ -39,6 +39,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// What the framework says before what is wrong with a query; it tells a client nothing.
+const QUERY_FAILED: &str = "Failed to deserialize query string: ";
 /// Sessions taken off a list at once, because they are gone.
 const UNINDEXED_AT_ONCE: usize = 16;
 /// How long the body of a request may take. It is small.
@@ -166,6 +168,20 @@ impl<T: Send + Sync> FromRequestParts<T> for Named {
     }
 }
 
+/// The session of the path and what is named below it, as text.
+pub(crate) struct NamedWithin(pub String, pub String);
+
+impl<T: Send + Sync> FromRequestParts<T> for NamedWithin {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &T) -> Result<Self, Failed> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((session, within)) =
+            path.map_err(|e| Fault::bad_request(format!("address: {}", e.body_text())))?;
+        Ok(NamedWithin(session, within))
+    }
+}
+
 /// A session's key from the path, for somebody whose token is good.
 pub(crate) fn enter<S: Store>(
     edge: &Edge<S>,
@@ -188,19 +204,25 @@ async fn body_within<T: DeserializeOwned>(most: Duration, request: Request) -> R
     let Ok(read) = tokio::time::timeout(most, read).await else {
         return Err(Fault::bad_request(format!("a body comes within {} s", BODY_MAX.as_secs())));
     };
-    let bytes =
-        read.map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
+    let bytes = read.map_err(|_| {
+        Fault::new(Code::TooLarge, format!("FRAME_BYTES_MAX: a body has at most {FRAME_BYTES_MAX} bytes"))
+    })?;
     let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
     scan::value(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))?;
+    // A struct would be read from an array as well: then what a field means would depend on its place.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Fault::bad_request("body: an object is wanted"));
+    }
     // What is wrong is of little use without where.
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes))
         .map_err(|e| Fault::bad_request(format!("body: {e}")))
 }
 
 pub(crate) fn query<T: DeserializeOwned>(request: &Request) -> Result<T, Fault> {
-    Query::<T>::try_from_uri(request.uri())
-        .map(|Query(query)| query)
-        .map_err(|e| Fault::bad_request(format!("query: {}", e.body_text())))
+    Query::<T>::try_from_uri(request.uri()).map(|Query(query)| query).map_err(|e| {
+        let text = e.body_text();
+        Fault::bad_request(format!("query: {}", text.strip_prefix(QUERY_FAILED).unwrap_or(&text)))
+    })
 }
 
 #[derive(Deserialize)]

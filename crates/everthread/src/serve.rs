@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,9 @@ const BACKLOG: u32 = 4096;
 /// What the kernel buffers per socket: enough for a fast link, little enough that a slow client's backlog stays in the log,
 /// where it costs nothing.
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
+
+/// How much longer than a WebSocket, which is closed with a code that says why, any other connection may take no byte.
+const STALL_MARGIN: Duration = Duration::from_secs(2);
 
 /// The agent that a model of the environment serves in `dev`.
 const DEMO_MODEL_AGENT: &str = "model";
@@ -92,6 +95,7 @@ async fn node_until_stopped<S: Store>(
     archive: Option<everthread_archive::Options>,
     sockets: Sockets,
 ) -> anyhow::Result<()> {
+    let stall_max = Duration::from_millis(args.stall_ms);
     let archived_after = archive.as_ref().map(|options| options.after);
     let store = Arc::new(Archive::new(Arc::new(store), archive));
     store.begin().await.context("--archive")?;
@@ -103,7 +107,7 @@ async fn node_until_stopped<S: Store>(
         auth: auth.clone(),
         leases: args.leases()?,
         heartbeat: Duration::from_millis(args.heartbeat_ms),
-        stall_max: Duration::from_millis(args.stall_ms),
+        stall_max,
         presence: args.presence()?,
         folding: args.keeping.folding()?,
         retention: args.keeping.retention()?,
@@ -122,9 +126,10 @@ async fn node_until_stopped<S: Store>(
     let routes = http::router(edge.clone()).merge(console::router(auth, &page));
     let (public, admin_address) = (sockets.public.local_addr()?, sockets.admin.local_addr()?);
     let servers = TaskGroup::new();
-    serve_on(&servers, sockets.public, routes, stop_accepting.clone());
+    serve_on(&servers, sockets.public, routes, stall_max, stop_accepting.clone());
     // The admin port answers until the very end.
-    serve_on(&servers, sockets.admin, admin::router(edge.clone(), draining.clone()), servers.token());
+    let routes = admin::router(edge.clone(), draining.clone());
+    serve_on(&servers, sockets.admin, routes, stall_max, servers.token());
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");
 
@@ -180,11 +185,18 @@ fn start_demo(demo: &TaskGroup, address: SocketAddr, token: String) {
     });
 }
 
-fn serve_on(group: &TaskGroup, listener: TcpListener, routes: axum::Router, stop: CancellationToken) {
-    let listener = listener.tap_io(|stream| {
+fn serve_on(
+    group: &TaskGroup,
+    listener: TcpListener,
+    routes: axum::Router,
+    stall_max: Duration,
+    stop: CancellationToken,
+) {
+    let listener = listener.tap_io(move |stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a socket keeps its delay");
         }
+        end_when_stalled(stream, stall_max + STALL_MARGIN);
     });
     group.spawn(async move {
         let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
@@ -192,6 +204,17 @@ fn serve_on(group: &TaskGroup, listener: TcpListener, routes: axum::Router, stop
             tracing::error!(%error, "a listener has failed");
         }
     });
+}
+
+/// Whoever asks for much by HTTP and takes none of it would hold it in memory for ever: the kernel ends such a connection.
+fn end_when_stalled(stream: &TcpStream, after: Duration) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(after)) {
+        tracing::debug!(%error, "a socket may stall for ever");
+    }
+    // Elsewhere there is no such option.
+    #[cfg(not(target_os = "linux"))]
+    let (_, _) = (stream, after);
 }
 
 /// On a loopback address, the names that a browser on this machine may use for it; elsewhere every name.

@@ -7,6 +7,8 @@ use everthread_session::view::View;
 use everthread_testkit::Proxy;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
 const SLOW: usize = 20;
@@ -80,4 +82,29 @@ async fn slow_clients_cost_nobody_anything_and_end_with_the_same_state() {
         assert!(lagged, "it was told, or came back for the rest");
         assert!(bytes < raw_bytes, "{bytes} of {raw_bytes}: it got the log folded");
     }
+}
+
+/// Messages of 200 KB: more than all buffers between node and client hold.
+const MUCH: usize = 40;
+
+#[tokio::test]
+async fn a_follower_over_http_that_takes_nothing_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["serve", "--durability", "crash", "--stall-ms", "1000"]).await;
+    node.post("/v1/sessions", serde_json::json!({ "session": "s" })).await;
+    for _ in 0..MUCH {
+        node.input("s", serde_json::json!({ "text": "x".repeat(200_000) })).await;
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = node.url.trim_start_matches("http://").parse().unwrap();
+    let mut stalled = socket.connect(address).await.unwrap();
+    let request = format!(
+        "GET /v1/sessions/s/follow HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
+    );
+    stalled.write_all(request.as_bytes()).await.unwrap();
+    let followers = async |node: &Node| node.metric("everthread_connections", "sse").await;
+    node.wait_until("it follows", async |node| followers(node).await == 1.0).await;
+    node.wait_until("it is let go", async |node| followers(node).await == 0.0).await;
+    drop(stalled);
 }
