@@ -393,6 +393,13 @@ mod tests {
                 sleep(Duration::from_millis(5)).await;
             }
         });
+        // What follows is found by a later comparison than the first, or never.
+        let known = async {
+            while !room.is_known.load(Ordering::Acquire) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.expect("it was never compared at all");
         let lost: SessionKey = "acme/lost".parse().unwrap();
         store.index(&lost, Millis(2)).await.unwrap();
         let told = async {
