@@ -223,7 +223,8 @@ impl<S: Store> Connection<S> {
         let mut has_done = false;
         if self.wake.poll_woken(cx).is_ready() {
             self.on_wake()?;
-            has_done = true;
+            // What was marked is served in this round: another is needed only if more came meanwhile.
+            has_done = self.wake.poll_woken(cx).is_ready();
         }
         // A client that takes no replies is not read either.
         for _ in 0..MESSAGES_MAX {

@@ -20,7 +20,8 @@ use everthread_protocol::error::{ErrorBody, close};
 use everthread_protocol::frame::{Bye, ErrorFrame};
 use everthread_protocol::limits::BLOCK_BYTES_MAX;
 use everthread_protocol::worker_frame::{
-    self, Held, Settle, StartChild, Suspend, WorkerFrame, WorkerHello, WorkerServerFrame, WorkerWelcome,
+    self, Held, PlainAppend, Settle, StartChild, Suspend, WorkerFrame, WorkerHello, WorkerServerFrame,
+    WorkerWelcome,
 };
 use everthread_protocol::{
     AgentName, Code, Fault, PoolKey, RequestId, RunId, SessionKey, TenantId, WorkerId,
@@ -270,6 +271,13 @@ impl<S: Store> Connection<S> {
     }
 
     fn on_text(&mut self, bytes: bytes::Bytes) -> Result<(), End> {
+        if self.me.is_some()
+            && let Some(append) = PlainAppend::read(&bytes)
+        {
+            let (run, queued) = Queued::plain(append, &bytes);
+            self.on_write(&run, queued);
+            return Ok(());
+        }
         let frame = match WorkerFrame::decode(&bytes) {
             Ok(frame) => frame,
             Err(fault) => {

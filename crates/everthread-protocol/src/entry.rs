@@ -7,6 +7,8 @@
 use crate::control::{Mode, Verdict};
 use crate::error::{Code, Fault};
 use crate::id::{AgentName, ApprovalId, ControlId, MessageId, PartId, RunId, WorkerId};
+use crate::limits::BLOCK_BYTES_MAX;
+use crate::plain::Plain;
 use crate::position::{Millis, Seq};
 use crate::scan::{RawEntries, RawEntry};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -593,6 +595,38 @@ pub struct PartAppend<'a> {
     /// What is added.
     #[serde(borrow)]
     pub text: Cow<'a, str>,
+}
+
+/// A block that is one token, as our libraries write it: what nearly all blocks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token<'a> {
+    /// Its message; not checked to be an id.
+    pub message: &'a str,
+    /// The part; not checked to be an id.
+    pub part: &'a str,
+    /// UTF-8 bytes of the value before this text.
+    pub offset: u64,
+    /// UTF-8 bytes of what is added.
+    pub bytes: usize,
+}
+
+/// Reads a block that is one `part.append` written without spaces, in the order of the table in PROTOCOL.md. It has passed
+/// everything that [`crate::scan::entries`] checks; all others are `None`, and that tells what they are.
+pub fn token(block: &[u8]) -> Option<Token<'_>> {
+    if block.len() > BLOCK_BYTES_MAX {
+        return None;
+    }
+    let mut plain = Plain::new(block);
+    plain.eat(br#"[{"type":"part.append","message":""#)?;
+    let message = plain.string()?;
+    plain.eat(br#","part":""#)?;
+    let part = plain.string()?;
+    plain.eat(br#","offset":"#)?;
+    let offset = plain.number()?;
+    plain.eat(br#","text":""#)?;
+    let bytes = plain.string_len()?;
+    plain.eat(b"}]")?;
+    plain.rest().is_empty().then_some(Token { message, part, offset, bytes })
 }
 
 /// Reads an entry if it is a well-formed `part.append`: a shortcut past [`check`] for what nearly all entries are, for a

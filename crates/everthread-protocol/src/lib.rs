@@ -13,6 +13,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+mod plain;
 pub mod position;
 pub mod record;
 pub mod scan;

@@ -5,11 +5,12 @@
 //! `by` and `entries` are copied between store and socket, never re-encoded.
 
 use crate::id::{DeviceId, RunId, SubjectId};
+use crate::plain::{Plain, push_number};
 use crate::position::{Epoch, Millis, Seq};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::io::{self, Write as _};
+use std::io;
 
 /// Who wrote a block; stamped by the server from the token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,27 +81,48 @@ pub struct Record {
 impl Record {
     /// Reads the stored form; `to` is the id of the stream entry.
     pub fn from_stored(stored: &[u8], to: Seq) -> Result<Record, InvalidRecord> {
+        if let Some(record) = Record::from_plain(stored, to) {
+            return Ok(record);
+        }
         let raw: StoredRaw<'_> = serde_json::from_slice(stored)?;
         let (epoch, from, blocks) = match raw {
             StoredRaw::Block(epoch, from, at, by, run, entries) => {
-                // Put together piece by piece: a node does this for every record that it is told of.
-                let mut blocks = Vec::with_capacity(stored.len() + 32);
-                blocks.extend_from_slice(b"[{\"by\":");
-                blocks.extend_from_slice(by.get().as_bytes());
-                // Writing to a Vec cannot fail.
-                drop(write!(blocks, ",\"at\":{}", at.0));
-                if run.get() != "null" {
-                    blocks.extend_from_slice(b",\"run\":");
-                    blocks.extend_from_slice(run.get().as_bytes());
-                }
-                blocks.extend_from_slice(b",\"entries\":");
-                blocks.extend_from_slice(entries.get().as_bytes());
-                blocks.extend_from_slice(b"}]");
-                (epoch, from, blocks)
+                let run = Some(run.get().as_bytes()).filter(|run| *run != b"null");
+                (epoch, from, block(by.get().as_bytes(), at, run, entries.get().as_bytes()))
             }
             StoredRaw::Folded(epoch, from, all) => (epoch, from, all.get().as_bytes().to_vec()),
         };
         Ok(Record { epoch, from, to, blocks: blocks.into() })
+    }
+
+    /// A stored block, as the store's scripts write it: a node does this for every record that it is told of.
+    fn from_plain(stored: &[u8], to: Seq) -> Option<Record> {
+        std::str::from_utf8(stored).ok()?;
+        let mut plain = Plain::new(stored);
+        plain.eat(b"[\"")?;
+        let epoch = Epoch(plain.number()?);
+        plain.eat(b"\",")?;
+        let from = Seq(plain.number()?);
+        plain.eat(b",")?;
+        let at = Millis(plain.number()?);
+        plain.eat(b",")?;
+        let by = plain.nested()?;
+        plain.eat(b",")?;
+        let run = match plain.eat(b"null,") {
+            Some(()) => None,
+            None => {
+                let before = plain.rest();
+                plain.eat(b"\"")?;
+                let run = plain.string()?;
+                plain.eat(b",")?;
+                // With its quotes.
+                Some(&before[..run.len() + 2])
+            }
+        };
+        let entries = plain.nested()?;
+        plain.eat(b"]")?;
+        let is_block = by.starts_with(b"{") && entries.starts_with(b"[") && plain.rest().is_empty();
+        is_block.then(|| Record { epoch, from, to, blocks: block(by, at, run, entries).into() })
     }
 
     /// The stored form of a folded series.
@@ -119,17 +141,39 @@ impl Record {
     /// The part of an `entries` frame that is the same for every follower: all after the attachment's number. `since` is
     /// the first seq of the record's epoch.
     pub fn frame_suffix(&self, since: Seq) -> Bytes {
-        let mut out = Vec::with_capacity(self.blocks.len() + 96);
-        // Writing to a Vec cannot fail.
-        drop(write!(
-            out,
-            ",\"epoch\":\"{}\",\"since\":{since},\"from\":{},\"to\":{},\"blocks\":",
-            self.epoch, self.from, self.to
-        ));
+        let mut out = Vec::with_capacity(self.blocks.len() + 128);
+        let numbers: [(&[u8], u64); 4] = [
+            (b",\"epoch\":\"", self.epoch.0),
+            (b"\",\"since\":", since.0),
+            (b",\"from\":", self.from.0),
+            (b",\"to\":", self.to.0),
+        ];
+        for (name, number) in numbers {
+            out.extend_from_slice(name);
+            push_number(&mut out, number);
+        }
+        out.extend_from_slice(b",\"blocks\":");
         out.extend_from_slice(&self.blocks);
         out.push(b'}');
         out.into()
     }
+}
+
+/// One block as it stands in a frame, in its list. `run` has its quotes.
+fn block(by: &[u8], at: Millis, run: Option<&[u8]>, entries: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(by.len() + run.map_or(0, <[u8]>::len) + entries.len() + 64);
+    out.extend_from_slice(b"[{\"by\":");
+    out.extend_from_slice(by);
+    out.extend_from_slice(b",\"at\":");
+    push_number(&mut out, at.0);
+    if let Some(run) = run {
+        out.extend_from_slice(b",\"run\":");
+        out.extend_from_slice(run);
+    }
+    out.extend_from_slice(b",\"entries\":");
+    out.extend_from_slice(entries);
+    out.extend_from_slice(b"}]");
+    out
 }
 
 /// The stored form of a block without the three numbers that only the store knows: what comes after them.
@@ -209,6 +253,27 @@ mod tests {
 
     fn stored(tail: &[u8]) -> Vec<u8> {
         [br#"["17",5,1700"#.as_slice(), tail].concat()
+    }
+
+    #[test]
+    fn the_short_way_reads_what_the_general_one_does_and_leaves_it_all_else() {
+        let by = r#"{"kind":"agent","id":"guide"}"#;
+        let entries = r#"[{"type":"x-a","v":"]}\\\"[","w":[1.50,{}]}]"#;
+        for run in [None, Some("r1".parse().unwrap())] {
+            let plain = stored(&stored_tail(by, run.as_ref(), entries));
+            let record = Record::from_plain(&plain, Seq(5)).unwrap();
+            // A space makes it something that we do not write.
+            let spaced = [b" ".as_slice(), &plain].concat();
+            assert!(Record::from_plain(&spaced, Seq(5)).is_none());
+            assert_eq!(Record::from_stored(&spaced, Seq(5)).unwrap(), record);
+        }
+        let whole = stored(&stored_tail(by, None, entries));
+        for cut in 0..whole.len() {
+            assert!(Record::from_plain(&whole[..cut], Seq(5)).is_none(), "{cut}");
+        }
+        assert!(Record::from_plain(&[&whole[..], b"]"].concat(), Seq(5)).is_none());
+        assert!(Record::from_plain(br#"["17",5,[{"from":5}]]"#, Seq(5)).is_none(), "folded");
+        assert!(Record::from_plain(b"[\"17\",5,1,{},null,[\"\xff\"]]", Seq(5)).is_none(), "not UTF-8");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::error::Fault;
 use crate::frame::{Bye, ErrorFrame, encode, frame_type, kind, parse};
 use crate::id::{AgentName, ApprovalId, ControlId, RequestId, RunId, SessionId, WorkerId};
 use crate::limits::{FRAME_BYTES_MAX, WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
+use crate::plain::{Plain, push_number};
 use crate::position::{Epoch, Fence, Seq, Version};
 use crate::record::Author;
 use serde::{Deserialize, Serialize};
@@ -170,6 +171,44 @@ pub struct Append<'a> {
     /// What is written.
     #[serde(borrow)]
     pub entries: &'a RawValue,
+}
+
+/// An append as our libraries write it, which nearly all frames of workers are: not read as JSON to learn that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainAppend<'a> {
+    /// Correlates the reply.
+    pub id: RequestId,
+    /// The run.
+    pub run: RunId,
+    /// The fence it was given with.
+    pub fence: Fence,
+    /// Number of this write.
+    pub producer: Producer,
+    /// What is written. Whoever scans it finds out whether it is an array of entries, and whether the frame was whole.
+    pub entries: &'a [u8],
+}
+
+impl<'a> PlainAppend<'a> {
+    /// `None` if it is anything else, or written in another way: [`WorkerFrame::decode`] tells.
+    pub fn read(bytes: &'a [u8]) -> Option<PlainAppend<'a>> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return None;
+        }
+        let mut plain = Plain::new(bytes);
+        plain.eat(br#"{"t":"append","id":""#)?;
+        let id = plain.string()?.parse().ok()?;
+        plain.eat(br#","run":""#)?;
+        let run = plain.string()?.parse().ok()?;
+        plain.eat(br#","fence":""#)?;
+        let fence = Fence(plain.number()?);
+        plain.eat(br#"","producer":{"incarnation":"#)?;
+        let incarnation = plain.number()?;
+        plain.eat(br#","batch":"#)?;
+        let batch = plain.number()?;
+        plain.eat(br#"},"entries":"#)?;
+        let entries = plain.rest().strip_suffix(b"}").filter(|entries| entries.starts_with(b"["))?;
+        Some(PlainAppend { id, run, fence, producer: Producer { incarnation, batch }, entries })
+    }
 }
 
 /// The run is over.
@@ -406,6 +445,37 @@ pub struct Ack {
     pub safe: u64,
 }
 
+impl Ack {
+    /// The frame `ok`, or `duplicate` for a repeat, as [`WorkerServerFrame::encode`] writes it.
+    pub fn encode(&self, is_repeat: bool) -> Vec<u8> {
+        let mut out = Vec::with_capacity(160 + self.id.as_str().len() + self.run.as_str().len());
+        let kind: &[u8] = if is_repeat { b"duplicate" } else { b"ok" };
+        // Ids need no escapes.
+        let texts: [(&[u8], &[u8]); 3] = [
+            (b"{\"t\":\"", kind),
+            (b"\",\"id\":\"", self.id.as_str().as_bytes()),
+            (b"\",\"run\":\"", self.run.as_str().as_bytes()),
+        ];
+        for (name, text) in texts {
+            out.extend_from_slice(name);
+            out.extend_from_slice(text);
+        }
+        let numbers: [(&[u8], u64); 5] = [
+            (b"\",\"batch\":", self.batch),
+            (b",\"to\":", self.to.0),
+            (b",\"version\":\"", self.version.epoch.0),
+            (b".", self.version.n),
+            (b"\",\"safe\":", self.safe),
+        ];
+        for (name, number) in numbers {
+            out.extend_from_slice(name);
+            push_number(&mut out, number);
+        }
+        out.push(b'}');
+        out
+    }
+}
+
 /// The outcome of an approval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
@@ -472,6 +542,52 @@ mod tests {
         ] {
             assert_eq!(WorkerFrame::decode(text.as_bytes()).unwrap().encode(), text);
         }
+    }
+
+    const APPEND: &str = r#"{"t":"append","id":"1.2","run":"r","fence":"9","producer":{"incarnation":1,"batch":3},"entries":[{"type":"x-a"}]}"#;
+
+    #[test]
+    fn an_append_is_read_the_short_way_only_if_it_is_exactly_as_we_write_it() {
+        let plain = PlainAppend::read(APPEND.as_bytes()).unwrap();
+        let WorkerFrame::Append(append) = WorkerFrame::decode(APPEND.as_bytes()).unwrap() else { panic!() };
+        assert_eq!((plain.id, plain.run, plain.fence), (append.id, append.run, append.fence));
+        assert_eq!((plain.producer, plain.entries), (append.producer, append.entries.get().as_bytes()));
+        for odd in [
+            APPEND.replace(':', ": "),
+            APPEND.replace("\"9\"", "\"09\""),
+            APPEND.replace("\"r\"", "\"r/\""),
+            APPEND.replace("\"r\"", "\"\\u0072\""),
+            APPEND.replace("append", "append2"),
+            APPEND.replace("[{", "{").replace("}]", "}"),
+            APPEND.replace("\"batch\"", "\"more\":1,\"batch\""),
+            format!(" {APPEND}"),
+            format!("{APPEND} "),
+            APPEND.replace(r#""id":"1.2","run":"r""#, r#""run":"r","id":"1.2""#),
+        ] {
+            assert_eq!(PlainAppend::read(odd.as_bytes()), None, "{odd}");
+        }
+        for cut in 0..APPEND.len() {
+            // What is left has no bracket to close it: the scan refuses it.
+            let left = PlainAppend::read(&APPEND.as_bytes()[..cut]);
+            assert!(left.is_none_or(|append| crate::scan::entries(append.entries).is_err()), "{cut}");
+        }
+        let doubled = APPEND.replace("}]}", r#"}],"entries":[]}"#);
+        assert!(crate::scan::entries(PlainAppend::read(doubled.as_bytes()).unwrap().entries).is_err());
+    }
+
+    #[test]
+    fn an_ack_is_written_as_the_general_way_writes_it() {
+        let ack = Ack {
+            id: "1.2".parse().unwrap(),
+            run: "r".parse().unwrap(),
+            batch: 3,
+            to: Seq(70),
+            version: Version { epoch: Epoch(1_763_700_000_000_000), n: 0 },
+            safe: 2,
+        };
+        let texts = [false, true].map(|is_repeat| String::from_utf8(ack.encode(is_repeat)).unwrap());
+        let frames = [WorkerServerFrame::Ok(ack.clone()), WorkerServerFrame::Duplicate(ack)];
+        assert_eq!(texts, frames.map(|frame| frame.encode()));
     }
 
     #[test]

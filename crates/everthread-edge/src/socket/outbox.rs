@@ -14,7 +14,8 @@ use tokio::time::Instant;
 const SLICES_MAX: usize = 64;
 /// A larger payload is shared, not copied. Tokens are far below, folded pages far above; the number itself was not measured.
 const COPY_BYTES_MAX: usize = 2 * 1024;
-/// So much is copied before the rest is shared: what a slow peer may hold for itself alone.
+/// What is copied grows to so much in one piece, and no further by moving it: the next payload is shared. How much a slow
+/// peer holds for itself alone is bounded by the turns that fill its outbox.
 const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 /// The writing half of a socket, with what waits for it.
@@ -49,9 +50,10 @@ impl Outbox {
     }
 
     /// Queues a text frame.
-    pub fn text(&mut self, text: String) {
+    pub fn text(&mut self, text: impl Into<Vec<u8>>) {
+        let text = text.into();
         self.frame(0x81, b"", text.len());
-        if self.copies(text.len()) { self.copy(text.as_bytes()) } else { self.share(text.into()) }
+        if self.copies(text.len()) { self.copy(&text) } else { self.share(text.into()) }
     }
 
     /// Queues an `entries` frame: the attachment's prefix and the suffix that all followers share.
@@ -184,5 +186,107 @@ fn header(out: &mut Vec<u8>, first: u8, len: usize) {
             out.extend([first, 127]);
             out.extend((len as u64).to_be_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// Far more than anything here takes.
+    const GENEROUS: Duration = Duration::from_secs(30);
+
+    async fn pair() -> (Outbox, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (_read, write) = accepted.unwrap().0.into_split();
+        (Outbox::new(write), peer.unwrap())
+    }
+
+    async fn flush_all(outbox: &mut Outbox) {
+        loop {
+            outbox.flush().unwrap();
+            if outbox.is_empty() {
+                return;
+            }
+            tokio::time::timeout(GENEROUS, outbox.writable()).await.unwrap().unwrap();
+        }
+    }
+
+    async fn read(peer: &mut TcpStream, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        tokio::time::timeout(GENEROUS, peer.read_exact(&mut bytes)).await.unwrap().unwrap();
+        bytes
+    }
+
+    #[tokio::test]
+    async fn small_frames_of_all_kinds_are_one_buffer_in_their_order() {
+        let (mut outbox, mut peer) = pair().await;
+        outbox.text("{}");
+        outbox.entries(b"ab", &Bytes::from_static(b"cd"));
+        outbox.pong(b"p");
+        outbox.close(4503);
+        assert!(outbox.pieces.is_empty(), "nothing is large");
+        let expected = [&b"\x81\x02{}"[..], b"\x81\x04abcd", b"\x8a\x01p", b"\x88\x02\x11\x97"].concat();
+        assert_eq!(outbox.bytes(), expected.len());
+        flush_all(&mut outbox).await;
+        assert_eq!(read(&mut peer, expected.len()).await, expected);
+        assert_eq!(outbox.last.capacity(), 0, "who is silent has no buffer");
+    }
+
+    #[tokio::test]
+    async fn what_is_large_is_shared_and_keeps_its_place_between_what_is_small() {
+        let (mut outbox, mut peer) = pair().await;
+        let large = Bytes::from(vec![b'x'; COPY_BYTES_MAX + 1]);
+        outbox.text("a");
+        outbox.entries(b"p", &large);
+        outbox.text("b");
+        assert!(outbox.pieces.iter().any(|piece| piece.as_ptr() == large.as_ptr()), "not copied");
+        let mut expected = b"\x81\x01a\x81\x7e".to_vec();
+        expected.extend(u16::try_from(large.len() + 1).unwrap().to_be_bytes());
+        expected.extend([b"p", &large[..], b"\x81\x01b"].concat());
+        assert_eq!(outbox.bytes(), expected.len());
+        flush_all(&mut outbox).await;
+        assert_eq!(read(&mut peer, expected.len()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_copied_for_a_peer_that_takes_nothing_does_not_grow_without_end_in_one_piece() {
+        let (mut outbox, _peer) = pair().await;
+        let suffix = Bytes::from(vec![b'x'; COPY_BYTES_MAX]);
+        (0..100).for_each(|_| outbox.entries(b"p", &suffix));
+        let is_shared = |piece: &&Bytes| piece.as_ptr() == suffix.as_ptr();
+        assert!(
+            outbox.pieces.iter().filter(is_shared).count()
+                >= 100 * COPY_BYTES_MAX / (COPIED_BYTES_MAX + COPY_BYTES_MAX) - 1
+        );
+        let bound = COPIED_BYTES_MAX + 2 * (COPY_BYTES_MAX + HEADER_BYTES_MAX);
+        assert!(outbox.pieces.iter().all(|piece| piece.len() <= bound) && outbox.last.len() <= bound);
+        assert_eq!(outbox.bytes(), 100 * (4 + 1 + COPY_BYTES_MAX));
+    }
+
+    #[tokio::test]
+    async fn what_a_full_socket_does_not_take_comes_later_and_whole() {
+        let (mut outbox, mut peer) = pair().await;
+        let mut expected = Vec::new();
+        // More than any socket buffers: small and large ones in turn, so that writes end anywhere.
+        for turn in 0u8..=255 {
+            for len in [10, 125, 126, COPY_BYTES_MAX, COPY_BYTES_MAX + 1, 0x1_0000] {
+                let suffix = Bytes::from(vec![turn; len]);
+                outbox.entries(b"p", &suffix);
+                header(&mut expected, 0x81, len + 1);
+                expected.push(b'p');
+                expected.extend_from_slice(&suffix);
+            }
+            outbox.flush().unwrap();
+        }
+        assert!(!outbox.is_empty() && outbox.bytes() < expected.len());
+        let reading = read(&mut peer, expected.len());
+        let ((), got) = tokio::join!(flush_all(&mut outbox), reading);
+        assert!(got == expected, "not what was sent");
     }
 }

@@ -54,3 +54,21 @@ impl Frames {
         std::iter::once(&self.first).chain(&self.more)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everthread_protocol::{Epoch, Seq};
+
+    #[test]
+    fn frames_come_in_their_order_and_none_are_no_frames() {
+        let to = Cursor { epoch: Epoch(1), seq: Seq(3) };
+        assert!(Frames::of([], to, true).is_none());
+        let all = [Bytes::from_static(b"a"), Bytes::from_static(b"b"), Bytes::from_static(b"c")];
+        let frames = Frames::of(all.clone(), to, false).unwrap();
+        assert_eq!(frames.iter().cloned().collect::<Vec<_>>(), all);
+        assert_eq!((frames.len(), frames.to, frames.is_all), (3, to, false));
+        let one = Frames::one(all[1].clone(), to, true);
+        assert_eq!((one.iter().count(), one.len(), one.is_all), (1, 1, true));
+    }
+}

@@ -151,3 +151,108 @@ impl Waiters {
         lock(&self.all).len() > 1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::task::noop_waker_ref;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Waker;
+
+    /// Counts how often a task would have been run again.
+    #[derive(Default)]
+    struct Runs(AtomicUsize);
+
+    impl std::task::Wake for Runs {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn taken(wake: &Wake) -> Vec<u32> {
+        let mut marked = Vec::new();
+        wake.take(&mut marked);
+        marked
+    }
+
+    #[test]
+    fn what_was_marked_before_anybody_looked_is_found_at_once() {
+        let wake = Wake::default();
+        wake.mark(7);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        assert!(wake.poll_woken(&mut cx).is_ready());
+        assert_eq!(taken(&wake), [7]);
+        assert!(wake.poll_woken(&mut cx).is_pending());
+    }
+
+    #[test]
+    fn many_marks_are_one_wake_up_until_they_are_taken() {
+        let (wake, runs) = (Wake::default(), Arc::<Runs>::default());
+        let waker = Waker::from(runs.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(wake.poll_woken(&mut cx).is_pending());
+        (1..=3).for_each(|attachment| wake.mark(attachment));
+        assert_eq!(runs.0.load(Ordering::SeqCst), 1);
+        assert_eq!(taken(&wake), [1, 2, 3]);
+        assert!(wake.poll_woken(&mut cx).is_pending());
+        wake.mark(4);
+        assert_eq!(runs.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn what_is_taken_comes_behind_what_was_not_served_yet() {
+        let wake = Wake::default();
+        wake.mark(2);
+        let mut marked = vec![1];
+        wake.take(&mut marked);
+        assert_eq!(marked, [1, 2]);
+    }
+
+    #[test]
+    fn as_a_waker_it_says_that_the_node_stops() {
+        let wake = Arc::<Wake>::default();
+        Waker::from(wake.clone()).wake();
+        assert_eq!(taken(&wake), [STOPPED]);
+    }
+
+    #[test]
+    fn an_attachment_is_marked_once_until_it_looks_again() {
+        let (all, wake) = (Arc::<Waiters>::default(), Arc::<Wake>::default());
+        let waiter = all.wait(wake.clone(), 1);
+        all.wake_all();
+        all.wake_all();
+        assert_eq!(taken(&wake), [1]);
+        all.wake_all();
+        assert_eq!(taken(&wake), [0; 0], "it has not looked");
+        waiter.rearm();
+        all.wake(false);
+        assert_eq!(taken(&wake), [1]);
+    }
+
+    #[test]
+    fn who_is_on_hold_hears_only_of_what_is_urgent() {
+        let (all, wake) = (Arc::<Waiters>::default(), Arc::<Wake>::default());
+        let (held, other) = (all.wait(wake.clone(), 1), all.wait(wake.clone(), 2));
+        held.hold();
+        all.wake(false);
+        assert_eq!(taken(&wake), [2]);
+        all.wake(true);
+        assert_eq!(taken(&wake), [1], "the other has not looked yet");
+        drop(other);
+    }
+
+    #[test]
+    fn who_leaves_is_not_marked_any_more_and_all_others_are() {
+        let (all, wake) = (Arc::<Waiters>::default(), Arc::<Wake>::default());
+        let mut waiters: Vec<_> = (0..40).map(|attachment| all.wait(wake.clone(), attachment)).collect();
+        assert!(all.is_shared());
+        drop(waiters.remove(17));
+        waiters.drain(..10);
+        all.wake_all();
+        let expected: Vec<u32> = (10..40).filter(|attachment| *attachment != 17).collect();
+        assert_eq!(taken(&wake), expected);
+        waiters.truncate(1);
+        assert!(!all.is_shared());
+        assert!(lock(&all.all).capacity() <= 8, "room that nobody needs is given back");
+    }
+}

@@ -64,3 +64,41 @@ fn a_field_inside_a_part_that_nobody_knows_is_refused_by_name() {
     let message = check_message(&scan::entries(good.as_bytes()).unwrap(), 0).unwrap();
     assert_eq!((message.message, message.parts.len()), (None, 1));
 }
+
+#[test]
+fn a_token_is_read_the_short_way_only_if_it_is_exactly_as_we_write_it() {
+    let block = |text: &str| {
+        format!(r#"[{{"type":"part.append","message":"m","part":"p","offset":12,"text":"{text}"}}]"#)
+    };
+    for (text, bytes) in [(" word", 5), ("", 0), (r#"\n\"\\"#, 3), ("gr\u{fc}n", 5), ("}]", 2)] {
+        let block = block(text);
+        assert_eq!(token(block.as_bytes()), Some(Token { message: "m", part: "p", offset: 12, bytes }));
+        let raw = scan::entries(block.as_bytes()).unwrap();
+        let general = part_append(&raw, 0).unwrap();
+        assert_eq!((&*general.message, &*general.part, general.offset), ("m", "p", 12));
+        assert_eq!(general.text.len(), bytes, "{text}");
+    }
+    let plain = block("a");
+    let two = plain.replace("}]", "},{\"type\":\"x-a\"}]");
+    for odd in [
+        block("\\u0061"),
+        block("a\nb"),
+        block("a\\"),
+        plain.replace(",\"text\"", ",\"text\":\"b\",\"text\""),
+        plain.replace("12", "012"),
+        plain.replace("12", "1.0"),
+        plain.replace("append", "set"),
+        plain.replace("\"m\"", "\"\\u006d\""),
+        plain.replace(':', ": "),
+        plain.replace("}]", ",\"more\":1}]"),
+        format!("{plain} "),
+        two,
+    ] {
+        assert_eq!(token(odd.as_bytes()), None, "{odd}");
+    }
+    assert_eq!(token(&[plain.as_bytes(), &[0xff]].concat()), None);
+    let mut broken = plain.into_bytes();
+    let text = broken.len() - 4;
+    broken[text] = 0xff;
+    assert_eq!(token(&broken), None, "not UTF-8");
+}
