@@ -166,7 +166,7 @@ async fn two_nodes_that_are_asked_at_once_bring_a_session_back_once_and_archive_
         let is_archived = async |node: &Node| node.get("/v1/sessions/s").await["archived"] == true;
         nodes[0].wait_until("archived", is_archived).await;
         let states = join_all((0..12).map(|n| nodes[n % 2].get("/v1/sessions/s/state"))).await;
-        assert!(states.iter().all(|state| *state == seen));
+        states.iter().for_each(|state| assert_eq!(*state, seen));
         // Not exactly one more: it may have been archived again under a reader that was slow.
         assert!(restored().await > before);
     }
