@@ -89,6 +89,12 @@ impl Options {
         let response_timeout = Duration::from_secs(5);
         Self { url: url.into(), prefix: prefix.into(), node, command_connections: 2, response_timeout }
     }
+
+    /// Whether they can be meant. Asks nobody.
+    pub fn check(&self) -> Result<(), Error> {
+        Keys::new(&self.prefix)?;
+        Address::parse(&self.url).map(drop)
+    }
 }
 
 /// The store on Redis. A cheap handle.
@@ -161,22 +167,27 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Whether these servers can be worked with: a fault is a reason not to start, a warning is one to log.
+    /// Whether these servers can be worked with. What waiting does not mend is a reason not to start; all else is logged: a
+    /// node that is started while one shard is down serves the others.
     async fn check(&self, options: &Options) -> Result<(), Error> {
-        for shard in self.inner.shards.all() {
+        let shards = self.inner.shards.all();
+        let connected = shards.iter().map(|shard| async {
             let connected = shard.link(0, Way::Commands).connected(START_MAX).await;
-            connected.map_err(|failure| failure.at(&shard.endpoint).of_read())?;
+            connected.map_err(|failure| failure.at(&shard.endpoint).of_read())
+        });
+        let connected = futures_util::future::join_all(connected).await;
+        if connected.iter().all(Result::is_err) {
+            connected.into_iter().collect::<Result<(), Error>>()?;
         }
-        let findings = examine(options).await;
-        for warning in findings.iter().filter(|finding| finding.level == Level::Warning) {
-            tracing::warn!("{warning}");
+        let (mut lasting, findings) = (Vec::new(), examine(options).await);
+        for finding in &findings {
+            match finding.level {
+                Level::Good => {}
+                Level::Fault if finding.is_lasting() => lasting.push(finding.to_string()),
+                Level::Warning | Level::Fault => tracing::warn!("{finding}"),
+            }
         }
-        let faults: Vec<_> = findings
-            .iter()
-            .filter(|finding| finding.level == Level::Fault)
-            .map(ToString::to_string)
-            .collect();
-        if faults.is_empty() { Ok(()) } else { Err(Error::Unavailable(faults.join("; "))) }
+        if lasting.is_empty() { Ok(()) } else { Err(Error::Unavailable(lasting.join("; "))) }
     }
 
     /// The way to what `tag` names.

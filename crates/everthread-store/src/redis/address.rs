@@ -25,6 +25,8 @@ pub(super) enum Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // A name that stands for whoever has it.
+            Endpoint::Tcp(name, 0) => f.write_str(name),
             Endpoint::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
             Endpoint::Unix(path) => write!(f, "{}", path.display()),

@@ -1,17 +1,17 @@
 //! Whether the servers are fit for this: what `doctor` prints and what a start looks at.
 //!
 //! [`examine`] asks each server on connections of its own, which end with it; nothing is changed there. What a server may
-//! not be asked is said so, and is no fault. A fault is what loses sessions or stops them; a warning is what will do so on
+//! not be asked is passed over, and is no fault. A fault is what loses sessions or stops them; a warning is what will do so on
 //! a bad day.
 
 mod permissions;
 mod server;
 
-use super::address::{Address, Endpoint, Kind};
+use super::address::{Address, Endpoint, Kind, Login};
 use super::dial::Dialer;
 use super::keys::Keys;
 use super::link::Failure;
-use super::slots::{SLOTS, claims};
+use super::slots::{Claim, SLOTS, claims, slot_of_key};
 use super::{Options, START_MAX};
 use crate::Error;
 use server::{Asked, Place};
@@ -56,6 +56,13 @@ pub struct Finding {
     pub about: &'static str,
     /// What was found, and what to do where it is not good.
     pub told: String,
+}
+
+impl Finding {
+    /// Whether waiting does not mend it: then a node does not start.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self.about, "version" | "role" | "eviction" | "permissions")
+    }
 }
 
 impl fmt::Display for Finding {
@@ -120,92 +127,99 @@ async fn find(options: &Options, findings: &mut Findings) -> Result<Vec<Place>, 
     let keys = Keys::new(&options.prefix)?;
     let address = Address::parse(&options.url)?;
     let probe = |n| keys.probe(&options.node, n).key;
+    let dialer = |endpoint: &Endpoint| Dialer::new(&address, endpoint.clone(), options.response_timeout);
     match &address.kind {
-        Kind::One(endpoint) => {
-            let dialer = Dialer::new(&address, endpoint.clone(), options.response_timeout)?;
-            Ok(vec![Place::new(endpoint, dialer, probe(0), false, false)])
-        }
+        Kind::One(endpoint) => Ok(vec![Place::new(endpoint, dialer(endpoint)?, probe(0), false, false)]),
         Kind::Sentinel { sentinels, name, login } => {
-            let dialer = Dialer::new(&address, sentinels[0].clone(), options.response_timeout)?;
-            let mut primaries = Vec::new();
-            for endpoint in sentinels {
-                let there = dialer.to_sentinel(endpoint.clone(), login);
-                match timeout(START_MAX, sentinel(&there, name)).await {
-                    Ok(Ok((primary, quorum))) => {
-                        match quorum {
-                            Ok(told) => findings.add(Level::Good, &endpoint.to_string(), "sentinel", told),
-                            Err(why) => findings.add(Level::Fault, &endpoint.to_string(), "sentinel", why),
-                        }
-                        primaries.push(primary);
-                    }
-                    Ok(Err(failure)) => {
-                        let why = format!("{}; the others must do without it", failure.why());
-                        findings.add(Level::Warning, &endpoint.to_string(), "sentinel", why);
-                    }
-                    Err(_) => findings.add(Level::Warning, &endpoint.to_string(), "sentinel", "no answer"),
-                }
+            let dialer = dialer(&sentinels[0])?;
+            let primaries = watched(&dialer, sentinels, name, login, findings).await;
+            if primaries.is_empty() {
+                return Err(Error::Unavailable(format!("no sentinel tells where the primary {name:?} is")));
             }
-            if sentinels.len() < 3 {
-                let told = "fewer than three sentinels are named: with one gone nobody may find the primary";
-                findings.add(Level::Warning, "", "sentinels", told);
-            }
-            primaries.dedup();
-            match primaries.as_slice() {
-                [] => Err(Error::Unavailable(format!("no sentinel tells where the primary {name:?} is"))),
-                [primary] => Ok(vec![Place::new(primary, dialer.to(primary.clone()), probe(0), true, false)]),
-                several => {
-                    let list: Vec<_> = several.iter().map(ToString::to_string).collect();
-                    let told = format!("the sentinels do not agree on the primary: {}", list.join(", "));
-                    findings.add(Level::Fault, "", "sentinels", told);
-                    Ok(several
-                        .iter()
-                        .map(|at| Place::new(at, dialer.to(at.clone()), probe(0), true, false))
-                        .collect())
-                }
-            }
+            let place = |at: &Endpoint| Place::new(at, dialer.to(at.clone()), probe(0), true, false);
+            Ok(primaries.iter().map(place).collect())
         }
         Kind::Cluster(seeds) => {
-            let dialer = Dialer::new(&address, seeds[0].clone(), options.response_timeout)?;
-            let told = cluster(&dialer, seeds, findings).await?;
-            let claims = claims(&told.1, &told.0, address.tls.is_some())
-                .ok_or_else(|| Error::Unavailable(format!("{} gives a map that cannot be read", told.0)))?;
-            let served: usize = claims
-                .iter()
-                .flat_map(|claim| &claim.slots)
-                .map(|(from, to)| usize::from(to - from) + 1)
-                .sum();
-            if served < usize::from(SLOTS) {
-                let told = format!(
-                    "{} of {SLOTS} slots are served by nobody: assign them",
-                    usize::from(SLOTS) - served
-                );
-                findings.add(Level::Fault, "", "cluster", told);
-            }
-            let with_slots = claims.iter().filter(|claim| !claim.slots.is_empty()).count();
-            if with_slots < 3 {
-                let told = format!("{with_slots} primaries: fewer than three cannot agree that one is gone");
-                findings.add(Level::Warning, "", "cluster", told);
-            } else {
-                findings.add(
-                    Level::Good,
-                    "",
-                    "cluster",
-                    format!("{with_slots} primaries serve {served} slots"),
-                );
-            }
-            let mut places = Vec::new();
-            for claim in claims.iter().filter(|claim| !claim.slots.is_empty()) {
+            let dialer = dialer(&seeds[0])?;
+            let claims = members(&dialer, seeds, address.tls.is_some(), findings).await?;
+            let place = |claim: &Claim| {
                 let is_here = |key: &String| {
-                    let slot = super::slots::slot_of_key(key);
+                    let slot = slot_of_key(key);
                     claim.slots.iter().any(|(from, to)| (*from..=*to).contains(&slot))
                 };
-                let key = (0..16 * u32::from(SLOTS)).map(probe).find(is_here);
-                let dialer = dialer.to(claim.endpoint.clone());
-                places.extend(key.map(|key| Place::new(&claim.endpoint, dialer, key, true, true)));
-            }
-            Ok(places)
+                let key = (0..16 * u32::from(SLOTS)).map(probe).find(is_here)?;
+                Some(Place::new(&claim.endpoint, dialer.to(claim.endpoint.clone()), key, true, true))
+            };
+            Ok(claims.iter().filter(|claim| !claim.slots.is_empty()).filter_map(place).collect())
         }
     }
+}
+
+/// What the sentinels say where the primary is: one server, if they agree.
+async fn watched(
+    dialer: &Dialer,
+    sentinels: &[Endpoint],
+    name: &str,
+    login: &Login,
+    findings: &mut Findings,
+) -> Vec<Endpoint> {
+    let mut primaries = Vec::new();
+    for endpoint in sentinels {
+        let (there, at) = (dialer.to_sentinel(endpoint.clone(), login), endpoint.to_string());
+        match timeout(START_MAX, sentinel(&there, name)).await {
+            Ok(Ok((primary, quorum))) => {
+                match quorum {
+                    Ok(told) => findings.add(Level::Good, &at, "sentinel", told),
+                    Err(why) => findings.add(Level::Fault, &at, "sentinel", why),
+                }
+                if !primaries.contains(&primary) {
+                    primaries.push(primary);
+                }
+            }
+            Ok(Err(failure)) => {
+                let told = format!("{}; the others must do without it", failure.why());
+                findings.add(Level::Warning, &at, "sentinel", told);
+            }
+            Err(_) => findings.add(Level::Warning, &at, "sentinel", "no answer"),
+        }
+    }
+    if sentinels.len() < 3 {
+        let told = "fewer than three sentinels are named: with one gone nobody may find the primary";
+        findings.add(Level::Warning, "", "sentinels", told);
+    }
+    if primaries.len() > 1 {
+        let list: Vec<_> = primaries.iter().map(ToString::to_string).collect();
+        let told = format!("the sentinels do not agree on the primary: {}", list.join(", "));
+        findings.add(Level::Fault, "", "sentinels", told);
+    }
+    primaries
+}
+
+/// The primaries of a cluster.
+async fn members(
+    dialer: &Dialer,
+    seeds: &[Endpoint],
+    by_name: bool,
+    findings: &mut Findings,
+) -> Result<Vec<Claim>, Error> {
+    let (from, told) = cluster(dialer, seeds, findings).await?;
+    let claims = claims(&told, &from, by_name)
+        .ok_or_else(|| Error::Unavailable(format!("{from} gives a map that cannot be read")))?;
+    let ranges = claims.iter().flat_map(|claim| &claim.slots);
+    let served: usize = ranges.map(|(from, to)| usize::from(to - from) + 1).sum();
+    if served < usize::from(SLOTS) {
+        let told =
+            format!("{} of {SLOTS} slots are served by nobody: assign them", usize::from(SLOTS) - served);
+        findings.add(Level::Fault, "", "cluster", told);
+    }
+    let with_slots = claims.iter().filter(|claim| !claim.slots.is_empty()).count();
+    if with_slots < 3 {
+        let told = format!("{with_slots} primaries: fewer than three cannot agree that one is gone");
+        findings.add(Level::Warning, "", "cluster", told);
+    } else {
+        findings.add(Level::Good, "", "cluster", format!("{with_slots} primaries serve {served} slots"));
+    }
+    Ok(claims)
 }
 
 /// Where a sentinel says that the primary is, and whether enough of them could replace it.

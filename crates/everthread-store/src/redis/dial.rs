@@ -105,7 +105,7 @@ impl Dialer {
         endpoint: Endpoint,
         response_timeout: Duration,
     ) -> Result<Self, Error> {
-        let tls = address.tls.as_ref().map(|files| tls(files)).transpose();
+        let tls = address.tls.as_ref().map(tls).transpose();
         let tls = tls.map_err(|why| Error::Unavailable(format!("TLS to Redis: {why}")))?;
         let wire = Wire { login: login(&address.login), tls, response_timeout };
         Ok(Self { target: Target::Fixed(endpoint), wire: Arc::new(wire), suspicion: Arc::default() })

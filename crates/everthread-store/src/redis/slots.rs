@@ -106,7 +106,7 @@ pub(super) fn claims(answer: &str, from: &Endpoint, by_name: bool) -> Option<Vec
             let (from, to) = (from.parse().ok()?, to.parse().ok()?);
             (from <= to && to < SLOTS).then_some((from, to))
         };
-        let slots = slots.iter().filter(|text| !text.starts_with('[')).map(|text| range(text));
+        let slots = slots.iter().filter(|text| !text.starts_with('[')).map(range);
         let slots = slots.collect::<Option<Vec<_>>>()?;
         claims.push(Claim { endpoint, also, epoch: epoch.parse().ok()?, slots, is_failed: is("fail") });
     }
