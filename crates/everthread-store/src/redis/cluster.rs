@@ -220,9 +220,9 @@ impl Cluster {
         if owner.lane != by.lane || to.lane == by.lane {
             return;
         }
-        Arc::make_mut(&mut map).owners[place] = Some(Owner { lane: to.lane, ..owner });
-        let map = map.clone();
-        self.tell(map);
+        let after = Arc::make_mut(&mut map);
+        after.owners[place] = Some(Owner { lane: to.lane, ..owner });
+        self.tell(after);
     }
 
     /// Waits for another look at the map.
@@ -311,9 +311,7 @@ impl Cluster {
                 .zip(&after.owners)
                 .all(|(before, after)| before.map(|owner| owner.lane) == after.map(|owner| owner.lane));
         if !is_same {
-            self.place_probes(after);
-            let map = map.clone();
-            self.tell(map);
+            self.tell(after);
         }
         for shard in gone {
             tracing::info!(at = %shard.endpoint, "a node of the cluster is no primary any more");
@@ -321,8 +319,9 @@ impl Cluster {
         }
     }
 
-    /// Tells the feed where channels are now. The map is locked meanwhile, so that a later one is told later.
-    fn tell(&self, map: Arc<Map>) {
+    /// Tells the feed where channels and probes are now. The map is locked meanwhile, so that a later one is told later.
+    fn tell(&self, map: &mut Map) {
+        self.place_probes(map);
         let lanes = map.owners.iter().map(|owner| owner.map(|owner| owner.lane)).collect();
         self.crew.feed.rehome(Homes::Many(lanes), map.probes.clone());
     }

@@ -138,6 +138,9 @@ async fn a_killed_primary_is_replaced_by_its_replica_and_other_sessions_do_not_n
     cluster.server(0).kill9();
     until(async || (!store.is_ready()).then_some(())).await;
     other_writer.append(&store).await.unwrap();
+    // Who starts now serves what there is.
+    let (late, _late_stop) = node(&cluster, "n2").await;
+    other_writer.append(&late).await.unwrap();
     let appended = writer.append_until_it_works(&store).await;
     assert!(appended.epoch > first.epoch, "another primary is another epoch");
     learns_of(&store, &key, &mut heard, appended.to).await;
@@ -184,8 +187,7 @@ async fn a_failover_that_drops_no_connection_is_noticed_by_writers_and_followers
     let _following = store.follow(&key, Interest::Log, ear);
     doubt(&mut heard).await;
     let first = writer.append(&store).await.unwrap();
-    assert_eq!(cluster.command(5, "CLUSTER FAILOVER").await.unwrap(), "+OK\r\n");
-    cluster.promoted(5).await.unwrap();
+    cluster.fail_over_to(5).await.unwrap();
     // Nobody writes, and yet who follows is told to look.
     any_doubt(&mut heard).await;
     assert_eq!(cluster.owner(slot).await.unwrap(), 5);
