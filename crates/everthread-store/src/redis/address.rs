@@ -248,7 +248,7 @@ mod tests {
         let read = |url| Address::parse(url).unwrap();
         assert_eq!(read("redis://h").kind, Kind::One(tcp("h", 6379)));
         assert_eq!(read("redis://[::1]:7000/").kind, Kind::One(tcp("::1", 7000)));
-        assert_eq!(read("unix:///tmp/r.sock").kind, Kind::One(Endpoint::Unix("/tmp/r.sock".into())));
+        assert_eq!(read("unix:///run/r.sock").kind, Kind::One(Endpoint::Unix("/run/r.sock".into())));
         let address = read("rediss://ann:p%40ss@h:1/3?ca=/etc/ca.pem");
         let login = Login { user: Some("ann".into()), password: Some("p@ss".into()), db: 3 };
         assert_eq!((address.kind, address.login), (Kind::One(tcp("h", 1)), login));
