@@ -1,14 +1,19 @@
-//! The Redis engine: Redis 7.0 or later, standalone.
+//! The Redis engine: Redis 7.0 or later, as one server, a primary that sentinels watch, or a cluster.
 //!
-//! Owns a constant number of connections per node: a few for commands, one for large range replies, one for the live
-//! feed. Every change of a session is one Lua script, so that Redis itself is the point where writers meet; nothing is
+//! Owns a constant number of connections to each primary: a few for commands, one for large replies, one for the live feed.
+//! Every change of a session is one Lua script, so that Redis itself is the point where writers meet; nothing is
 //! cached here. Invariant: a request that may have had effects and got no answer is [`Error::Indeterminate`], never a
 //! clean failure.
 //!
-//! [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the
-//! scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! [`address`] reads what the operator wrote, [`dial`] opens connections, [`sentinel`] knows where the primary is and
+//! [`cluster`] which primary has which slot ([`slots`]); [`shard`] is what is connected to one primary, [`route`] the way of
+//! a request to it; [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
 //! translate between them and the trait.
 
+mod address;
+mod check;
+mod cluster;
+mod dial;
 mod feed;
 mod fold;
 mod index;
@@ -19,46 +24,60 @@ mod people;
 mod plant;
 mod presence;
 mod read;
+mod route;
 mod script;
+mod sentinel;
+mod shard;
+mod slots;
 mod trim;
 mod whole;
 mod write;
 
-use self::feed::{Feed, Sink, Supplies};
-use self::keys::Keys;
-use self::link::{Dialer, Failure, Link};
+use self::address::{Address, Endpoint, Kind};
+pub use self::check::{Finding, Level, examine};
+use self::cluster::Cluster;
+use self::dial::Dialer;
+use self::feed::{Feed, Homes, Lane, Sink};
+use self::keys::{Keys, Tag};
+use self::link::Failure;
+use self::route::{Route, Shards};
 use self::script::Scripts;
+use self::sentinel::Sentinels;
+use self::shard::{Crew, Way};
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
     Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
     TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
-use ::redis::InfoDict;
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
-use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a start waits for Redis.
 const START_MAX: Duration = Duration::from_secs(5);
-/// Sharded pub/sub, and time in scripts that write, came with this release.
-const MAJOR_MIN: u32 = 7;
+
+/// The lane of the one server.
+const ONE: Lane = Lane(1);
 
 /// Where Redis is and how to use it.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `redis://[user:password@]host:port[/db]` or `unix://path`.
+    /// `redis://[user:password@]host:port[/db]`, `unix://path`,
+    /// `redis-sentinel://[user:password@]host:port,host:port,…/NAME`, or
+    /// `redis-cluster://[user:password@]host:port,host:port,…`; `rediss…` for TLS, with `?ca=`, `cert=` and `key=`
+    /// for files, `sentinel-user=` and `sentinel-pass=` for the sentinels.
     pub url: String,
     /// First part of every key: two deployments on one Redis do not see each other.
     pub prefix: String,
     /// This node.
     pub node: NodeId,
-    /// Connections for commands, at least 1. A few are enough for any load that one Redis takes.
+    /// Connections for commands to each primary, at least 1. A few are enough for any load that one Redis takes.
     pub command_connections: usize,
     /// A request without an answer for so long has failed, and its connection is given up.
     pub response_timeout: Duration,
@@ -69,6 +88,12 @@ impl Options {
     pub fn new(url: impl Into<String>, prefix: impl Into<String>, node: NodeId) -> Self {
         let response_timeout = Duration::from_secs(5);
         Self { url: url.into(), prefix: prefix.into(), node, command_connections: 2, response_timeout }
+    }
+
+    /// Whether they can be meant. Asks nobody.
+    pub fn check(&self) -> Result<(), Error> {
+        Keys::new(&self.prefix)?;
+        Address::parse(&self.url).map(drop)
     }
 }
 
@@ -81,10 +106,7 @@ pub struct Redis {
 struct Inner {
     keys: Keys,
     scripts: Arc<Scripts>,
-    /// For commands; a session always uses the same one, so that its writes keep their order.
-    links: Vec<Arc<Link>>,
-    /// For replies that are large.
-    range: Arc<Link>,
+    shards: Shards,
     feed: Arc<Feed>,
 }
 
@@ -102,54 +124,80 @@ impl Redis {
         stop: &CancellationToken,
     ) -> Result<Self, Error> {
         let keys = Keys::new(&options.prefix)?;
-        let dialer = Dialer::new(&options.url, options.response_timeout)?;
-        let scripts = Arc::new(Scripts::new());
-        let keep = |name: String| {
-            let link = Arc::new(Link::new(scripts.clone()));
-            let (kept, dialer, stop) = (link.clone(), dialer.clone(), stop.clone());
-            tasks.spawn(async move { stop.run_until_cancelled(kept.keep(&dialer, &name)).await });
-            link
+        let address = Address::parse(&options.url)?;
+        let (scripts, timeout) = (Arc::new(Scripts::new()), options.response_timeout);
+        let crew = |homes| Crew {
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            scripts: scripts.clone(),
+            command_connections: options.command_connections,
+            feed: Arc::new(Feed::new(homes)),
+            moved: Arc::default(),
+            lanes: AtomicU32::new(ONE.0),
         };
-        let links: Vec<_> =
-            (1..=options.command_connections.max(1)).map(|n| keep(format!("commands {n}"))).collect();
-        let range = keep("ranges".to_owned());
-        let feed = Arc::new(Feed::new(&keys, &options.node));
-        let node_key = keys.node(&options.node);
-        let redis = Self {
-            inner: Arc::new(Inner { keys, scripts: scripts.clone(), links, range, feed: feed.clone() }),
+        let one = |dialer, endpoint: Endpoint| {
+            let crew = crew(Homes::One(ONE));
+            let shard = crew.shard(dialer, endpoint, None, Some(keys.probe(&options.node, 0)));
+            (Shards::One(shard), crew.feed)
         };
-        redis.check().await?;
-        let supplies = Supplies { dialer, links: redis.inner.links.clone(), scripts, node_key };
-        let stop = stop.clone();
-        tasks.spawn(async move { stop.run_until_cancelled(feed.keep(&supplies)).await });
+        let (shards, feed) = match &address.kind {
+            Kind::One(endpoint) => one(Dialer::new(&address, endpoint.clone(), timeout)?, endpoint.clone()),
+            Kind::Sentinel { sentinels, name, login } => {
+                let dialer = Dialer::new(&address, sentinels[0].clone(), timeout)?;
+                let sentinels = Arc::new(Sentinels::new(&dialer, sentinels, name, login));
+                let (kept, stop) = (sentinels.clone(), stop.clone());
+                tasks.spawn(async move { stop.run_until_cancelled(kept.keep()).await });
+                // For people: where it is may change.
+                one(dialer.watched(sentinels), Endpoint::Tcp(name.clone(), 0))
+            }
+            Kind::Cluster(seeds) => {
+                let dialer = Dialer::new(&address, seeds[0].clone(), timeout)?;
+                let crew = crew(Homes::Many(Arc::new([])));
+                let feed = crew.feed.clone();
+                let by_name = address.tls.is_some();
+                let cluster = Arc::new(Cluster::new(crew, dialer, seeds, by_name, &keys, &options.node));
+                let (kept, stop) = (cluster.clone(), stop.clone());
+                tasks.spawn(async move { stop.run_until_cancelled(kept.keep()).await });
+                cluster.known(START_MAX).await.map_err(Failure::of_read)?;
+                (Shards::Many(cluster), feed)
+            }
+        };
+        let redis = Self { inner: Arc::new(Inner { keys, scripts, shards, feed }) };
+        redis.check(&options).await?;
         Ok(redis)
     }
 
-    /// Whether this server can be worked with.
-    async fn check(&self) -> Result<(), Error> {
-        let link = &self.inner.links[0];
-        link.connected(START_MAX).await.map_err(Failure::of_read)?;
-        let info: InfoDict = link.command(&::redis::cmd("INFO")).await.map_err(Failure::of_read)?;
-        let version: String = info.get("redis_version").unwrap_or_default();
-        let major = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-        if major < MAJOR_MIN {
-            return Err(Error::Unavailable(format!("redis {version} is too old: {MAJOR_MIN}.0 is needed")));
+    /// Whether these servers can be worked with. What waiting does not mend is a reason not to start; all else is logged: a
+    /// node that is started while one shard is down serves the others.
+    async fn check(&self, options: &Options) -> Result<(), Error> {
+        let shards = self.inner.shards.all();
+        let connected = shards.iter().map(|shard| async {
+            let connected = shard.link(0, Way::Commands).connected(START_MAX).await;
+            connected.map_err(|failure| failure.at(&shard.endpoint).of_read())
+        });
+        let connected = futures_util::future::join_all(connected).await;
+        if connected.iter().all(Result::is_err) {
+            connected.into_iter().collect::<Result<(), Error>>()?;
         }
-        let policy: String = info.get("maxmemory_policy").unwrap_or_default();
-        if policy != "noeviction" {
-            tracing::warn!(policy, "redis may evict sessions: set maxmemory-policy to noeviction");
+        let (mut lasting, findings) = (Vec::new(), examine(options).await);
+        for finding in &findings {
+            match finding.level {
+                Level::Good => {}
+                Level::Fault if finding.is_lasting() => lasting.push(finding.to_string()),
+                Level::Warning | Level::Fault => tracing::warn!("{finding}"),
+            }
         }
-        Ok(())
+        if lasting.is_empty() { Ok(()) } else { Err(Error::Unavailable(lasting.join("; "))) }
     }
 
-    /// The command connection of `thing`.
-    fn link(&self, thing: impl Hash) -> &Link {
-        let mut hasher = DefaultHasher::new();
-        thing.hash(&mut hasher);
-        let links = &self.inner.links;
-        // The remainder is below the count of links.
-        let turn = usize::try_from(hasher.finish() % links.len() as u64).unwrap_or(0);
-        &links[turn]
+    /// The way to what `tag` names.
+    fn at(&self, tag: Tag<'_>) -> Route<'_> {
+        self.inner.shards.route(tag, Way::Commands)
+    }
+
+    /// The same for what is large.
+    fn ranges(&self, tag: Tag<'_>) -> Route<'_> {
+        self.inner.shards.route(tag, Way::Ranges)
     }
 }
 

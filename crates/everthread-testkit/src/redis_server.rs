@@ -16,6 +16,9 @@ use tokio::time::{Instant, sleep, timeout};
 const START_MAX: Duration = Duration::from_secs(10);
 /// Between two questions whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(10);
+/// Runs a server until the input ends.
+const LEASH: &str =
+    "redis-server \"$@\" & server=$!; read -r nothing; kill -9 $server; wait $server; rm -rf \"$PWD\"";
 /// A port that was free may be taken before the server has it: so many ports are tried.
 const PORT_ATTEMPTS_MAX: u32 = 5;
 
@@ -27,8 +30,11 @@ pub struct RedisOptions {
     pub append_only: bool,
     /// Listen on a TCP port of 127.0.0.1 too, for a [`crate::Proxy`].
     pub tcp: bool,
-    /// More arguments for the command line.
+    /// More arguments for the command line; `PORT` stands for the TCP port.
     pub args: Vec<String>,
+    /// For a server that tests share and nobody drops: it ends, and its directory goes, when this process does. It cannot
+    /// be frozen or started again.
+    pub leashed: bool,
 }
 
 /// A running `redis-server`.
@@ -77,14 +83,17 @@ impl RedisServer {
 
     /// `host:port`, as a [`crate::Proxy`] takes it. Panics if the server was not started with [`RedisOptions::tcp`].
     pub fn tcp_address(&self) -> String {
-        format!("127.0.0.1:{}", self.port.expect("start the server with `tcp: true`"))
+        format!("127.0.0.1:{}", self.port())
     }
 
     /// Ends the process at once, as a crash does.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // An error says that it has ended already.
-            drop(child.kill());
+            // An error says that it has ended already. What is on a leash ends by itself.
+            drop(child.stdin.take());
+            if !self.options.leashed {
+                drop(child.kill());
+            }
             drop(child.wait());
         }
     }
@@ -92,17 +101,22 @@ impl RedisServer {
     /// Starts the process again in the same directory at the same address; kills the one that runs.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.kill9();
-        let mut command = Command::new("redis-server");
+        let port = self.port.unwrap_or(0).to_string();
+        let mut command = Command::new(if self.options.leashed { "sh" } else { "redis-server" });
+        if self.options.leashed {
+            // Its input ends with this process.
+            command.args(["-c", LEASH, "leash"]);
+        }
         command
             .current_dir(self.dir.path())
             .args(["--save", "", "--daemonize", "no", "--bind", "127.0.0.1", "--unixsocket"])
             .arg(self.socket())
-            .args(["--port", &self.port.unwrap_or(0).to_string()])
+            .args(["--port", &port])
             .args(["--appendonly", if self.options.append_only { "yes" } else { "no" }])
             .args(["--appendfsync", "always"])
-            .args(&self.options.args)
+            .args(self.options.args.iter().map(|arg| if arg == "PORT" { &port } else { arg }))
             // A pipe would fill, and would keep the test waiting for a server that outlived it.
-            .stdin(Stdio::null())
+            .stdin(if self.options.leashed { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         self.child = Some(command.spawn().context("redis-server does not start: is it installed?")?);
@@ -129,6 +143,21 @@ impl RedisServer {
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
         };
         Ok(timeout(Duration::from_secs(2), ask).await??)
+    }
+
+    /// The port on TCP. Panics if the server was not started with [`RedisOptions::tcp`].
+    pub fn port(&self) -> u16 {
+        self.port.expect("start the server with `tcp: true`")
+    }
+
+    /// Whether the process was not killed.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Arguments for the next [`RedisServer::restart`].
+    pub fn set_args(&mut self, args: Vec<String>) {
+        self.options.args = args;
     }
 
     fn socket(&self) -> PathBuf {
@@ -168,7 +197,8 @@ impl Drop for RedisServer {
     }
 }
 
-async fn free_port() -> anyhow::Result<u16> {
+/// A TCP port that nobody has at the moment.
+pub(crate) async fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
 }
 

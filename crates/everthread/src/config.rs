@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
 use everthread_edge::presence::Times;
+use everthread_store::redis::Options;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,7 +31,8 @@ pub struct NodeArgs {
     /// Where the embedded store keeps its file.
     #[arg(long, env = "EVERTHREAD_DATA_DIR", default_value = DEV_DATA_DIR)]
     pub data_dir: PathBuf,
-    /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port or unix:///path.
+    /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port, redis-sentinel://host,host,host/NAME,
+    /// redis-cluster://host,host or unix:///path; rediss… for TLS. `everthread doctor` looks at it.
     #[arg(long, env = "EVERTHREAD_REDIS")]
     pub redis: Option<String>,
     /// First part of every key in Redis.
@@ -275,6 +277,10 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.keeping.folding()?;
     args.keeping.retention()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    if let Some(url) = &args.redis {
+        let node = args.node.as_deref().unwrap_or("check").parse().context("--node")?;
+        Options::new(url, &args.redis_prefix, node).check().context("--redis")?;
+    }
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),
         None => format!("embedded in {}", args.data_dir.display()),
@@ -289,10 +295,19 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
 
 /// A URL as it may stand in a log.
 pub fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
+    let (url, query) = url.split_once('?').map_or((url, None), |(url, query)| (url, Some(query)));
+    let mut told = match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
         _ => url.to_owned(),
+    };
+    for (n, pair) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+        told.push(if n == 0 { '?' } else { '&' });
+        match pair.split_once('=') {
+            Some((name, _)) if name.contains("pass") => told.extend([name, "=…"]),
+            _ => told.push_str(pair),
+        }
     }
+    told
 }
 
 /// Tells the person at the terminal why the command failed.
@@ -300,4 +315,25 @@ pub fn without_password(url: &str) -> String {
 pub fn complain(message: &str) -> ExitCode {
     eprintln!("everthread: {message}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_password;
+
+    #[test]
+    fn no_password_reaches_a_log() {
+        for (url, told) in [
+            ("redis://h:1/2", "redis://h:1/2"),
+            ("redis://u:secret@h", "redis://…@h"),
+            ("rediss-cluster://:secret@a,b?ca=/x", "rediss-cluster://…@a,b?ca=/x"),
+            (
+                "redis-sentinel://u:secret@a/m?sentinel-pass=secret&sentinel-user=s",
+                "redis-sentinel://…@a/m?sentinel-pass=…&sentinel-user=s",
+            ),
+            ("unix:///r.sock?user=u&pass=secret", "unix:///r.sock?user=u&pass=…"),
+        ] {
+            assert_eq!(without_password(url), told);
+        }
+    }
 }

@@ -7,6 +7,7 @@ mod archive;
 mod config;
 mod console;
 mod demo;
+mod doctor;
 mod health;
 mod keeping;
 mod openai;
@@ -45,6 +46,8 @@ enum Command {
     Tail(tail::TailArgs),
     /// Reads the configuration, says what it means, and ends.
     CheckConfig(config::NodeArgs),
+    /// Looks at the Redis that a node with this configuration would use, and says what is wrong with it.
+    Doctor(config::NodeArgs),
     /// Asks the node on this machine whether it is alive; for health checks of containers.
     Health(health::HealthArgs),
 }
@@ -92,6 +95,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             tail::run(args, token, serve::stop_on_signal()?).await
         }
         Command::CheckConfig(args) => config::check(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Health(args) => health::run(args).await,
     }
 }

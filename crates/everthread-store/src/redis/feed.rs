@@ -1,21 +1,22 @@
-//! The live feed: one supervised subscription connection per node.
+//! The live feed: a supervised subscription connection to each primary.
 //!
-//! Owns the table of followers and the connection. Pushes are routed where they arrive, in the connection's own task, so
-//! no message is queued. A probe travels every second through the write path and back through the subscription; when it
-//! does not come back in time, connection and subscriptions are built anew, and every follower is told to compare with
-//! the log. Invariant: between a follower's loss and its [`crate::Follower::doubt`] lie at most a few seconds.
+//! Owns the table of followers and the connections. Pushes are routed where they arrive, in the connection's own task, so
+//! no message is queued. To each primary a probe travels every second through the write path and comes back through the
+//! subscription; when it does not come back in time, connection and subscriptions are built anew, and every follower on
+//! them is told to compare with the log. Invariant: between a follower's loss and its [`crate::Follower::doubt`] lie at
+//! most a few seconds.
 
 mod table;
 
-pub(super) use self::table::Sink;
 use self::table::Table;
-use super::keys::Keys;
-use super::link::{Backoff, Dialer, Failure, Link, random};
+pub(super) use self::table::{Homes, Lane, Sink};
+use super::dial::{Dialer, Driver};
+use super::link::{Backoff, Failure, Link, random};
 use super::script::Scripts;
 use crate::Following;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{PushInfo, PushKind, Value};
-use everthread_protocol::NodeId;
+use ::redis::{PushInfo, PushKind, RedisResult, Value};
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,22 +32,40 @@ const READY_FOR: Duration = Duration::from_secs(3);
 /// Commands in one go: enough to be fast, few enough that messages get through between.
 const SUBSCRIBE_BATCH: usize = 512;
 
-/// The node's followers and the connection that serves them.
+/// Between two attempts to subscribe what a server has just refused: it is learning who serves a slot.
+const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where a lane's probe goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProbeAt {
+    /// In a slot of the lane's primary; there is nothing behind it.
+    pub(super) key: String,
+    /// In the same slot.
+    pub(super) channel: String,
+}
+
+/// The node's followers and the connections that serve them.
 pub(super) struct Feed {
     table: Mutex<Table>,
-    /// The table has something to do.
-    dirty: Notify,
-    /// Where probes come back.
-    probe_channel: String,
+    lanes: Mutex<HashMap<Lane, Arc<Serving>>>,
     /// Tells this process's probes from those of another with the same node id.
     nonce: String,
+}
+
+/// One lane.
+pub(super) struct Serving {
+    lane: Lane,
+    /// The table has something to do.
+    dirty: Notify,
+    /// `None` where the primary has no slots.
+    probe_at: watch::Sender<Option<ProbeAt>>,
     /// Last probe that came back.
     echo: watch::Sender<u64>,
-    /// When it did, unless the feed is being rebuilt.
+    /// When it did, unless the lane is being rebuilt.
     echoed_at: Mutex<Option<Instant>>,
 }
 
-/// What the feed needs to run.
+/// What a lane needs to run.
 pub(super) struct Supplies {
     /// Opens connections.
     pub(super) dialer: Dialer,
@@ -54,27 +73,63 @@ pub(super) struct Supplies {
     pub(super) links: Vec<Arc<Link>>,
     /// For the probe.
     pub(super) scripts: Arc<Scripts>,
-    /// The node's slot.
-    pub(super) node_key: String,
+    /// Somebody said that slots are elsewhere.
+    pub(super) moved: Arc<Notify>,
 }
 
 impl Feed {
-    /// A feed that [`Feed::keep`] will connect.
-    pub(super) fn new(keys: &Keys, node: &NodeId) -> Self {
+    /// A feed without lanes.
+    pub(super) fn new(homes: Homes) -> Self {
         Self {
-            table: Mutex::default(),
-            dirty: Notify::new(),
-            probe_channel: keys.probe(node),
+            table: Mutex::new(Table::new(homes)),
+            lanes: Mutex::default(),
             nonce: format!("{:04x}{:04x}{:04x}", random(), random(), random()),
+        }
+    }
+
+    /// A lane that [`Feed::keep`] will serve.
+    pub(super) fn open(&self, lane: Lane, probe_at: Option<ProbeAt>) -> Arc<Serving> {
+        let serving = Arc::new(Serving {
+            lane,
+            dirty: Notify::new(),
+            probe_at: watch::Sender::new(probe_at),
             echo: watch::Sender::new(0),
             echoed_at: Mutex::default(),
+        });
+        lock(&self.lanes).insert(lane, serving.clone());
+        serving
+    }
+
+    /// The lane is no more.
+    pub(super) fn close(&self, lane: Lane) {
+        lock(&self.lanes).remove(&lane);
+        self.table().close(lane);
+    }
+
+    /// Slots have other owners; `probes` says where each lane's probe goes now.
+    pub(super) fn rehome(&self, homes: Homes, mut probes: HashMap<Lane, ProbeAt>) {
+        for serving in lock(&self.lanes).values() {
+            let probe_at = probes.remove(&serving.lane);
+            serving.probe_at.send_if_modified(|now| {
+                let is_other = *now != probe_at;
+                *now = probe_at;
+                is_other
+            });
+        }
+        let busy = self.table().rehome(homes);
+        busy.into_iter().for_each(|lane| self.wake(Some(lane)));
+    }
+
+    fn wake(&self, lane: Option<Lane>) {
+        if let Some(serving) = lane.and_then(|lane| lock(&self.lanes).get(&lane).cloned()) {
+            serving.dirty.notify_one();
         }
     }
 
     /// Registers `sink` until the guard is dropped.
     pub(super) fn follow(self: &Arc<Self>, channel: String, sink: Sink) -> Following {
-        let id = self.table().add(&channel, sink);
-        self.dirty.notify_one();
+        let (id, lane) = self.table().add(&channel, sink);
+        self.wake(lane);
         let feed = Arc::downgrade(self);
         Following::new(move || {
             if let Some(feed) = feed.upgrade() {
@@ -84,23 +139,27 @@ impl Feed {
         })
     }
 
-    /// Whether the last probe came back in time.
+    /// Whether the last probe of every lane came back in time.
     pub(super) fn is_ready(&self) -> bool {
-        lock(&self.echoed_at).is_some_and(|at| at.elapsed() < READY_FOR)
+        let lanes = lock(&self.lanes);
+        let mut probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some()).peekable();
+        probed.peek().is_some()
+            && probed.all(|serving| lock(&serving.echoed_at).is_some_and(|at| at.elapsed() < READY_FOR))
     }
 
-    /// Connects, serves, and connects again, for ever.
-    pub(super) async fn keep(self: &Arc<Self>, supplies: &Supplies) -> Infallible {
+    /// Connects a lane, serves it, and connects it again, for ever.
+    pub(super) async fn keep(self: &Arc<Self>, serving: &Arc<Serving>, supplies: &Supplies) -> Infallible {
         let mut backoff = Backoff::default();
         let mut generation = 0;
         let mut probe = Probe::default();
         loop {
             generation += 1;
-            let Err(why) = self.serve(supplies, generation, &mut probe).await;
-            if lock(&self.echoed_at).take().is_some() {
+            let Err(why) = self.serve(serving, supplies, generation, &mut probe).await;
+            if lock(&serving.echoed_at).take().is_some() {
                 backoff = Backoff::default();
                 tracing::warn!(why, "the live feed is rebuilt");
             }
+            supplies.moved.notify_one();
             sleep(backoff.next()).await;
         }
     }
@@ -108,71 +167,114 @@ impl Feed {
     /// One connection's life.
     async fn serve(
         self: &Arc<Self>,
+        serving: &Arc<Serving>,
         supplies: &Supplies,
         generation: u64,
         probe: &mut Probe,
     ) -> Result<Infallible, String> {
-        let feed = self.clone();
-        let dialled = supplies.dialer.dial(move |push| feed.on_push(generation, &push)).await;
-        let (mut connection, broken) = dialled.map_err(|e| format!("{e:?}"))?;
-        send(&mut connection, &[(&self.probe_channel, true)]).await.map_err(|e| format!("{e:?}"))?;
-        self.table().restart(generation);
+        let (feed, to) = (self.clone(), serving.clone());
+        let dialled = supplies.dialer.dial(move |push| feed.on_push(&to, generation, &push)).await;
+        let mut dialled = dialled.map_err(Failure::why)?;
+        let driver: Driver = dialled.driver;
+        self.table().restart(serving.lane, generation);
         tokio::select! {
-            result = self.subscribe(connection) => result.map_err(|e| format!("{e:?}")),
-            result = self.probe(supplies, probe) => result,
-            () = broken.cancelled() => Err("the connection is lost".into()),
+            result = self.subscribe(serving, supplies, dialled.connection.clone()) => result.map_err(Failure::why),
+            result = self.probe(serving, supplies, dialled.connection.clone(), probe) => result,
+            () = driver => Err("the connection is lost".into()),
+            () = dialled.stale.wait() => Err("it is not the primary any more".into()),
         }
     }
 
     /// Keeps the server's subscriptions as the table wants them.
-    async fn subscribe(&self, mut connection: MultiplexedConnection) -> Result<Infallible, Failure> {
+    async fn subscribe(
+        &self,
+        serving: &Serving,
+        supplies: &Supplies,
+        mut connection: MultiplexedConnection,
+    ) -> Result<Infallible, Failure> {
+        let lane = serving.lane;
         loop {
             let batch = {
-                let mut table = self.table();
-                table.sweep(Instant::now());
-                table.next_batch(SUBSCRIBE_BATCH)
+                let (mut table, now) = (self.table(), Instant::now());
+                table.sweep(lane, now);
+                table.sweep_asked(lane, now);
+                table.next_batch(lane, SUBSCRIBE_BATCH, now)
             };
             if batch.is_empty() {
                 // The time-out is for the sweep.
-                drop(timeout(PROBE_EVERY, self.dirty.notified()).await);
+                drop(timeout(PROBE_EVERY, serving.dirty.notified()).await);
                 continue;
             }
             batch.live.iter().for_each(Sink::doubt);
             let subscribe = batch.subscribe.iter().map(|channel| (channel, true));
             let commands: Vec<_> =
                 subscribe.chain(batch.unsubscribe.iter().map(|channel| (channel, false))).collect();
-            if !commands.is_empty() {
-                send(&mut connection, &commands).await?;
+            if commands.is_empty() {
+                continue;
+            }
+            let refused = send(&mut connection, &commands).await?;
+            if !refused.is_empty() {
+                refused.into_iter().for_each(|slot| self.table().refused(lane, slot));
+                supplies.moved.notify_one();
+                sleep(REFUSED_PAUSE).await;
             }
         }
     }
 
     /// Sends probes and waits for each to come back.
-    async fn probe(&self, supplies: &Supplies, probe: &mut Probe) -> Result<Infallible, String> {
+    async fn probe(
+        &self,
+        serving: &Serving,
+        supplies: &Supplies,
+        mut connection: MultiplexedConnection,
+        probe: &mut Probe,
+    ) -> Result<Infallible, String> {
+        let mut wanted = serving.probe_at.subscribe();
+        let mut subscribed = None;
         loop {
             let started = Instant::now();
+            let Some(at) = wanted.borrow_and_update().clone() else {
+                drop(wanted.changed().await);
+                continue;
+            };
+            if subscribed.as_ref() != Some(&at) {
+                let refused = send(&mut connection, &[(&at.channel, true)]).await.map_err(Failure::why)?;
+                if !refused.is_empty() {
+                    return Err("the slot of the probe is elsewhere".into());
+                }
+                subscribed = Some(at.clone());
+            }
             probe.number += 1;
             let number = probe.number;
             let turn = usize::try_from(number).unwrap_or(0) % supplies.links.len();
             let link = &supplies.links[turn];
             let payload = format!("{} {number}", self.nonce);
             let round_trip = async {
-                let args = [self.probe_channel.as_bytes(), payload.as_bytes()];
-                let primary: String =
-                    link.script(&supplies.scripts.probe, &[&supplies.node_key], &args).await?;
-                drop(self.echo.subscribe().wait_for(|echo| *echo >= number).await);
+                let args = [at.channel.as_bytes(), payload.as_bytes()];
+                let primary: String = link.script(&supplies.scripts.probe, &[&at.key], &args).await?;
+                if !primary.is_empty() {
+                    drop(serving.echo.subscribe().wait_for(|echo| *echo >= number).await);
+                }
                 Ok::<_, Failure>(primary)
             };
             match timeout(PROBE_MAX, round_trip).await {
+                // What only reads would not notice.
+                Ok(Ok(primary)) if primary.is_empty() => {
+                    link.suspect();
+                    return Err("it is not the primary any more".into());
+                }
                 Ok(Ok(primary)) => {
-                    *lock(&self.echoed_at) = Some(Instant::now());
+                    *lock(&serving.echoed_at) = Some(Instant::now());
                     if probe.primary.replace(primary.clone()).is_some_and(|before| before != primary) {
                         tracing::warn!("another primary serves the store");
-                        let everybody = self.table().everybody();
+                        let everybody = self.table().everybody(serving.lane);
                         everybody.iter().for_each(Sink::doubt);
                     }
                 }
-                Ok(Err(error)) => return Err(format!("the probe was not sent: {error:?}")),
+                // Its slot is on the move, or has gone elsewhere, and where it goes now is known already.
+                Ok(Err(Failure::Ask { .. } | Failure::Again(_))) => {}
+                Ok(Err(_)) | Err(_) if wanted.has_changed().unwrap_or(false) => continue,
+                Ok(Err(error)) => return Err(format!("the probe was not sent: {}", error.why())),
                 Err(_) => {
                     // It may as well be the link that swallows what it is given.
                     link.retire();
@@ -183,37 +285,40 @@ impl Feed {
         }
     }
 
-    /// Routes what the server sends. Called by the connection's own task, so it must not block.
-    fn on_push(&self, generation: u64, push: &PushInfo) {
+    /// Routes what a server sends. Called by the connection's own task, so it must not block.
+    fn on_push(&self, serving: &Serving, generation: u64, push: &PushInfo) {
         let [Value::BulkString(channel), rest @ ..] = push.data.as_slice() else { return };
         let Ok(channel) = std::str::from_utf8(channel) else { return };
+        let lane = serving.lane;
         // No follower is called while the table is locked: it may follow or leave.
         match (&push.kind, rest) {
-            (PushKind::SMessage, [Value::BulkString(payload)]) if channel == self.probe_channel => {
-                self.on_echo(payload);
-            }
             (PushKind::SMessage, [Value::BulkString(payload)]) => {
                 let sinks = self.table().sinks(channel);
-                table::deliver(&sinks, payload);
+                if sinks.is_empty() {
+                    self.on_echo(serving, payload);
+                } else {
+                    table::deliver(&sinks, payload);
+                }
             }
             (PushKind::SSubscribe, _) => {
-                let sinks = self.table().subscribed(generation, channel);
+                let sinks = self.table().subscribed(lane, generation, channel);
                 sinks.iter().for_each(|(_, sink)| sink.doubt());
             }
             (PushKind::SUnsubscribe, _) => {
-                if self.table().unsubscribed(generation, channel) {
+                if self.table().unsubscribed(lane, generation, channel) {
                     tracing::warn!(channel, "redis ended a subscription by itself");
                 }
-                self.dirty.notify_one();
+                serving.dirty.notify_one();
             }
             _ => {}
         }
     }
 
-    fn on_echo(&self, payload: &[u8]) {
+    /// What nobody follows may be a probe.
+    fn on_echo(&self, serving: &Serving, payload: &[u8]) {
         let number = std::str::from_utf8(payload).ok().and_then(|text| text.strip_prefix(&self.nonce));
         if let Some(number) = number.and_then(|text| text.trim_start().parse().ok()) {
-            self.echo.send_replace(number);
+            serving.echo.send_replace(number);
         }
     }
 
@@ -230,13 +335,26 @@ struct Probe {
     primary: Option<String>,
 }
 
-/// Subscribes (`true`) and unsubscribes channels. One command each: in a cluster, one command takes only one slot.
-async fn send(connection: &mut MultiplexedConnection, commands: &[(&String, bool)]) -> Result<(), Failure> {
+/// Subscribes (`true`) and unsubscribes channels. One command each: in a cluster, one command takes only one slot. Returns
+/// the slots that this server does not serve, for now: which answer belongs to which command cannot be told, since the
+/// driver takes what a server says unasked for one.
+async fn send(
+    connection: &mut MultiplexedConnection,
+    commands: &[(&String, bool)],
+) -> Result<HashSet<u16>, Failure> {
     let mut pipeline = ::redis::pipe();
     for (channel, subscribe) in commands {
-        pipeline.cmd(if *subscribe { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" }).arg(channel).ignore();
+        pipeline.cmd(if *subscribe { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" }).arg(channel);
     }
-    Ok(pipeline.query_async::<()>(connection).await?)
+    let answers: Vec<RedisResult<Value>> = pipeline.ignore_errors().query_async(connection).await?;
+    let mut elsewhere = HashSet::new();
+    for error in answers.into_iter().filter_map(Result::err) {
+        match error.redirect_node() {
+            Some((_, slot)) => drop(elsewhere.insert(slot)),
+            None => return Err(error.into()),
+        }
+    }
+    Ok(elsewhere)
 }
 
 /// Nothing here panics while it holds a lock, so what a lock guards is whole.

@@ -1,6 +1,7 @@
 //! Folding: a [`Fold`] as arguments of `fold.lua`, and its answer as a [`Folded`].
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{broken, number, text};
 use crate::{Error, Fold, Folded, Refusal};
@@ -23,7 +24,7 @@ impl Redis {
         let keys = [keys.meta(key), keys.log(key), keys.folded(key)];
         let keys = keys.each_ref().map(String::as_str);
         // Large, and in no hurry: not on a link where writes would wait behind it.
-        let answer = self.inner.range.script(&self.inner.scripts.fold, &keys, &args).await;
+        let answer = self.ranges(Tag::Session(key)).script(&self.inner.scripts.fold, &keys, &args).await;
         folded_of(answer.map_err(Failure::of_write)?)
     }
 }

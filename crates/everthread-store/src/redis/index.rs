@@ -4,7 +4,8 @@
 //! idempotent here, so its failures may be retried whether or not it happened.
 
 use super::Redis;
-use super::link::{Failure, Link};
+use super::keys::Tag;
+use super::link::Failure;
 use super::read::{broken, number, parse, text};
 use crate::{DUE_VISIBILITY, Due, Error, ITEM_VISIBILITY, Taken, WorkItem};
 use ::redis::{Value, cmd};
@@ -17,7 +18,7 @@ impl Redis {
         let mut request = ::redis::pipe();
         request.cmd("XADD").arg(self.inner.keys.pool(pool)).arg("*").arg("r").arg(payload).ignore();
         request.cmd("SPUBLISH").arg(self.inner.keys.pool_wake(pool)).arg("").ignore();
-        self.link(pool).pipeline::<()>(&request).await.map_err(Failure::of_write)
+        self.at(Tag::Pool(pool)).pipeline::<()>(&request).await.map_err(Failure::of_write)
     }
 
     /// See [`crate::Store::take`].
@@ -30,7 +31,7 @@ impl Redis {
         let key = self.inner.keys.pool(pool);
         let (limit, visibility) = (limit.to_string(), ITEM_VISIBILITY.as_millis().to_string());
         let args = [consumer.as_str().as_bytes(), limit.as_bytes(), visibility.as_bytes()];
-        let answer = self.link(pool).script(&self.inner.scripts.take, &[&key], &args).await;
+        let answer = self.at(Tag::Pool(pool)).script(&self.inner.scripts.take, &[&key], &args).await;
         // A lost answer hides the items for a while, no more.
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         let mut taken = Vec::with_capacity(answer.len() / 3);
@@ -59,7 +60,7 @@ impl Redis {
         request.atomic();
         request.cmd("XACK").arg(&key).arg("workers").arg(ticket).ignore();
         request.cmd("XDEL").arg(&key).arg(ticket).ignore();
-        self.link(pool).pipeline::<()>(&request).await.map_err(Failure::of_write)
+        self.at(Tag::Pool(pool)).pipeline::<()>(&request).await.map_err(Failure::of_write)
     }
 
     /// See [`crate::Store::arm`].
@@ -67,7 +68,7 @@ impl Redis {
         let (member, at) = (key.to_string(), at.0.to_string());
         let args = [member.as_bytes(), at.as_bytes()];
         let key = self.inner.keys.deadlines();
-        let answer = self.deadlines().script(&self.inner.scripts.arm, &[&key], &args).await;
+        let answer = self.at(Tag::Deadlines).script(&self.inner.scripts.arm, &[&key], &args).await;
         answer.map_err(Failure::of_write)
     }
 
@@ -78,7 +79,7 @@ impl Redis {
         let script = &self.inner.scripts.claim_due;
         // A lost answer hides the sessions for a while, no more.
         let answer: Vec<Value> = self
-            .deadlines()
+            .at(Tag::Deadlines)
             .script(script, &[&self.inner.keys.deadlines()], &args)
             .await
             .map_err(Failure::of_read)?;
@@ -92,7 +93,8 @@ impl Redis {
         let next = next.map(|at| at.0.to_string()).unwrap_or_default();
         let args = [member.as_bytes(), claim.as_bytes(), next.as_bytes()];
         let key = self.inner.keys.deadlines();
-        let answer = self.deadlines().script::<()>(&self.inner.scripts.finish_due, &[&key], &args).await;
+        let answer =
+            self.at(Tag::Deadlines).script::<()>(&self.inner.scripts.finish_due, &[&key], &args).await;
         answer.map_err(Failure::of_write)
     }
 
@@ -103,7 +105,7 @@ impl Redis {
         request.cmd("ZADD").arg(index).arg("GT").arg(at.0).arg(key.session.as_str()).ignore();
         // After it: whoever is woken finds it.
         request.cmd("SPUBLISH").arg(changed).arg(format!("{} {}", at.0, key.session)).ignore();
-        self.link(&key.tenant).pipeline::<()>(&request).await.map_err(Failure::of_write)
+        self.at(Tag::Sessions(&key.tenant)).pipeline::<()>(&request).await.map_err(Failure::of_write)
     }
 
     /// See [`crate::Store::sessions`].
@@ -117,7 +119,8 @@ impl Redis {
         let (at, id) = after.map_or_else(Default::default, |(at, id)| (at.0.to_string(), id.to_string()));
         let args = [limit.as_bytes(), at.as_bytes(), id.as_bytes()];
         let key = self.inner.keys.sessions(tenant);
-        let answer = self.link(tenant).script(&self.inner.scripts.sessions, &[&key], &args).await;
+        let answer =
+            self.at(Tag::Sessions(tenant)).script(&self.inner.scripts.sessions, &[&key], &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         let session = |pair: &[Value]| Ok((parse(text(&pair[0])?)?, Millis(number(&pair[1])?)));
         answer.chunks_exact(2).map(session).collect()
@@ -134,7 +137,7 @@ impl Redis {
         let mut request = cmd("SET");
         // Redis refuses 0.
         request.arg(self.inner.keys.worker(tenant, worker)).arg(holder).arg("PX").arg(ttl_ms.max(1));
-        self.link(worker).command::<()>(&request).await.map_err(Failure::of_write)
+        self.at(Tag::Worker(tenant, worker)).command::<()>(&request).await.map_err(Failure::of_write)
     }
 
     /// See [`crate::Store::holder`].
@@ -145,7 +148,7 @@ impl Redis {
     ) -> Result<Option<String>, Error> {
         let mut request = cmd("GET");
         request.arg(self.inner.keys.worker(tenant, worker));
-        self.link(worker).command(&request).await.map_err(Failure::of_read)
+        self.at(Tag::Worker(tenant, worker)).command(&request).await.map_err(Failure::of_read)
     }
 
     /// See [`crate::Store::bury`].
@@ -156,12 +159,10 @@ impl Redis {
         holder: &str,
     ) -> Result<bool, Error> {
         let key = self.inner.keys.worker(tenant, worker);
-        let answer = self.link(worker).script(&self.inner.scripts.bury, &[&key], &[holder.as_bytes()]).await;
+        let answer = self
+            .at(Tag::Worker(tenant, worker))
+            .script(&self.inner.scripts.bury, &[&key], &[holder.as_bytes()])
+            .await;
         answer.map_err(Failure::of_write)
-    }
-
-    /// One link for all deadlines, so that an arming and a claim of one node keep their order.
-    pub(super) fn deadlines(&self) -> &Link {
-        self.link("deadlines")
     }
 }

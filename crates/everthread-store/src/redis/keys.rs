@@ -3,6 +3,7 @@
 //! Invariant: all keys of one script share a hash tag, so that they live in one slot of a cluster. Ids carry neither
 //! braces nor colons, so no id can leave its place in a key.
 
+use super::feed::ProbeAt;
 use crate::Error;
 use everthread_protocol::id::is_valid;
 use everthread_protocol::{NodeId, PoolKey, SessionKey, TenantId, WorkerId};
@@ -10,6 +11,36 @@ use std::fmt::{self, Display};
 
 /// Indexes are cut into partitions by this number at the end of their tag; there is one so far.
 const PARTITION: u32 = 0;
+
+/// What shares a slot: the hash tag of its keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Tag<'a> {
+    /// A session and all that is its own.
+    Session(&'a SessionKey),
+    /// A pool.
+    Pool(&'a PoolKey),
+    /// The deadlines of the deployment.
+    Deadlines,
+    /// The sessions of a tenant.
+    Sessions(&'a TenantId),
+    /// A worker.
+    Worker(&'a TenantId, &'a WorkerId),
+    /// A node.
+    Node(&'a NodeId),
+}
+
+impl Display for Tag<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tag::Session(session) => session.fmt(f),
+            Tag::Pool(pool) => write!(f, "agent:{}:{}:{PARTITION}", pool.tenant, pool.agent),
+            Tag::Deadlines => write!(f, "deadlines:{PARTITION}"),
+            Tag::Sessions(tenant) => write!(f, "sessions:{tenant}:{PARTITION}"),
+            Tag::Worker(tenant, worker) => write!(f, "worker:{tenant}:{worker}"),
+            Tag::Node(node) => write!(f, "node:{node}"),
+        }
+    }
+}
 
 /// Builds keys under the deployment's prefix.
 #[derive(Debug, Clone)]
@@ -30,7 +61,7 @@ impl Keys {
 
     /// What is `what` of a session, to be written where it is needed.
     pub(super) fn name(&self, session: &SessionKey, what: &'static str) -> impl Display {
-        fmt::from_fn(move |f| write!(f, "{}:{{{session}}}:{what}", self.prefix))
+        fmt::from_fn(move |f| write!(f, "{}:{{{}}}:{what}", self.prefix, Tag::Session(session)))
     }
 
     /// Hash: epoch, head, version, state, fences and leases of a session.
@@ -50,7 +81,7 @@ impl Keys {
 
     /// Stream that expires: records that are put aside until the session is planted.
     pub(super) fn staged(&self, session: &SessionKey, name: &str) -> String {
-        format!("{}:{{{session}}}:staged:{name}", self.prefix)
+        format!("{}:{{{}}}:staged:{name}", self.prefix, Tag::Session(session))
     }
 
     /// String: first seq of a session that is kept, and what stands for what was before it.
@@ -90,47 +121,53 @@ impl Keys {
 
     /// Stream: runs that wait for a worker.
     pub(super) fn pool(&self, pool: &PoolKey) -> String {
-        format!("{}:{{agent:{}:{}:{PARTITION}}}:work", self.prefix, pool.tenant, pool.agent)
+        format!("{}:{{{}}}:work", self.prefix, Tag::Pool(pool))
     }
 
     /// Channel: something was added to the pool.
     pub(super) fn pool_wake(&self, pool: &PoolKey) -> String {
-        format!("{}:{{agent:{}:{}:{PARTITION}}}:wake", self.prefix, pool.tenant, pool.agent)
+        format!("{}:{{{}}}:wake", self.prefix, Tag::Pool(pool))
     }
 
     /// Sorted set: sessions by when they are due.
     pub(super) fn deadlines(&self) -> String {
-        format!("{}:{{deadlines:{PARTITION}}}", self.prefix)
+        format!("{}:{{{}}}", self.prefix, Tag::Deadlines)
     }
 
     /// Sorted set: sessions of a tenant by when they were last active.
     pub(super) fn sessions(&self, tenant: &TenantId) -> String {
-        format!("{}:{{sessions:{tenant}:{PARTITION}}}", self.prefix)
+        format!("{}:{{{}}}", self.prefix, Tag::Sessions(tenant))
     }
 
     /// Channel: a session of a tenant was indexed, or taken off the index.
     pub(super) fn changed(&self, tenant: &TenantId) -> String {
-        format!("{}:{{sessions:{tenant}:{PARTITION}}}:changed", self.prefix)
+        format!("{}:{{{}}}:changed", self.prefix, Tag::Sessions(tenant))
     }
 
     /// String that expires: who holds a worker.
     pub(super) fn worker(&self, tenant: &TenantId, worker: &WorkerId) -> String {
-        format!("{}:{{worker:{tenant}:{worker}}}", self.prefix)
+        format!("{}:{{{}}}", self.prefix, Tag::Worker(tenant, worker))
     }
 
-    /// String that expires: the node lives. Also the node's own slot.
+    /// String that expires: the node lives.
     pub(super) fn node(&self, node: &NodeId) -> String {
-        format!("{}:{{node:{node}}}", self.prefix)
+        format!("{}:{{{}}}", self.prefix, Tag::Node(node))
     }
 
-    /// Channel: probes that a node sends to itself.
-    pub(super) fn probe(&self, node: &NodeId) -> String {
-        format!("{}:{{node:{node}}}:probe", self.prefix)
+    /// Channel: probes that a node sends to itself, in a slot of the node's own, the `n`th of many. There is nothing behind
+    /// the key: it fixes the slot.
+    pub(super) fn probe(&self, node: &NodeId, n: u32) -> ProbeAt {
+        let key = match n {
+            0 => self.node(node),
+            n => format!("{}:{{{}:{n}}}", self.prefix, Tag::Node(node)),
+        };
+        ProbeAt { channel: format!("{key}:probe"), key }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::slots::{slot_of_key, slot_of_tag};
     use super::*;
 
     #[test]
@@ -157,7 +194,30 @@ mod tests {
         assert_eq!(keys.changed(&pool.tenant), "et:{sessions:acme:0}:changed");
         assert_eq!(keys.worker(&pool.tenant, &worker), "et:{worker:acme:w1}");
         assert_eq!(keys.node(&node), "et:{node:n1}");
-        assert_eq!(keys.probe(&node), "et:{node:n1}:probe");
+        assert_eq!(keys.probe(&node, 0).key, keys.node(&node));
+        assert_eq!(keys.probe(&node, 0).channel, "et:{node:n1}:probe");
+        assert_eq!(keys.probe(&node, 7).channel, "et:{node:n1:7}:probe");
+    }
+
+    #[test]
+    fn a_request_goes_to_the_slot_of_its_keys() {
+        let keys = Keys::new("et").unwrap();
+        let session: SessionKey = "acme/s1".parse().unwrap();
+        let pool = PoolKey { tenant: "acme".parse().unwrap(), agent: "guide".parse().unwrap() };
+        let (node, worker) = ("n1".parse().unwrap(), "w1".parse().unwrap());
+        for (tag, key) in [
+            (Tag::Session(&session), keys.meta(&session)),
+            (Tag::Session(&session), keys.staged(&session, "x")),
+            (Tag::Pool(&pool), keys.pool(&pool)),
+            (Tag::Pool(&pool), keys.pool_wake(&pool)),
+            (Tag::Deadlines, keys.deadlines()),
+            (Tag::Sessions(&pool.tenant), keys.sessions(&pool.tenant)),
+            (Tag::Sessions(&pool.tenant), keys.changed(&pool.tenant)),
+            (Tag::Worker(&pool.tenant, &worker), keys.worker(&pool.tenant, &worker)),
+            (Tag::Node(&node), keys.node(&node)),
+        ] {
+            assert_eq!(slot_of_tag(tag), slot_of_key(&key), "{key}");
+        }
     }
 
     #[test]

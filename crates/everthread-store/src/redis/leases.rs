@@ -4,8 +4,12 @@
 //! are a hash of their own that expires. Both are idempotent, so a lost answer may be asked for again.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{broken, head_of, parse, text};
+use super::script::By;
+use super::shard::Way;
+use super::slots::slot_of_tag;
 use crate::{DELIVERED_MAX, DELIVERED_MEMORY, Error, Head, LEASE_MS_MAX, Renewal};
 use ::redis::Value;
 use everthread_protocol::{ControlId, SessionKey, WorkerId};
@@ -16,18 +20,17 @@ const RENEWALS_BATCH: usize = 128;
 impl Redis {
     /// See [`crate::Store::renew`].
     pub(super) async fn renew_leases(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
-        let mut heads = Vec::with_capacity(renewals.len());
-        for batch in renewals.chunks(RENEWALS_BATCH) {
-            let calls: Vec<_> = batch.iter().map(|renewal| self.renewal(renewal)).collect();
-            // Not the link of large replies: a lease must not wait behind somebody's catch-up.
-            let link = self.link(&batch[0].key);
-            let answers: Vec<Vec<Value>> =
-                link.scripts(&self.inner.scripts.renew, &calls).await.map_err(Failure::of_write)?;
-            for answer in answers {
-                heads.push(head_of(&answer)?);
-            }
-        }
-        Ok(heads)
+        let slots: Vec<u16> =
+            renewals.iter().map(|renewal| slot_of_tag(Tag::Session(&renewal.key))).collect();
+        let call = |place: usize, by: By| {
+            let (key, args) = self.renewal(&renewals[place]);
+            let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
+            self.inner.scripts.renew.call(by, &[&key], &args)
+        };
+        // Not the way of large replies: a lease must not wait behind somebody's catch-up.
+        let answers: Result<Vec<Vec<Value>>, _> =
+            self.inner.shards.each(Way::Commands, RENEWALS_BATCH, &slots, call).await;
+        answers.map_err(Failure::of_write)?.iter().map(|answer| head_of(answer)).collect()
     }
 
     /// Key and arguments of one call of the script.
@@ -48,7 +51,7 @@ impl Redis {
         let (marks, channel) = (keys.delivered(key), keys.control(key));
         let (memory, most) = (DELIVERED_MEMORY.as_millis().to_string(), DELIVERED_MAX.to_string());
         let args = [control.as_str(), worker.as_str(), &memory, &most, &channel].map(str::as_bytes);
-        let answer = self.link(key).script(&self.inner.scripts.deliver, &[&marks], &args).await;
+        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.deliver, &[&marks], &args).await;
         answer.map_err(Failure::of_write)
     }
 
@@ -66,7 +69,8 @@ impl Redis {
         for control in controls {
             request.arg(control.as_str());
         }
-        let marks: Vec<Value> = self.link(key).command(&request).await.map_err(Failure::of_read)?;
+        let marks: Vec<Value> =
+            self.at(Tag::Session(key)).command(&request).await.map_err(Failure::of_read)?;
         marks.iter().map(worker_of).collect()
     }
 }

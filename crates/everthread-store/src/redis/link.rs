@@ -1,36 +1,33 @@
 //! One connection to Redis that comes back by itself.
 //!
-//! A task of its own connects, loads the scripts, and waits until the connection is broken: closed by the other side, or
-//! retired because an answer did not come in time (a route that swallows packets closes nothing). A request takes the
-//! connection of the moment; during an outage it waits a moment for the next one and then fails, surely unsent. A
-//! request that was sent and got no answer is [`Failure::Lost`]: only the caller knows whether it had effects.
+//! A task of its own connects, loads the scripts, and drives the connection until it is broken: closed by the other side,
+//! retired because an answer did not come in time (a route that swallows packets closes nothing), or leading to what is no
+//! primary any more. A request takes the connection of the moment; during an outage it waits a moment for the next one and
+//! then fails, surely unsent. A request that was sent and got no answer is [`Failure::Lost`]: only the caller knows
+//! whether it had effects. With the connection ends the wait for its answers: what a replaced primary says later, when it
+//! wakes, reaches nobody.
 
+use super::address::Endpoint;
+use super::dial::{Dialer, Dialled};
 use super::script::{By, Script, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo as _, Pipeline,
-    ProtocolVersion, PushInfo, PushKind, RedisError, ServerErrorKind,
-};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long connecting and loading the scripts may take together.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// How long loading the scripts may take.
+const LOAD_MAX: Duration = Duration::from_secs(3);
 /// How long a request waits for a connection during an outage. Covers a quick restart, and fails fast in a long one.
 const OUTAGE_PATIENCE: Duration = Duration::from_millis(500);
 /// First pause between two attempts to connect …
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// … and the longest: a healed server is found within this, however long it was away.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Requests that wait for a place in the connection's write buffer; more wait at their callers, within the deadline.
-const REQUEST_QUEUE: usize = 512;
-
 /// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -40,6 +37,20 @@ pub(super) enum Failure {
     Lost(String),
     /// The server refused to execute it, for now.
     Refused(String),
+    /// It was not executed here: the slot is another server's.
+    Moved {
+        slot: u16,
+        /// As the server says it.
+        to: String,
+    },
+    /// It was not executed here: this part of the slot has moved on already.
+    Ask {
+        slot: u16,
+        /// As the server says it.
+        to: String,
+    },
+    /// It was not executed: the slot is on the move, and a part of what is needed is not here.
+    Again(String),
     /// The server or its answer makes no sense here.
     Broken(String),
 }
@@ -49,8 +60,34 @@ impl Failure {
     pub(super) fn of_write(self) -> Error {
         match self {
             Failure::Lost(why) => Error::Indeterminate(why),
-            Failure::Down(why) | Failure::Refused(why) => Error::Unavailable(why),
+            Failure::Down(why) | Failure::Refused(why) | Failure::Again(why) => Error::Unavailable(why),
+            Failure::Moved { .. } | Failure::Ask { .. } => Error::Unavailable(self.why()),
             Failure::Broken(why) => Error::Corrupt(why),
+        }
+    }
+
+    /// In words.
+    pub(super) fn why(self) -> String {
+        match self {
+            Failure::Down(why)
+            | Failure::Lost(why)
+            | Failure::Refused(why)
+            | Failure::Again(why)
+            | Failure::Broken(why) => why,
+            Failure::Moved { slot, to } | Failure::Ask { slot, to } => format!(
+                "slot {slot} is at {to}: this Redis is part of a cluster, so its address begins with redis-cluster://"
+            ),
+        }
+    }
+
+    /// Of a server with others beside it.
+    pub(super) fn at(self, endpoint: &Endpoint) -> Self {
+        match self {
+            Failure::Down(why) => Failure::Down(format!("{endpoint}: {why}")),
+            Failure::Lost(why) => Failure::Lost(format!("{endpoint}: {why}")),
+            Failure::Refused(why) => Failure::Refused(format!("{endpoint}: {why}")),
+            Failure::Broken(why) => Failure::Broken(format!("{endpoint}: {why}")),
+            other => other,
         }
     }
 
@@ -74,58 +111,28 @@ impl From<RedisError> for Failure {
         }
         // A pipeline's error has its codes one level down.
         let errors = error.clone().into_server_errors();
-        let first = errors.as_ref().and_then(|errors| errors.first()).map(|(_, error)| error.code());
-        match error.code().or(first) {
+        let first = errors.as_ref().and_then(|errors| errors.first()).map(|(_, error)| error);
+        let detail = error.detail().or_else(|| first.and_then(|error| error.details()));
+        // `<slot> <host>:<port>`
+        let elsewhere = || {
+            let (slot, to) = detail?.split_once(' ')?;
+            Some((slot.parse().ok()?, to.to_owned()))
+        };
+        let code = error.code().or_else(|| first.map(|error| error.code()));
+        match (code, elsewhere()) {
+            (Some("MOVED"), Some((slot, to))) => return Failure::Moved { slot, to },
+            (Some("ASK"), Some((slot, to))) => return Failure::Ask { slot, to },
+            (Some("TRYAGAIN"), _) => return Failure::Again(why),
+            _ => {}
+        }
+        match code {
             // Said before anything was executed: a script checks these at its first write.
             Some(
-                "EXECABORT" | "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY"
-                | "MOVED" | "ASK" | "OOM" | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
+                "EXECABORT" | "LOADING" | "BUSY" | "CLUSTERDOWN" | "MASTERDOWN" | "READONLY" | "OOM"
+                | "MISCONF" | "NOREPLICAS" | "NOAUTH" | "NOPERM" | "WRONGPASS",
             ) => Failure::Refused(why),
             _ => Failure::Broken(why),
         }
-    }
-}
-
-/// How to open connections.
-#[derive(Debug, Clone)]
-pub(super) struct Dialer {
-    client: Client,
-    response_timeout: Duration,
-}
-
-impl Dialer {
-    /// Connections to `url`, which answer within `response_timeout` or count as broken.
-    pub(super) fn new(url: &str, response_timeout: Duration) -> Result<Self, Error> {
-        let unusable = |e: RedisError| Error::Unavailable(format!("the address of Redis is not usable: {e}"));
-        let info = url.into_connection_info().map_err(unusable)?;
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        // Nagle's delay costs more than half of the throughput on a network.
-        let info =
-            info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        Ok(Self { client: Client::open(info).map_err(unusable)?, response_timeout })
-    }
-
-    /// One connection; `on_push` is called with what the server sends unasked, in the order in which it comes.
-    pub(super) async fn dial(
-        &self,
-        on_push: impl Fn(PushInfo) + Send + Sync + 'static,
-    ) -> Result<(MultiplexedConnection, CancellationToken), Failure> {
-        let broken = CancellationToken::new();
-        let ended = broken.clone();
-        let push = move |info: PushInfo| {
-            if info.kind == PushKind::Disconnection {
-                ended.cancel();
-            }
-            on_push(info);
-            Ok::<(), std::convert::Infallible>(())
-        };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(self.response_timeout))
-            .set_pipeline_buffer_size(REQUEST_QUEUE)
-            .set_push_sender(push);
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        Ok((connection, broken))
     }
 }
 
@@ -133,53 +140,95 @@ impl Dialer {
 #[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
-    /// Cancelled when it is of no more use.
+    /// Cancelled when it does not answer.
     broken: CancellationToken,
+    /// What opened it, and others to the same server.
+    dialer: Dialer,
 }
 
 /// A connection that comes back by itself.
 pub(super) struct Link {
     /// `None` during an outage. Changed by [`Link::keep`] only.
     live: watch::Sender<Option<Live>>,
+    dialer: Dialer,
     scripts: Arc<Scripts>,
+    /// Why there is no connection.
+    trouble: Mutex<String>,
 }
 
 impl Link {
     /// A link that [`Link::keep`] will connect.
-    pub(super) fn new(scripts: Arc<Scripts>) -> Self {
-        Self { live: watch::Sender::new(None), scripts }
+    pub(super) fn new(dialer: Dialer, scripts: Arc<Scripts>) -> Self {
+        let trouble = Mutex::new("it was not tried yet".to_owned());
+        Self { live: watch::Sender::new(None), dialer, scripts, trouble }
     }
 
     /// Connects, and connects again, for ever.
-    pub(super) async fn keep(&self, dialer: &Dialer, name: &str) -> std::convert::Infallible {
+    pub(super) async fn keep(&self, name: &str) -> std::convert::Infallible {
         let mut backoff = Backoff::default();
         loop {
-            match timeout(CONNECT_MAX, self.open(dialer)).await {
-                Ok(Ok(live)) => {
+            match self.open().await {
+                Ok(mut dialled) => {
                     backoff = Backoff::default();
-                    let broken = live.broken.clone();
-                    self.live.send_replace(Some(live));
-                    tracing::info!(link = name, "connected to redis");
-                    broken.cancelled().await;
-                    self.live.send_replace(None);
-                    tracing::warn!(link = name, "lost the connection to redis");
+                    let why = self.serve(&mut dialled, name).await;
+                    self.in_trouble(why.to_owned());
+                    tracing::warn!(link = name, why, "lost the connection to redis");
                 }
-                Ok(Err(error)) => tracing::debug!(link = name, ?error, "redis cannot be reached"),
-                Err(_) => tracing::debug!(link = name, "redis does not answer"),
+                Err(failure) => {
+                    tracing::debug!(link = name, ?failure, "redis cannot be used");
+                    self.in_trouble(failure.why());
+                }
             }
             sleep(backoff.next()).await;
         }
     }
 
-    async fn open(&self, dialer: &Dialer) -> Result<Live, Failure> {
-        let (mut connection, broken) = dialer.dial(|_| {}).await?;
-        self.scripts.load_all().query_async::<()>(&mut connection).await?;
-        Ok(Live { connection, broken })
+    async fn open(&self) -> Result<Dialled, Failure> {
+        let mut dialled = self.dialer.dial(|_| {}).await?;
+        let load = self.scripts.load_all();
+        let loading = dialled.request(async |connection| Ok(load.query_async::<()>(connection).await?));
+        match timeout(LOAD_MAX, loading).await {
+            Ok(loaded) => loaded.map(|()| dialled),
+            Err(_) => Err(Failure::Down("it does not answer".into())),
+        }
+    }
+
+    /// Until the connection is of no more use; says why.
+    async fn serve(&self, dialled: &mut Dialled, name: &str) -> &'static str {
+        let broken = CancellationToken::new();
+        let live = Live {
+            connection: dialled.connection.clone(),
+            broken: broken.clone(),
+            dialer: self.dialer.clone(),
+        };
+        self.live.send_replace(Some(live));
+        tracing::info!(link = name, "connected to redis");
+        let why = tokio::select! {
+            () = &mut dialled.driver => "the connection was closed",
+            () = broken.cancelled() => "it does not answer",
+            () = dialled.stale.wait() => "it is not the primary any more",
+        };
+        self.live.send_replace(None);
+        why
+    }
+
+    fn in_trouble(&self, why: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Waits for a connection.
     pub(super) async fn connected(&self, patience: Duration) -> Result<(), Failure> {
         self.live(patience).await.map(drop)
+    }
+
+    /// Whether there is a connection at the moment.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.borrow().as_ref().is_some_and(|live| !live.broken.is_cancelled())
+    }
+
+    /// It leads to a replica: it and all others to the same server are given up.
+    pub(super) fn suspect(&self) {
+        self.dialer.suspect();
     }
 
     /// Gives the connection up: something says that it does not work.
@@ -196,9 +245,14 @@ impl Link {
         }
         let mut changes = self.live.subscribe();
         match timeout(patience, changes.wait_for(usable)).await {
-            Ok(Ok(live)) => live.clone().ok_or_else(down),
-            _ => Err(down()),
+            Ok(Ok(live)) => live.clone().ok_or_else(|| self.down()),
+            _ => Err(self.down()),
         }
+    }
+
+    fn down(&self) -> Failure {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        Failure::Down(format!("redis is not connected: {trouble}"))
     }
 
     /// Sends one command.
@@ -226,7 +280,10 @@ impl Link {
     }
 
     /// Sends the call of a script that `call` makes.
-    pub(super) async fn call<T: FromRedisValue>(&self, call: impl Fn(By) -> Cmd) -> Result<T, Failure> {
+    pub(super) async fn call<T: FromRedisValue>(
+        &self,
+        call: impl Fn(By) -> Cmd + Sync,
+    ) -> Result<T, Failure> {
         let mut live = self.live(OUTAGE_PATIENCE).await?;
         let mut answer = call(By::Hash).query_async(&mut live.connection).await;
         if let Err(error) = &answer
@@ -237,20 +294,22 @@ impl Link {
         answer.map_err(|e| live.failed(e))
     }
 
-    /// Calls a script many times at once, each time with one key. Where the server does not know the script, calls that
-    /// were made already are made again: the script must bear that.
-    pub(super) async fn scripts<T: FromRedisValue>(
+    /// Sends many commands at once, one for each of `places`. Where the server does not know a script, calls that were made
+    /// already are made again: the script must bear that. `is_asking` is for what is being moved to this server.
+    pub(super) async fn many<T: FromRedisValue>(
         &self,
-        script: &Script,
-        calls: &[(String, Vec<String>)],
-    ) -> Result<T, Failure> {
+        places: &[usize],
+        make: &(impl Fn(usize, By) -> Cmd + Sync),
+        is_asking: bool,
+    ) -> Result<Vec<T>, Failure> {
         let pipeline = |told: bool| {
             let mut pipeline = ::redis::pipe();
-            for (n, (key, args)) in calls.iter().enumerate() {
-                let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
+            for (n, place) in places.iter().enumerate() {
+                if is_asking {
+                    pipeline.cmd("ASKING").ignore();
+                }
                 // The text of the first makes the script known to the others.
-                let by = if told || n > 0 { By::Hash } else { By::Text };
-                pipeline.add_command(script.call(by, &[key.as_str()], &args));
+                pipeline.add_command(make(*place, if told || n > 0 { By::Hash } else { By::Text }));
             }
             pipeline
         };
@@ -266,17 +325,17 @@ impl Link {
 }
 
 impl Live {
-    /// Sorts the error; a connection that did not answer, or talks to what is no primary any more, is given up.
+    /// Sorts the error. A connection that did not answer is given up; where a write finds a replica, all of them are: what
+    /// only reads would not notice.
     fn failed(&self, error: RedisError) -> Failure {
-        if error.is_io_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
+        if error.is_io_error() {
             self.broken.cancel();
+        }
+        if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
+            self.dialer.suspect();
         }
         error.into()
     }
-}
-
-fn down() -> Failure {
-    Failure::Down("redis is not connected".into())
 }
 
 /// Pauses between attempts: doubling, capped, and jittered so that nodes do not come back in step.

@@ -4,10 +4,11 @@
 //! on the session's log, where operators see it. Moving is idempotent, so a lost answer may be asked for again.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{broken, number, parse, text};
 use crate::{Device, Error, MIRROR_EVERY, Refusal};
-use ::redis::Value;
+use ::redis::{Value, cmd};
 use everthread_protocol::limits::{DEVICE_IDLE_MS, DEVICES_MAX};
 use everthread_protocol::{Cursor, DeviceId, Epoch, Millis, Seq, SessionKey};
 
@@ -29,7 +30,7 @@ impl Redis {
         let every = MIRROR_EVERY.as_millis().to_string();
         let args = [device.as_str(), &epoch, &seq, &idle, &most, &every].map(str::as_bytes);
         let script = &self.inner.scripts.ack;
-        let answer = self.link(key).script(script, &[&meta, &devices, &log], &args).await;
+        let answer = self.at(Tag::Session(key)).script(script, &[&meta, &devices, &log], &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         let word = answer.first().ok_or_else(|| broken("an empty answer to an acknowledgement"))?;
         match (text(word)?, &answer[1..]) {
@@ -46,7 +47,7 @@ impl Redis {
         request.cmd("TIME");
         request.cmd("HGETALL").arg(self.inner.keys.devices(key));
         let (time, fields): (Vec<Value>, Value) =
-            self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+            self.ranges(Tag::Session(key)).pipeline(&request).await.map_err(Failure::of_read)?;
         let now = millis(&time)?;
         let mut devices = Vec::new();
         for (device, value) in pairs(&fields)? {
@@ -62,26 +63,22 @@ impl Redis {
         keys: &[SessionKey],
         device: &DeviceId,
     ) -> Result<Vec<Option<Device>>, Error> {
-        let mut found = Vec::with_capacity(keys.len());
-        for batch in keys.chunks(ACKED_BATCH) {
-            let mut request = ::redis::pipe();
-            request.cmd("TIME");
-            for key in batch {
-                request.cmd("HGET").arg(self.inner.keys.devices(key)).arg(device.as_str());
-            }
-            let answers: Vec<Value> = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-            let (Some(Value::Array(time)), fields) = (answers.first(), &answers[1..]) else {
-                return Err(broken("a time that is none"));
-            };
-            let now = millis(time)?;
-            for field in fields {
-                found.push(match field {
-                    Value::Nil => None,
-                    value => device_of(device.clone(), text(value)?, now)?,
-                });
-            }
-        }
-        Ok(found)
+        let Some(first) = keys.first() else { return Ok(Vec::new()) };
+        // One clock for all of them: in a cluster, that of the first.
+        let time = cmd("TIME");
+        let way = self.ranges(Tag::Session(first));
+        let asked = self.each_session(ACKED_BATCH, keys, |key| {
+            let mut request = cmd("HGET");
+            request.arg(self.inner.keys.devices(key)).arg(device.as_str());
+            request
+        });
+        let (time, fields) = tokio::join!(way.command::<Vec<Value>>(&time), asked);
+        let now = millis(&time.map_err(Failure::of_read)?)?;
+        let device = |field: &Value| match field {
+            Value::Nil => Ok(None),
+            value => device_of(device.clone(), text(value)?, now),
+        };
+        fields?.iter().map(device).collect()
     }
 
     /// See [`crate::Store::forget_device`].
@@ -89,7 +86,7 @@ impl Redis {
         let (devices, log) = (self.inner.keys.devices(key), self.inner.keys.log(key));
         let script = &self.inner.scripts.forget_device;
         let args = [device.as_str().as_bytes()];
-        self.link(key).script(script, &[&devices, &log], &args).await.map_err(Failure::of_write)
+        self.at(Tag::Session(key)).script(script, &[&devices, &log], &args).await.map_err(Failure::of_write)
     }
 }
 

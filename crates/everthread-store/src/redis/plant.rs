@@ -2,6 +2,7 @@
 //! session's folded stream by being renamed.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{HEAD_FIELDS, broken, head_of, number, parse, text};
 use crate::plant::range;
@@ -31,7 +32,8 @@ impl Redis {
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let staged = self.inner.keys.staged(key, name);
         // Large: not on a link where writes would wait behind it.
-        let answer = self.inner.range.script(&self.inner.scripts.stage, &[&staged], &args).await;
+        let answer =
+            self.ranges(Tag::Session(key)).script(&self.inner.scripts.stage, &[&staged], &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         match text(answer.first().ok_or_else(|| broken("an empty answer to a stage"))?)? {
             "ok" => Ok(()),
@@ -60,7 +62,7 @@ impl Redis {
             keys.gone(key),
         ];
         let keys = keys.each_ref().map(String::as_str);
-        let answer = self.inner.range.script(&self.inner.scripts.plant, &keys, &args).await;
+        let answer = self.ranges(Tag::Session(key)).script(&self.inner.scripts.plant, &keys, &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         let word = answer.first().ok_or_else(|| broken("an empty answer to a plant"))?;
         match (text(word)?, &answer[1..]) {
@@ -92,7 +94,7 @@ impl Redis {
             keys.delivered(key),
         ];
         let keys = keys.each_ref().map(String::as_str);
-        let answer = self.link(key).script(&self.inner.scripts.stub, &keys, &args).await;
+        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.stub, &keys, &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         match text(answer.first().ok_or_else(|| broken("an empty answer to a stub"))?)? {
             "ok" => Ok(Stubbed::Done),
@@ -104,27 +106,22 @@ impl Redis {
 
     /// See [`crate::Store::stubbed`].
     pub(super) async fn stubs_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
-        let mut stubs = Vec::with_capacity(keys.len());
-        for batch in keys.chunks(STUBS_BATCH) {
-            let mut request = ::redis::pipe();
-            for key in batch {
-                let meta = self.inner.keys.meta(key);
-                request.cmd("HMGET").arg(meta).arg("archived").arg("archived_at").arg(&HEAD_FIELDS);
+        let answers: Vec<Vec<Value>> = self
+            .each_session(STUBS_BATCH, keys, |key| {
+                let mut request = ::redis::cmd("HMGET");
+                request.arg(self.inner.keys.meta(key)).arg("archived").arg("archived_at").arg(&HEAD_FIELDS);
+                request
+            })
+            .await?;
+        let stub = |answer: &Vec<Value>| match answer.as_slice() {
+            [Value::Nil, ..] => Ok(None),
+            [object, at, head @ ..] => {
+                let head = head_of(head)?.ok_or_else(|| broken("a stub without a head"))?;
+                Ok(Some(StubInfo { object: text(object)?.to_owned(), at: Millis(number(at)?), head }))
             }
-            let answers: Vec<Vec<Value>> =
-                self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-            for answer in answers {
-                stubs.push(match answer.as_slice() {
-                    [Value::Nil, ..] => None,
-                    [object, at, head @ ..] => {
-                        let head = head_of(head)?.ok_or_else(|| broken("a stub without a head"))?;
-                        Some(StubInfo { object: text(object)?.to_owned(), at: Millis(number(at)?), head })
-                    }
-                    _ => return Err(broken("a stub of other fields")),
-                });
-            }
-        }
-        Ok(stubs)
+            _ => Err(broken("a stub of other fields")),
+        };
+        answers.iter().map(stub).collect()
     }
 }
 

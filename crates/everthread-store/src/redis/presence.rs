@@ -5,8 +5,11 @@
 //! only to others learns it from its own beat, and holds its members anew. Everything here may be repeated.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{broken, parse, text};
+use super::shard::Way;
+use super::slots::slot_of_tag;
 use crate::{Error, PRESENCE_KEPT, PresenceChange, Present, Told};
 use ::redis::{Value, cmd};
 use everthread_protocol::{Millis, NodeId, SessionKey};
@@ -14,6 +17,8 @@ use std::collections::BTreeSet;
 
 /// Members that one call of the script changes: others wait behind it.
 const CHANGES_BATCH: usize = 256;
+/// Nodes that one request asks for.
+const LIVING_BATCH: usize = 512;
 
 impl Redis {
     /// See [`crate::Store::beat_node`].
@@ -21,7 +26,7 @@ impl Redis {
         let mut request = cmd("SET");
         // Redis refuses 0.
         request.arg(self.inner.keys.node(node)).arg("1").arg("PX").arg(ttl_ms.max(1)).arg("GET");
-        let before: Value = self.link(node).command(&request).await.map_err(Failure::of_write)?;
+        let before: Value = self.at(Tag::Node(node)).command(&request).await.map_err(Failure::of_write)?;
         Ok(before != Value::Nil)
     }
 
@@ -30,12 +35,15 @@ impl Redis {
         if nodes.is_empty() {
             return Ok(Vec::new());
         }
-        let mut request = ::redis::pipe();
-        for node in nodes {
-            request.cmd("EXISTS").arg(self.inner.keys.node(node));
-        }
-        let living: Vec<u8> = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-        Ok(living.into_iter().map(|lives| lives == 1).collect())
+        let slots: Vec<u16> = nodes.iter().map(|node| slot_of_tag(Tag::Node(node))).collect();
+        let exists = |place: usize, _| {
+            let mut request = cmd("EXISTS");
+            request.arg(self.inner.keys.node(&nodes[place]));
+            request
+        };
+        let living: Result<Vec<u8>, _> =
+            self.inner.shards.each(Way::Ranges, LIVING_BATCH, &slots, exists).await;
+        Ok(living.map_err(Failure::of_read)?.into_iter().map(|lives| lives == 1).collect())
     }
 
     /// See [`crate::Store::hold_present`].
@@ -58,7 +66,8 @@ impl Redis {
         for batch in triples.chunks(CHANGES_BATCH) {
             let mut args = vec![kept.as_bytes()];
             args.extend(batch.iter().flatten().map(String::as_bytes));
-            let answer = self.link(key).script::<()>(&self.inner.scripts.hold, &[&presence], &args).await;
+            let answer =
+                self.at(Tag::Session(key)).script::<()>(&self.inner.scripts.hold, &[&presence], &args).await;
             answer.map_err(Failure::of_write)?;
         }
         Ok(())
@@ -71,7 +80,7 @@ impl Redis {
         let args = [most.as_bytes(), kept.as_bytes()];
         let script = &self.inner.scripts.present;
         // The reply may be long: writes must not wait behind it.
-        let answer = self.inner.range.script(script, &[&presence], &args).await;
+        let answer = self.ranges(Tag::Session(key)).script(script, &[&presence], &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         let mut present = Vec::new();
         match answer.split_first() {

@@ -5,9 +5,12 @@
 //! seam says is folded stays so, and a raw record that has gone since ends the page, at least one record later.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
+use super::shard::Way;
+use super::slots::slot_of_tag;
 use crate::{Error, Head, Loaded, Page};
-use ::redis::Value;
+use ::redis::{Cmd, FromRedisValue, Value};
 use everthread_protocol::{Epoch, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -30,7 +33,7 @@ impl Redis {
     /// See [`crate::Store::load`].
     pub(super) async fn load_session(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let meta = self.inner.keys.meta(key);
-        let answer = self.link(key).script(&self.inner.scripts.load, &[&meta], &[]).await;
+        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.load, &[&meta], &[]).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         match answer.as_slice() {
             [] => Ok(None),
@@ -53,7 +56,7 @@ impl Redis {
         let args = [next.to_string(), FIRST_COUNT.to_string(), FOLDED_FIRST_COUNT.to_string()];
         let args = args.each_ref().map(String::as_bytes);
         let script = &self.inner.scripts.read;
-        let answer = self.inner.range.script(script, &[&meta, &log, &folded], &args).await;
+        let answer = self.ranges(Tag::Session(key)).script(script, &[&meta, &log, &folded], &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_read)?;
         let (meta, first) = match answer.as_slice() {
             [] => return Err(crate::Refusal::NoSession.into()),
@@ -71,36 +74,49 @@ impl Redis {
         let mut open = taking.take(first)?;
         while open {
             let more = if taking.next <= head.folded_to {
-                self.range(&folded, (taking.next, head.folded_to), taking.folded_count()).await?
+                self.range(key, &folded, (taking.next, head.folded_to), taking.folded_count()).await?
             } else {
-                self.range(&log, (taking.next, head.seq), taking.count()).await?
+                self.range(key, &log, (taking.next, head.seq), taking.count()).await?
             };
             open = taking.take(&more)?;
         }
         Ok(Page { records: taking.records, head, epochs })
     }
 
-    async fn range(&self, stream: &str, (from, to): (Seq, Seq), count: usize) -> Result<Vec<Value>, Error> {
+    async fn range(
+        &self,
+        key: &SessionKey,
+        stream: &str,
+        (from, to): (Seq, Seq),
+        count: usize,
+    ) -> Result<Vec<Value>, Error> {
         let mut request = ::redis::cmd("XRANGE");
         request.arg(stream).arg(id(from)).arg(id(to)).arg("COUNT").arg(count);
-        self.inner.range.command(&request).await.map_err(Failure::of_read)
+        self.ranges(Tag::Session(key)).command(&request).await.map_err(Failure::of_read)
     }
 
     /// See [`crate::Store::heads`].
     pub(super) async fn heads_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
-        let mut heads = Vec::with_capacity(keys.len());
-        for batch in keys.chunks(HEADS_BATCH) {
-            let mut request = ::redis::pipe();
-            for key in batch {
-                request.cmd("HMGET").arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
-            }
-            let answers: Vec<Vec<Value>> =
-                self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-            for answer in answers {
-                heads.push(head_of(&answer)?);
-            }
-        }
-        Ok(heads)
+        let answers: Vec<Vec<Value>> = self
+            .each_session(HEADS_BATCH, keys, |key| {
+                let mut request = ::redis::cmd("HMGET");
+                request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
+                request
+            })
+            .await?;
+        answers.iter().map(|answer| head_of(answer)).collect()
+    }
+
+    /// One reading command about each of many sessions, at most `batch` at once to one server.
+    pub(super) async fn each_session<T: FromRedisValue + Send>(
+        &self,
+        batch: usize,
+        keys: &[SessionKey],
+        command: impl Fn(&SessionKey) -> Cmd + Sync,
+    ) -> Result<Vec<T>, Error> {
+        let slots: Vec<u16> = keys.iter().map(|key| slot_of_tag(Tag::Session(key))).collect();
+        let make = |place: usize, _| command(&keys[place]);
+        self.inner.shards.each(Way::Ranges, batch, &slots, make).await.map_err(Failure::of_read)
     }
 }
 

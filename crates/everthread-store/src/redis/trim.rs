@@ -1,6 +1,7 @@
 //! Trimming: a [`Trim`] as arguments of `trim.lua`, its answer as a [`Trimmed`], and the base that it leaves.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{broken, number, parse, text};
 use super::write::version_of;
@@ -22,7 +23,7 @@ impl Redis {
         let keys = &self.inner.keys;
         let keys = [keys.meta(key), keys.folded(key), keys.base(key)];
         let keys = keys.each_ref().map(String::as_str);
-        let answer = self.inner.range.script(&self.inner.scripts.trim, &keys, &args).await;
+        let answer = self.ranges(Tag::Session(key)).script(&self.inner.scripts.trim, &keys, &args).await;
         trimmed_of(answer.map_err(Failure::of_write)?)
     }
 
@@ -32,7 +33,8 @@ impl Redis {
         let mut request = ::redis::pipe();
         request.cmd("HGET").arg(keys.meta(key)).arg("archived");
         request.cmd("GET").arg(keys.base(key));
-        let answer: Vec<Value> = self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
+        let answer: Vec<Value> =
+            self.ranges(Tag::Session(key)).pipeline(&request).await.map_err(Failure::of_read)?;
         let [archived, base] = answer.as_slice() else { return Err(broken("two answers that are not two")) };
         if *archived != Value::Nil {
             return Err(Refusal::Archived.into());

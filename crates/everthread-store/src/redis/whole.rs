@@ -4,6 +4,7 @@
 //! after that: until they do, whoever finds it there finds no session, and drops it.
 
 use super::Redis;
+use super::keys::Tag;
 use super::link::Failure;
 use super::read::{HEAD_FIELDS, broken, epochs_of, head_of, number, parse, text};
 use crate::{Deleted, Error, Listed, TOMBSTONE_KEPT};
@@ -16,20 +17,14 @@ const STATES_BATCH: usize = 64;
 impl Redis {
     /// See [`crate::Store::states`].
     pub(super) async fn states_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
-        let mut listed = Vec::with_capacity(keys.len());
-        for batch in keys.chunks(STATES_BATCH) {
-            let mut request = ::redis::pipe();
-            for key in batch {
-                let meta = self.inner.keys.meta(key);
-                request.cmd("HMGET").arg(meta).arg(&HEAD_FIELDS).arg("epochs").arg("state");
-            }
-            let answers: Vec<Vec<Value>> =
-                self.inner.range.pipeline(&request).await.map_err(Failure::of_read)?;
-            for answer in answers {
-                listed.push(listed_of(&answer)?);
-            }
-        }
-        Ok(listed)
+        let answers: Vec<Vec<Value>> = self
+            .each_session(STATES_BATCH, keys, |key| {
+                let mut request = cmd("HMGET");
+                request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS).arg("epochs").arg("state");
+                request
+            })
+            .await?;
+        answers.iter().map(|answer| listed_of(answer)).collect()
     }
 
     /// See [`crate::Store::delete`], and with what is expected [`crate::Store::delete_if`]: then `None` if it is otherwise.
@@ -41,7 +36,8 @@ impl Redis {
         // Before the session goes: one that is made anew is listed with a later time, and stays.
         let mut request = cmd("ZSCORE");
         request.arg(self.inner.keys.sessions(&key.tenant)).arg(key.session.as_str());
-        let at: Option<f64> = self.link(&key.tenant).command(&request).await.map_err(Failure::of_read)?;
+        let at: Option<f64> =
+            self.at(Tag::Sessions(&key.tenant)).command(&request).await.map_err(Failure::of_read)?;
         let Some(deleted) = self.delete_keys(key, expect).await? else { return Ok(None) };
         if let Some(at) = at
             && let Err(error) = self.unindex_at(key, &at.to_string()).await
@@ -58,7 +54,8 @@ impl Redis {
     pub(super) async fn gone_epoch(&self, key: &SessionKey) -> Result<Option<Epoch>, Error> {
         let mut request = cmd("GET");
         request.arg(self.inner.keys.gone(key));
-        let tombstone: Option<String> = self.link(key).command(&request).await.map_err(Failure::of_read)?;
+        let tombstone: Option<String> =
+            self.at(Tag::Session(key)).command(&request).await.map_err(Failure::of_read)?;
         let epoch = |tombstone: String| {
             let (epoch, _) = tombstone.split_once(' ').ok_or_else(|| broken("a tombstone"))?;
             Ok(Epoch(parse(epoch)?))
@@ -90,7 +87,7 @@ impl Redis {
         let (version, head) =
             expect.map(|(version, head)| (version.to_string(), head.to_string())).unwrap_or_default();
         let args = [&kept, &control, &version, &head].map(String::as_bytes);
-        let answer = self.link(key).script(&self.inner.scripts.delete, &names, &args).await;
+        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.delete, &names, &args).await;
         let answer: Vec<Value> = answer.map_err(Failure::of_write)?;
         let word = answer.first().ok_or_else(|| broken("an empty answer to a deletion"))?;
         match (text(word)?, &answer[1..]) {
@@ -113,7 +110,10 @@ impl Redis {
         let changed = self.inner.keys.changed(&key.tenant);
         let args = [key.session.as_str().as_bytes(), at.as_bytes(), changed.as_bytes()];
         let script = &self.inner.scripts.unindex;
-        self.link(&key.tenant).script(script, &[&sessions], &args).await.map_err(Failure::of_write)
+        self.at(Tag::Sessions(&key.tenant))
+            .script(script, &[&sessions], &args)
+            .await
+            .map_err(Failure::of_write)
     }
 
     /// A deadline of the session, if it has one, fires now: whoever claims it finds no session, and removes it. Removing it
@@ -121,7 +121,7 @@ impl Redis {
     async fn due_at_once(&self, key: &SessionKey) -> Result<(), Error> {
         let mut request = cmd("ZADD");
         request.arg(self.inner.keys.deadlines()).arg("XX").arg("LT").arg(0).arg(key.to_string());
-        self.deadlines().command::<()>(&request).await.map_err(Failure::of_write)
+        self.at(Tag::Deadlines).command::<()>(&request).await.map_err(Failure::of_write)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nearly all are appends of a run: `append.lua` makes those, in half the time, and leaves what is not as usual to `write.lua`.
 
 use super::Redis;
-use super::keys::Keys;
+use super::keys::{Keys, Tag};
 use super::read::{broken, number, parse, text};
 use super::script::{By, Script};
 use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Write, Written};
@@ -26,14 +26,15 @@ impl Redis {
         let args = arguments(write, keys.control(key));
         let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
         let script = &self.inner.scripts.write;
-        let answer = self.link(key).script(script, &[&meta, &log, &producers, &gone], &args).await;
+        let answer =
+            self.at(Tag::Session(key)).script(script, &[&meta, &log, &producers, &gone], &args).await;
         answer_of(answer.map_err(super::link::Failure::of_write)?)
     }
 
     /// `None` if it is not as usual: nothing is written.
     async fn append(&self, key: &SessionKey, append: &Append<'_>) -> Result<Option<Written>, Error> {
         let (keys, script) = (&self.inner.keys, &self.inner.scripts.append);
-        let answer = self.link(key).call(|by| append.call(script, by, keys, key)).await;
+        let answer = self.at(Tag::Session(key)).call(|by| append.call(script, by, keys, key)).await;
         match answer.map_err(super::link::Failure::of_write)? {
             Value::Nil => Ok(None),
             answer => appended(text(&answer)?).map(Some),

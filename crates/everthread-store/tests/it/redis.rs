@@ -1,7 +1,11 @@
 //! The Redis engine: the suite against a server of each test's own, and what only a server can do to it.
 
+mod access;
 mod appends;
+mod cluster;
 mod folding;
+mod history;
+mod sentinel;
 
 use crate::suite::folding::{Writers, catch_up, folded, text};
 use crate::suite::{

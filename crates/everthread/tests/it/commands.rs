@@ -1,6 +1,7 @@
 //! Starting, stopping, and being told what is wrong.
 
 use crate::node::{Node, TOKEN};
+use everthread_testkit::RedisServer;
 use std::process::{Command, Output};
 
 fn everthread(args: &[&str]) -> Output {
@@ -24,6 +25,8 @@ fn a_configuration_that_cannot_work_is_refused_with_what_to_do() {
         (&["check-config", "--token", TOKEN, "--log", "everthread=loud"], "--log"),
         (&["check-config", "--token", TOKEN, "--retention", "ttl=9w"], "--retention"),
         (&["check-config", "--token", TOKEN, "--fold-keep", "9999"], "--fold-keep"),
+        (&["check-config", "--token", TOKEN, "--redis", "redis-sentinel://one,two"], "name of the primary"),
+        (&["check-config", "--token", TOKEN, "--redis", "redis://h", "--redis-prefix", "a:b"], "prefix"),
         (&["dev", "--listen", "0.0.0.0:0"], "--token"),
     ] {
         let told = refusal(args);
@@ -33,6 +36,35 @@ fn a_configuration_that_cannot_work_is_refused_with_what_to_do() {
     let told = String::from_utf8(good.stdout).unwrap();
     assert!(good.status.success() && told.contains("good"), "{told}");
     assert!(!told.contains("secret"), "a password is not printed: {told}");
+}
+
+#[tokio::test]
+async fn the_doctor_tells_warnings_from_errors_and_a_node_does_not_start_on_an_error() {
+    let server = RedisServer::start().await.unwrap();
+    let url = server.url();
+    let it_works = everthread(&["doctor", "--redis", &url]);
+    let told = String::from_utf8(it_works.stdout).unwrap();
+    assert!(it_works.status.success(), "warnings are no errors: {told}");
+    let line = |told: &str, about: &str| {
+        let is_it = |line: &&str| line.split_whitespace().any(|word| word == about);
+        told.lines().find(is_it).unwrap_or_else(|| panic!("nothing about {about}: {told}")).to_owned()
+    };
+    assert!(line(&told, "persistence").starts_with("warning"), "{told}");
+    for about in ["version", "permissions", "eviction", "clock"] {
+        assert!(line(&told, about).starts_with("ok"), "{told}");
+    }
+    server.command("CONFIG SET maxmemory 100mb maxmemory-policy allkeys-lru").await.unwrap();
+    let ill = everthread(&["doctor", "--redis", &url]);
+    let told = String::from_utf8(ill.stdout).unwrap();
+    assert_eq!(ill.status.code(), Some(1));
+    assert!(line(&told, "eviction").starts_with("error"), "{told}");
+    let serve =
+        ["serve", "--token", TOKEN, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--redis", &url];
+    let told = refusal(&serve);
+    assert!(told.contains("noeviction"), "what to do: {told}");
+    drop(server);
+    let told = String::from_utf8(everthread(&["doctor", "--redis", &url]).stdout).unwrap();
+    assert!(told.contains("cannot connect"), "{told}");
 }
 
 #[tokio::test]

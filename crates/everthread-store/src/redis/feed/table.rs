@@ -1,17 +1,45 @@
-//! Who follows which channel, and what the server has been told of it. No I/O.
+//! Who follows which channel, by which lane its messages come, and what the lane's server has been told of it. No I/O.
 //!
-//! Invariant: a channel with followers is either confirmed, or asked for, or dirty; so it is subscribed sooner or later,
-//! and its followers hear of it ([`Sink::doubt`]) when it is.
+//! A lane is a primary's subscription connection; a channel belongs to the lane of the primary that has its slot.
+//! Invariant: a channel with followers is either confirmed, or asked for since a moment, or dirty in its lane; so it is
+//! subscribed sooner or later, and its followers hear of it ([`Sink::doubt`]) when it is.
 
+use super::super::slots::slot_of_key;
 use crate::{Follower, TenantFollower};
 use everthread_protocol::{Millis, Record, Seq, SessionId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A channel without followers stays subscribed this long: a client that reconnects comes back to it.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// A subscription that is not confirmed for so long is asked for again: its refusal may have got lost between answers to
+/// others, since the driver counts what a server says unasked as an answer.
+const ASKED_MAX: Duration = Duration::from_secs(3);
+
+/// A primary's subscription connection, whichever one it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Lane(pub(crate) u32);
+
+/// Where channels belong.
+#[derive(Clone)]
+pub(crate) enum Homes {
+    /// There is one lane.
+    One(Lane),
+    /// By slot; `None` where nobody serves it.
+    Many(Arc<[Option<Lane>]>),
+}
+
+impl Homes {
+    fn of(&self, slot: u16) -> Option<Lane> {
+        match self {
+            Homes::One(lane) => Some(*lane),
+            Homes::Many(lanes) => lanes.get(usize::from(slot)).copied().flatten(),
+        }
+    }
+}
 
 /// Who is woken.
 #[derive(Clone)]
@@ -77,12 +105,15 @@ fn parse_change(payload: &[u8]) -> Option<(SessionId, Millis)> {
 /// One channel.
 #[derive(Default)]
 struct Channel {
+    slot: u16,
+    /// `None` while nobody serves its slot.
+    lane: Option<Lane>,
     /// Shared with deliveries under way; copied when it changes.
     sinks: Arc<Vec<(u64, Sink)>>,
     /// Joined after the confirmation: to be told that they are live.
     newcomers: Vec<u64>,
-    /// The last command about it was to subscribe.
-    asked: bool,
+    /// The last command about it was to subscribe, then.
+    asked: Option<Instant>,
     /// The server has confirmed that.
     confirmed: bool,
     /// Commands to unsubscribe that are not confirmed yet.
@@ -110,31 +141,54 @@ impl Batch {
 }
 
 /// All channels of a node.
-#[derive(Default)]
 pub(super) struct Table {
-    /// Of the connection that counts; messages of others are ignored.
-    generation: u64,
+    homes: Homes,
+    /// Of each lane the connection that counts; messages of others are ignored.
+    generations: HashMap<Lane, u64>,
     channels: HashMap<String, Channel>,
-    /// Channels that may need a command.
-    dirty: HashSet<String>,
+    /// Channels that may need a command, by lane. Those without one wait for it.
+    dirty: HashMap<Option<Lane>, HashSet<String>>,
+    /// Channels that were asked for, by lane, longest ago first.
+    asked: HashMap<Lane, VecDeque<(Instant, String)>>,
     /// Channels without followers.
     idle: HashSet<String>,
     next: u64,
 }
 
 impl Table {
-    /// Registers `sink`; returns what [`Table::remove`] takes.
-    pub(super) fn add(&mut self, name: &str, sink: Sink) -> u64 {
+    /// A table without channels.
+    pub(super) fn new(homes: Homes) -> Self {
+        Self {
+            homes,
+            generations: HashMap::new(),
+            channels: HashMap::new(),
+            dirty: HashMap::new(),
+            asked: HashMap::new(),
+            idle: HashSet::new(),
+            next: 0,
+        }
+    }
+
+    /// Registers `sink`; returns what [`Table::remove`] takes, and the lane that has something to do.
+    pub(super) fn add(&mut self, name: &str, sink: Sink) -> (u64, Option<Lane>) {
         self.next += 1;
-        let channel = self.channels.entry(name.to_owned()).or_default();
+        let channel = self.channels.entry(name.to_owned()).or_insert_with(|| {
+            let slot = slot_of_key(name);
+            Channel { slot, lane: self.homes.of(slot), ..Channel::default() }
+        });
         if channel.confirmed {
             channel.newcomers.push(self.next);
         }
         Arc::make_mut(&mut channel.sinks).push((self.next, sink));
         channel.idle_since = None;
         self.idle.remove(name);
-        self.dirty.insert(name.to_owned());
-        self.next
+        let lane = channel.lane;
+        self.mark(name, lane);
+        (self.next, lane)
+    }
+
+    fn mark(&mut self, name: &str, lane: Option<Lane>) {
+        self.dirty.entry(lane).or_default().insert(name.to_owned());
     }
 
     /// Forgets a sink and hands it back: to be dropped when the table is free, since its end may end other guards.
@@ -152,51 +206,111 @@ impl Table {
     }
 
     /// A new connection: nothing is subscribed on it.
-    pub(super) fn restart(&mut self, generation: u64) {
-        self.generation = generation;
-        self.channels.retain(|_, channel| !channel.sinks.is_empty());
-        for channel in self.channels.values_mut() {
-            (channel.asked, channel.confirmed, channel.ending) = (false, false, 0);
-            // The confirmation tells everybody.
-            channel.newcomers.clear();
+    pub(super) fn restart(&mut self, lane: Lane, generation: u64) {
+        self.generations.insert(lane, generation);
+        let is_here = |channel: &Channel| channel.lane == Some(lane);
+        self.channels.retain(|_, channel| !is_here(channel) || !channel.sinks.is_empty());
+        self.idle.retain(|name| self.channels.contains_key(name));
+        let mut dirty = HashSet::new();
+        for (name, channel) in self.channels.iter_mut().filter(|(_, channel)| is_here(channel)) {
+            channel.forget();
+            dirty.insert(name.clone());
         }
-        self.idle.clear();
-        self.dirty = self.channels.keys().cloned().collect();
+        self.dirty.insert(Some(lane), dirty);
+        self.asked.remove(&lane);
     }
 
-    /// Marks channels that have been without followers for long.
-    pub(super) fn sweep(&mut self, now: Instant) {
+    /// Slots have other owners: their channels are to be subscribed there. Returns the lanes that have something to do.
+    pub(super) fn rehome(&mut self, homes: Homes) -> HashSet<Lane> {
+        self.homes = homes;
+        let (mut moved, mut idle) = (Vec::new(), Vec::new());
+        for (name, channel) in &mut self.channels {
+            let lane = self.homes.of(channel.slot);
+            if lane == channel.lane {
+                continue;
+            }
+            if let Some(dirty) = self.dirty.get_mut(&channel.lane) {
+                dirty.remove(name);
+            }
+            // The server that had the slot ends its subscription by itself.
+            channel.lane = lane;
+            channel.forget();
+            if channel.sinks.is_empty() { idle.push(name.clone()) } else { moved.push((name.clone(), lane)) }
+        }
+        for name in idle {
+            self.idle.remove(&name);
+            self.channels.remove(&name);
+        }
+        for (name, lane) in &moved {
+            self.mark(name, *lane);
+        }
+        moved.into_iter().filter_map(|(_, lane)| lane).collect()
+    }
+
+    /// There is no such lane any more.
+    pub(super) fn close(&mut self, lane: Lane) {
+        self.generations.remove(&lane);
+        self.dirty.remove(&Some(lane));
+        self.asked.remove(&lane);
+    }
+
+    /// Marks channels of the lane that have been without followers, or without an answer, for long.
+    pub(super) fn sweep(&mut self, lane: Lane, now: Instant) {
         let old = |name: &&String| {
-            let since = self.channels.get(*name).and_then(|channel| channel.idle_since);
-            since.is_none_or(|since| now.duration_since(since) >= LINGER)
+            self.channels.get(*name).is_none_or(|channel| {
+                let is_old = channel.idle_since.is_none_or(|since| now.duration_since(since) >= LINGER);
+                channel.lane == Some(lane) && is_old
+            })
         };
         let names: Vec<String> = self.idle.iter().filter(old).cloned().collect();
         for name in names {
             self.idle.remove(&name);
-            self.dirty.insert(name);
+            self.mark(&name, Some(lane));
+        }
+    }
+
+    /// Marks channels of the lane whose subscription was neither confirmed nor refused.
+    pub(super) fn sweep_asked(&mut self, lane: Lane, now: Instant) {
+        let Some(asked) = self.asked.get_mut(&lane) else { return };
+        let mut late = Vec::new();
+        while let Some((at, name)) = asked.pop_front_if(|(at, _)| now.duration_since(*at) >= ASKED_MAX) {
+            if let Some(channel) = self.channels.get_mut(&name)
+                && channel.lane == Some(lane)
+                && channel.asked == Some(at)
+                && !channel.confirmed
+            {
+                channel.asked = None;
+                late.push(name);
+            }
+        }
+        for name in late {
+            self.mark(&name, Some(lane));
         }
     }
 
     /// The next commands, at most `max` of them.
-    pub(super) fn next_batch(&mut self, max: usize) -> Batch {
+    pub(super) fn next_batch(&mut self, lane: Lane, max: usize, now: Instant) -> Batch {
         let mut batch = Batch::default();
-        let names: Vec<String> = self.dirty.iter().take(max).cloned().collect();
+        let Some(dirty) = self.dirty.get_mut(&Some(lane)) else { return batch };
+        let names: Vec<String> = dirty.iter().take(max).cloned().collect();
         for name in names {
-            self.dirty.remove(&name);
+            dirty.remove(&name);
             let Some(channel) = self.channels.get_mut(&name) else { continue };
             let wanted = !channel.sinks.is_empty();
+            let asked = channel.asked.is_some();
             if wanted && channel.confirmed {
                 let new = std::mem::take(&mut channel.newcomers);
                 let new = channel.sinks.iter().filter(|(id, _)| new.contains(id));
                 batch.live.extend(new.map(|(_, sink)| sink.clone()));
-            } else if wanted && !channel.asked {
-                channel.asked = true;
+            } else if wanted && !asked {
+                channel.asked = Some(now);
+                self.asked.entry(lane).or_default().push_back((now, name.clone()));
                 batch.subscribe.push(name);
-            } else if !wanted && channel.asked && !self.idle.contains(&name) {
-                (channel.asked, channel.confirmed) = (false, false);
+            } else if !wanted && asked && !self.idle.contains(&name) {
+                (channel.asked, channel.confirmed) = (None, false);
                 channel.ending += 1;
                 batch.unsubscribe.push(name);
-            } else if !wanted && !channel.asked && channel.ending == 0 {
+            } else if !wanted && !asked && channel.ending == 0 {
                 self.idle.remove(&name);
                 self.channels.remove(&name);
             }
@@ -205,9 +319,15 @@ impl Table {
     }
 
     /// The server confirmed a subscription: returns who is to be told.
-    pub(super) fn subscribed(&mut self, generation: u64, name: &str) -> Arc<Vec<(u64, Sink)>> {
+    pub(super) fn subscribed(&mut self, lane: Lane, generation: u64, name: &str) -> Arc<Vec<(u64, Sink)>> {
+        let is_current = self.generations.get(&lane) == Some(&generation);
         match self.channels.get_mut(name) {
-            Some(channel) if generation == self.generation && channel.asked && channel.ending == 0 => {
+            Some(channel)
+                if is_current
+                    && channel.lane == Some(lane)
+                    && channel.asked.is_some()
+                    && channel.ending == 0 =>
+            {
                 channel.confirmed = true;
                 channel.newcomers.clear();
                 channel.sinks.clone()
@@ -217,18 +337,38 @@ impl Table {
     }
 
     /// A subscription ended. Returns whether nobody asked for that; then it is to be made again.
-    pub(super) fn unsubscribed(&mut self, generation: u64, name: &str) -> bool {
+    pub(super) fn unsubscribed(&mut self, lane: Lane, generation: u64, name: &str) -> bool {
+        let is_current = self.generations.get(&lane) == Some(&generation);
         let Some(channel) = self.channels.get_mut(name) else { return false };
-        if generation != self.generation {
+        if !is_current || channel.lane != Some(lane) {
             return false;
         }
-        self.dirty.insert(name.to_owned());
-        if channel.ending > 0 {
+        let is_asked_for = channel.ending > 0;
+        if is_asked_for {
             channel.ending -= 1;
-            return false;
+        } else {
+            (channel.asked, channel.confirmed) = (None, false);
         }
-        (channel.asked, channel.confirmed) = (false, false);
-        true
+        self.mark(name, Some(lane));
+        !is_asked_for
+    }
+
+    /// The server refused to subscribe channels of a slot, for now: they are to be asked for again.
+    pub(super) fn refused(&mut self, lane: Lane, slot: u16) {
+        let mut names = Vec::new();
+        for (name, channel) in &mut self.channels {
+            if channel.slot == slot
+                && channel.lane == Some(lane)
+                && channel.asked.is_some()
+                && !channel.confirmed
+            {
+                channel.asked = None;
+                names.push(name.clone());
+            }
+        }
+        for name in names {
+            self.mark(&name, Some(lane));
+        }
     }
 
     /// Who follows a channel.
@@ -236,12 +376,22 @@ impl Table {
         self.channels.get(name).map(|channel| channel.sinks.clone()).unwrap_or_default()
     }
 
-    /// Everybody.
-    pub(super) fn everybody(&self) -> Vec<Sink> {
+    /// Everybody on a lane.
+    pub(super) fn everybody(&self, lane: Lane) -> Vec<Sink> {
         self.channels
             .values()
+            .filter(|channel| channel.lane == Some(lane))
             .flat_map(|channel| channel.sinks.iter().map(|(_, sink)| sink.clone()))
             .collect()
+    }
+}
+
+impl Channel {
+    /// Nothing is known of it at the server.
+    fn forget(&mut self) {
+        (self.asked, self.confirmed, self.ending) = (None, false, 0);
+        // The confirmation tells everybody.
+        self.newcomers.clear();
     }
 }
 
@@ -257,70 +407,136 @@ mod tests {
         }))
     }
 
+    const LANE: Lane = Lane(1);
+    const OTHER: Lane = Lane(2);
+
+    fn table() -> Table {
+        Table::new(Homes::One(LANE))
+    }
+
     fn tell(sinks: &[(u64, Sink)]) {
         sinks.iter().for_each(|(_, sink)| sink.doubt());
     }
 
     #[tokio::test]
     async fn a_channel_is_subscribed_once_and_left_only_after_a_while() {
-        let (mut table, count, now) = (Table::default(), Arc::default(), Instant::now());
-        table.restart(1);
-        let first = table.add("c", sink(&count));
-        let second = table.add("c", sink(&count));
-        assert_eq!(table.next_batch(9).subscribe, ["c"]);
-        assert!(table.next_batch(9).is_empty());
-        tell(&table.subscribed(1, "c"));
+        let (mut table, count, now) = (table(), Arc::default(), Instant::now());
+        table.restart(LANE, 1);
+        let (first, _) = table.add("c", sink(&count));
+        let (second, _) = table.add("c", sink(&count));
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).subscribe, ["c"]);
+        assert!(table.next_batch(LANE, 9, Instant::now()).is_empty());
+        tell(&table.subscribed(LANE, 1, "c"));
         assert_eq!(count.load(Ordering::Relaxed), 2);
         table.remove("c", first, now);
         table.remove("c", second, now);
-        table.sweep(now);
-        assert!(table.next_batch(9).is_empty(), "it lingers");
-        table.sweep(now + LINGER);
-        assert_eq!(table.next_batch(9).unsubscribe, ["c"]);
-        assert!(!table.unsubscribed(1, "c"));
-        assert!(table.next_batch(9).is_empty());
+        table.sweep(LANE, now);
+        assert!(table.next_batch(LANE, 9, Instant::now()).is_empty(), "it lingers");
+        table.sweep(LANE, now + LINGER);
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).unsubscribe, ["c"]);
+        assert!(!table.unsubscribed(LANE, 1, "c"));
+        assert!(table.next_batch(LANE, 9, Instant::now()).is_empty());
         assert!(table.channels.is_empty() && table.idle.is_empty(), "nothing stays behind");
     }
 
     #[tokio::test]
     async fn who_joins_a_live_channel_is_told_so_and_who_rejoins_a_dying_one_waits_for_the_new_subscription()
     {
-        let (mut table, count, now) = (Table::default(), Arc::default(), Instant::now());
-        table.restart(1);
-        let first = table.add("c", sink(&count));
-        table.next_batch(9);
-        table.subscribed(1, "c");
+        let (mut table, count, now) = (table(), Arc::default(), Instant::now());
+        table.restart(LANE, 1);
+        let (first, _) = table.add("c", sink(&count));
+        table.next_batch(LANE, 9, Instant::now());
+        table.subscribed(LANE, 1, "c");
         table.add("c", sink(&count));
-        let batch = table.next_batch(9);
+        let batch = table.next_batch(LANE, 9, Instant::now());
         assert_eq!((batch.live.len(), batch.subscribe.len()), (1, 0));
 
-        let mut table = Table::default();
-        table.restart(1);
-        let id = table.add("c", sink(&count));
-        table.next_batch(9);
-        table.subscribed(1, "c");
+        let mut table = Table::new(Homes::One(LANE));
+        table.restart(LANE, 1);
+        let (id, _) = table.add("c", sink(&count));
+        table.next_batch(LANE, 9, Instant::now());
+        table.subscribed(LANE, 1, "c");
         table.remove("c", id, now);
-        table.sweep(now + LINGER);
-        assert_eq!(table.next_batch(9).unsubscribe, ["c"]);
+        table.sweep(LANE, now + LINGER);
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).unsubscribe, ["c"]);
         table.add("c", sink(&count));
-        assert_eq!(table.next_batch(9).subscribe, ["c"]);
-        assert!(!table.unsubscribed(1, "c"), "the answer to the old command");
-        assert_eq!(table.subscribed(1, "c").len(), 1);
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).subscribe, ["c"]);
+        assert!(!table.unsubscribed(LANE, 1, "c"), "the answer to the old command");
+        assert_eq!(table.subscribed(LANE, 1, "c").len(), 1);
         assert_eq!(first, 1);
     }
 
     #[tokio::test]
     async fn a_subscription_that_ends_unasked_or_with_its_connection_is_made_again() {
-        let (mut table, count) = (Table::default(), Arc::default());
-        table.restart(1);
+        let (mut table, count) = (table(), Arc::default());
+        table.restart(LANE, 1);
         table.add("c", sink(&count));
-        table.next_batch(9);
-        table.subscribed(1, "c");
-        assert!(table.unsubscribed(1, "c"));
-        assert_eq!(table.next_batch(9).subscribe, ["c"]);
-        table.restart(2);
-        assert!(table.subscribed(1, "c").is_empty(), "of a connection that is gone");
-        assert_eq!(table.next_batch(9).subscribe, ["c"]);
-        assert_eq!(table.subscribed(2, "c").len(), 1);
+        table.next_batch(LANE, 9, Instant::now());
+        table.subscribed(LANE, 1, "c");
+        assert!(table.unsubscribed(LANE, 1, "c"));
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).subscribe, ["c"]);
+        table.restart(LANE, 2);
+        assert!(table.subscribed(LANE, 1, "c").is_empty(), "of a connection that is gone");
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).subscribe, ["c"]);
+        assert_eq!(table.subscribed(LANE, 2, "c").len(), 1);
+    }
+
+    fn split(at: u16) -> Homes {
+        Homes::Many(
+            (0..super::super::super::slots::SLOTS)
+                .map(|slot| Some(if slot < at { LANE } else { OTHER }))
+                .collect(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_channel_whose_slot_moves_is_subscribed_at_its_new_owner_and_not_missed_at_the_old_one() {
+        let (count, now) = (Arc::default(), Instant::now());
+        let slot = slot_of_key("c");
+        let mut table = Table::new(split(slot + 1));
+        table.restart(LANE, 1);
+        table.restart(OTHER, 1);
+        let (id, lane) = table.add("c", sink(&count));
+        assert_eq!(lane, Some(LANE));
+        assert_eq!(table.next_batch(LANE, 9, now).subscribe, ["c"]);
+        table.subscribed(LANE, 1, "c");
+        assert_eq!(table.rehome(split(slot)), [OTHER].into());
+        assert!(!table.unsubscribed(LANE, 1, "c"), "the old owner says good-bye");
+        assert!(table.next_batch(LANE, 9, now).is_empty());
+        assert_eq!(table.next_batch(OTHER, 9, now).subscribe, ["c"]);
+        assert!(table.subscribed(LANE, 1, "c").is_empty(), "an old answer");
+        tell(&table.subscribed(OTHER, 1, "c"));
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        table.remove("c", id, now);
+        assert_eq!(table.rehome(split(slot + 1)), [].into());
+        assert!(table.channels.is_empty() && table.idle.is_empty(), "nobody follows it");
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_or_not_answered_is_asked_for_again() {
+        let (mut table, count, now) = (table(), Arc::default(), Instant::now());
+        table.restart(LANE, 1);
+        table.add("c", sink(&count));
+        assert_eq!(table.next_batch(LANE, 9, now).subscribe, ["c"]);
+        table.refused(LANE, slot_of_key("c"));
+        assert_eq!(table.next_batch(LANE, 9, now).subscribe, ["c"]);
+        table.sweep_asked(LANE, now);
+        assert!(table.next_batch(LANE, 9, now).is_empty());
+        let later = now + ASKED_MAX;
+        table.sweep_asked(LANE, later);
+        assert_eq!(table.next_batch(LANE, 9, later).subscribe, ["c"]);
+        table.subscribed(LANE, 1, "c");
+        table.sweep_asked(LANE, later + ASKED_MAX);
+        assert!(table.next_batch(LANE, 9, later).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_nobody_serves_waits_for_somebody() {
+        let (mut table, count) = (Table::new(Homes::Many(Arc::new([]))), Arc::default());
+        table.restart(LANE, 1);
+        assert_eq!(table.add("c", sink(&count)).1, None);
+        assert!(table.next_batch(LANE, 9, Instant::now()).is_empty());
+        assert_eq!(table.rehome(Homes::One(LANE)), [LANE].into());
+        assert_eq!(table.next_batch(LANE, 9, Instant::now()).subscribe, ["c"]);
     }
 }

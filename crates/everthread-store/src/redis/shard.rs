@@ -1,0 +1,120 @@
+//! What is kept connected to one primary: a few connections for commands, one for large replies, one for the live feed.
+//!
+//! Their number is constant, however much is followed or asked.
+
+use super::address::Endpoint;
+use super::dial::Dialer;
+use super::feed::{Feed, Lane, ProbeAt, Supplies};
+use super::link::Link;
+use super::script::Scripts;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// By which kind of connection a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// One of those for commands: always the same for a slot, so that the writes of a session keep their order.
+    Commands,
+    /// The one for replies and requests that are large: nothing that is urgent waits behind them.
+    Ranges,
+}
+
+/// One primary.
+pub(super) struct Shard {
+    /// For people, and to find it again.
+    pub(super) endpoint: Endpoint,
+    /// The same, by its other name.
+    also: Option<Endpoint>,
+    /// Its subscription connection.
+    pub(super) lane: Lane,
+    /// For commands, at least one.
+    links: Vec<Arc<Link>>,
+    ranges: Arc<Link>,
+    stop: CancellationToken,
+}
+
+impl Shard {
+    /// The connection for what lies in a slot.
+    pub(super) fn link(&self, slot: u16, way: Way) -> &Link {
+        match way {
+            Way::Commands => &self.links[usize::from(slot) % self.links.len()],
+            Way::Ranges => &self.ranges,
+        }
+    }
+
+    /// Whether this is the server there.
+    pub(super) fn is_at(&self, endpoint: &Endpoint) -> bool {
+        self.endpoint == *endpoint || self.also.as_ref() == Some(endpoint)
+    }
+
+    /// An address that this server gave: without a host it means its own.
+    pub(super) fn resolve(&self, text: &str) -> Option<Endpoint> {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = match (host.trim_matches(['[', ']']), &self.endpoint) {
+            ("" | "?", Endpoint::Tcp(own, _)) => own,
+            (host, _) => host,
+        };
+        Some(Endpoint::Tcp(host.to_owned(), port.parse().ok()?))
+    }
+}
+
+/// Keeps primaries connected.
+pub(super) struct Crew {
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) scripts: Arc<Scripts>,
+    /// At least one.
+    pub(super) command_connections: usize,
+    pub(super) feed: Arc<Feed>,
+    /// Somebody was sent elsewhere.
+    pub(super) moved: Arc<Notify>,
+    /// Number of the next primary's lane.
+    pub(super) lanes: AtomicU32,
+}
+
+impl Crew {
+    /// The next lane.
+    pub(super) fn lane(&self) -> Lane {
+        Lane(self.lanes.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Connects a primary and keeps it so.
+    pub(super) fn shard(
+        &self,
+        dialer: Dialer,
+        endpoint: Endpoint,
+        also: Option<Endpoint>,
+        probe_at: Option<ProbeAt>,
+    ) -> Arc<Shard> {
+        let stop = self.stop.child_token();
+        let keep = |name: String| {
+            let link = Arc::new(Link::new(dialer.clone(), self.scripts.clone()));
+            let (kept, stop) = (link.clone(), stop.clone());
+            self.tasks.spawn(async move { stop.run_until_cancelled(kept.keep(&name)).await });
+            link
+        };
+        let links: Vec<_> =
+            (1..=self.command_connections.max(1)).map(|n| keep(format!("{endpoint} commands {n}"))).collect();
+        let ranges = keep(format!("{endpoint} ranges"));
+        let lane = self.lane();
+        let serving = self.feed.open(lane, probe_at);
+        let supplies = Supplies {
+            dialer,
+            links: links.clone(),
+            scripts: self.scripts.clone(),
+            moved: self.moved.clone(),
+        };
+        let (feed, stopped) = (self.feed.clone(), stop.clone());
+        self.tasks.spawn(async move { stopped.run_until_cancelled(feed.keep(&serving, &supplies)).await });
+        Arc::new(Shard { endpoint, also, lane, links, ranges, stop })
+    }
+
+    /// Lets a primary go: what waits for an answer of it fails at once.
+    pub(super) fn dismiss(&self, shard: &Shard) {
+        shard.stop.cancel();
+        self.feed.close(shard.lane);
+    }
+}
