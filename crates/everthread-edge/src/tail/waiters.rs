@@ -179,7 +179,7 @@ mod tests {
     fn what_was_marked_before_anybody_looked_is_found_at_once() {
         let wake = Wake::default();
         wake.mark(7);
-        let mut cx = Context::from_waker(noop_waker_ref());
+        let cx = Context::from_waker(noop_waker_ref());
         assert!(wake.poll_woken(&cx).is_ready());
         assert_eq!(taken(&wake), [7]);
         assert!(wake.poll_woken(&cx).is_pending());
@@ -189,7 +189,7 @@ mod tests {
     fn many_marks_are_one_wake_up_until_they_are_taken() {
         let (wake, runs) = (Wake::default(), Arc::<Runs>::default());
         let waker = Waker::from(runs.clone());
-        let mut cx = Context::from_waker(&waker);
+        let cx = Context::from_waker(&waker);
         assert!(wake.poll_woken(&cx).is_pending());
         (1..=3).for_each(|attachment| wake.mark(attachment));
         assert_eq!(runs.0.load(Ordering::SeqCst), 1);
