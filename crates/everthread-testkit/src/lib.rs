@@ -6,5 +6,5 @@
 mod proxy;
 mod redis_server;
 
-pub use proxy::Proxy;
+pub use proxy::{Direction, Proxy};
 pub use redis_server::{RedisOptions, RedisServer};
