@@ -9,7 +9,7 @@ mod redis_cluster;
 mod redis_sentinels;
 mod redis_server;
 
-pub use proxy::Proxy;
+pub use proxy::{Direction, Proxy};
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;
 pub use redis_server::{RedisOptions, RedisServer};

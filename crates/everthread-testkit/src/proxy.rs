@@ -1,4 +1,4 @@
-//! A TCP proxy that fails on command: cuts, refuses, stalls, or lets bytes through slowly.
+//! A TCP proxy that fails on command: cuts, refuses, stalls, half-opens, or lets bytes through slowly or late.
 //!
 //! Owns its listener and every connection through it; all of them end with the value. The address stays the same
 //! through a cut, which a closed listener could not promise.
@@ -25,16 +25,37 @@ const THROTTLE_TICK: Duration = Duration::from_millis(20);
 enum Weather {
     /// Bytes pass, at most so many per second, connection and direction.
     Open(Option<u64>),
+    /// Bytes pass, each so much later.
+    Late(Duration),
     /// Connections stay, no byte passes.
     Stalled,
+    /// Connections stay, and bytes pass only the other way.
+    HalfOpen(Direction),
     /// Connections are closed, new ones at once after they were accepted.
     Cut,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the upstream.
+    Up,
+    /// To the client.
+    Down,
+}
+
+impl Weather {
+    /// Whether bytes that go this way are held up.
+    fn holds(self, way: Direction) -> bool {
+        self == Weather::Stalled || self == Weather::HalfOpen(way)
+    }
 }
 
 /// A proxy in front of one upstream.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
+    age_max: watch::Sender<Option<Duration>>,
     weather: watch::Sender<Weather>,
     upstream: watch::Sender<String>,
     /// The accepting task, which owns the connections' tasks.
@@ -48,9 +69,10 @@ impl Proxy {
         let address = listener.local_addr()?;
         let (weather, seen) = watch::channel(Weather::Open(None));
         let (upstream, target) = watch::channel(upstream.into());
+        let (age_max, age) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, target, seen));
-        Ok(Self { address, weather, upstream, _tasks: tasks })
+        tasks.spawn(accept(listener, target, seen, age));
+        Ok(Self { address, age_max, weather, upstream, _tasks: tasks })
     }
 
     /// Where clients connect to.
@@ -73,6 +95,22 @@ impl Proxy {
         self.weather.send_replace(Weather::Stalled);
     }
 
+    /// Keeps every connection, and passes nothing that goes this way until [`Proxy::heal`]: one side talks to nobody, and
+    /// hears the other.
+    pub fn half_open(&self, way: Direction) {
+        self.weather.send_replace(Weather::HalfOpen(way));
+    }
+
+    /// Passes everything so much later, a piece at a time, in each direction.
+    pub fn delay(&self, by: Duration) {
+        self.weather.send_replace(Weather::Late(by));
+    }
+
+    /// Cuts each new connection when it is so old, whatever happens on it, as some meshes do. `None` for never.
+    pub fn cut_at_age(&self, age: Option<Duration>) {
+        self.age_max.send_replace(age);
+    }
+
     /// Passes at most so many bytes per second on each connection, in each direction.
     pub fn throttle(&self, bytes_per_s: u64) {
         self.weather.send_replace(Weather::Open(Some(bytes_per_s)));
@@ -84,14 +122,24 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: watch::Receiver<String>, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    upstream: watch::Receiver<String>,
+    weather: watch::Receiver<Weather>,
+    age_max: watch::Receiver<Option<Duration>>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         if *weather.borrow() == Weather::Cut {
             continue;
         }
         let upstream = upstream.borrow().clone();
-        connections.spawn(serve(client, upstream, weather.clone()));
+        let serving = serve(client, upstream, weather.clone());
+        match *age_max.borrow() {
+            None => connections.spawn(serving),
+            // The end of its time drops it.
+            Some(age) => connections.spawn(async move { drop(timeout(age, serving).await) }),
+        };
         while connections.try_join_next().is_some() {}
     }
 }
@@ -112,8 +160,8 @@ async fn serve(client: TcpStream, upstream: String, mut weather: watch::Receiver
     drop(server.set_nodelay(true));
     let (client_reader, client_writer) = client.into_split();
     let (server_reader, server_writer) = server.into_split();
-    let up = pump(client_reader, server_writer, weather.clone());
-    let down = pump(server_reader, client_writer, weather.clone());
+    let up = pump(client_reader, server_writer, weather.clone(), Direction::Up);
+    let down = pump(server_reader, client_writer, weather.clone(), Direction::Down);
     tokio::select! {
         () = up => {}
         () = down => {}
@@ -126,17 +174,20 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut weather: watch::Receiver<Weather>,
+    way: Direction,
 ) {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        let Ok(open) = weather.wait_for(|w| *w != Weather::Stalled).await.map(|w| *w) else { return };
+        let Ok(open) = weather.wait_for(|w| !w.holds(way)).await.map(|w| *w) else { return };
         let rate = if let Weather::Open(rate) = open { rate } else { None };
         let len = rate.map_or(CHUNK_BYTES, |rate| share(rate).clamp(1, CHUNK_BYTES));
         let Ok(len @ 1..) = from.read(&mut chunk[..len]).await else { return };
+        let now = *weather.borrow();
+        if let Weather::Late(by) = now {
+            sleep(by).await;
+        }
         // The network may have stalled while the bytes were awaited.
-        if weather.wait_for(|w| *w != Weather::Stalled).await.is_err()
-            || to.write_all(&chunk[..len]).await.is_err()
-        {
+        if weather.wait_for(|w| !w.holds(way)).await.is_err() || to.write_all(&chunk[..len]).await.is_err() {
             return;
         }
         if rate.is_some() {

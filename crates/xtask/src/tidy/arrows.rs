@@ -38,6 +38,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // It checks histories as clients see them; it knows nothing of the server, which it starts as a process.
     ("everthread-testkit", &["everthread-protocol", "everthread-session", "everthread-client"]),
+    // It drives a deployment from outside: the node is a process, workers use their library, clients speak the wire themselves.
+    (
+        "everthread-chaos",
+        &[
+            "everthread-protocol",
+            "everthread-session",
+            "everthread-socket",
+            "everthread-testkit",
+            "everthread-worker",
+        ],
+    ),
     ("xtask", &["everthread-protocol"]),
 ];
 
@@ -64,7 +75,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("redb", &["everthread-store"]),
     ("object_store", &["everthread-archive"]),
     // Programs, and nothing that is linked into another.
-    ("clap", &["everthread", "everthread-loadtest"]),
+    ("clap", &["everthread", "everthread-chaos", "everthread-loadtest"]),
 ];
 
 /// Compares what `cargo metadata` says with the tables above.

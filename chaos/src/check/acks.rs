@@ -1,0 +1,150 @@
+//! What was acknowledged: all of it is in the log, each thing once, where the answer said.
+
+use super::{Promise, Rule, Verdict};
+use crate::history::{Event, Place, What};
+use crate::log::{Log, Logged};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A request writes at most so many entries: what was asked for lies at most so far before the end that the answer names.
+const BLOCK_ENTRIES_MAX: u64 = 8;
+
+/// What is looked up in a log.
+struct Index<'a> {
+    log: &'a Log,
+    /// Messages that were put, and marks, by name.
+    puts: HashMap<&'a str, Vec<&'a Logged>>,
+    runs: HashSet<&'a str>,
+    /// Controls: how often each was asked for, and its last outcome.
+    controls: HashMap<&'a str, (usize, Option<&'a str>)>,
+    tokens: HashMap<&'a str, BTreeMap<u32, u64>>,
+}
+
+impl<'a> Index<'a> {
+    fn of(log: &'a Log) -> Index<'a> {
+        let (puts, runs, controls) = (HashMap::new(), HashSet::new(), HashMap::new());
+        let mut index = Index { log, puts, runs, controls, tokens: super::runs::tokens(log) };
+        for logged in &log.entries {
+            let text = |field: &str| logged.body[field].as_str().unwrap_or_default();
+            match logged.kind.as_str() {
+                "message.put" => index.puts.entry(text("message")).or_default().push(logged),
+                "x-mark" => index.puts.entry(text("mark")).or_default().push(logged),
+                "run.requested" => drop(index.runs.insert(text("run"))),
+                "control.requested" => index.controls.entry(text("control")).or_default().0 += 1,
+                "control.settled" => {
+                    index.controls.entry(text("control")).or_default().1 = Some(text("outcome"));
+                }
+                _ => {}
+            }
+        }
+        index
+    }
+}
+
+/// Something that was asked for under one id.
+struct Put<'a> {
+    name: &'a str,
+    text: &'a str,
+    acked: Option<Place>,
+}
+
+/// Compares what askers and workers were told with the logs.
+pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Promise, verdict: &mut Verdict) {
+    let indexes: BTreeMap<&str, Index<'_>> =
+        logs.iter().map(|(session, log)| (*session, Index::of(log))).collect();
+    let mut puts: BTreeMap<(&str, &str), Put<'_>> = BTreeMap::new();
+    for event in events {
+        let Some(index) = session_of(&event.what).and_then(|session| indexes.get(session)) else { continue };
+        let session = index.log.session.as_str();
+        match &event.what {
+            What::Put { id, name, text, .. } => {
+                puts.entry((session, id.as_str())).or_insert(Put { name, text, acked: None });
+            }
+            What::PutAcked { id, place, run, .. } => {
+                if let Some(put) = puts.get_mut(&(session, id.as_str())) {
+                    put.acked = Some(*place);
+                }
+                if is_forgiven(index.log, *place, promise) {
+                    continue;
+                }
+                if let Some(run) = run.as_ref().filter(|run| !index.runs.contains(run.as_str())) {
+                    verdict.found(Rule::Lost, session, &event.who, format!("run {run} was acknowledged"));
+                }
+            }
+            What::Confirmed { run, attempt, tokens, .. } => {
+                verdict.looked.add("confirmations", 1);
+                let there = index.tokens.get(run.as_str()).and_then(|counts| counts.get(attempt)).copied();
+                if there.unwrap_or(0) < *tokens && promise == Promise::Kept {
+                    let text = format!("{tokens} tokens of {run} were confirmed, {there:?} are there");
+                    verdict.found(Rule::Lost, session, &event.who, text);
+                }
+            }
+            What::Receipt { control, outcome, .. } => {
+                verdict.looked.add("receipts", 1);
+                if promise == Promise::Kept {
+                    receipt(index, &event.who, control, outcome.as_deref(), verdict);
+                }
+            }
+            _ => {}
+        }
+    }
+    for ((session, id), put) in puts {
+        let Some(index) = indexes.get(session) else { continue };
+        verdict.looked.add("acknowledged", u64::from(put.acked.is_some()));
+        if let Some((rule, what)) = wrong(index, &put, promise) {
+            verdict.found(rule, session, "asker", format!("{} (request {id}) {what}", put.name));
+        }
+    }
+}
+
+fn session_of(what: &What) -> Option<&str> {
+    match what {
+        What::Put { session, .. }
+        | What::PutAcked { session, .. }
+        | What::Confirmed { session, .. }
+        | What::Receipt { session, .. } => Some(session),
+        _ => None,
+    }
+}
+
+/// Whether what was acknowledged there may be gone.
+fn is_forgiven(log: &Log, place: Place, promise: Promise) -> bool {
+    promise == Promise::MayLoseTail && !log.is_valid(place.epoch, place.seq)
+}
+
+/// What is wrong with something that was asked for.
+fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, String)> {
+    let found = index.puts.get(put.name).map(Vec::as_slice).unwrap_or_default();
+    match (found, put.acked) {
+        ([], Some(place)) if is_forgiven(index.log, place, promise) => None,
+        ([], Some(place)) => Some((Rule::Lost, format!("was acknowledged at {place:?}"))),
+        ([], None) => None,
+        ([one], acked) => {
+            let is_text = one.kind == "x-mark" || one.body["parts"][0]["value"] == put.text;
+            // Where the log was lost and has grown again, it may stand elsewhere.
+            let is_elsewhere = |place: &Place| {
+                index.log.is_valid(place.epoch, place.seq)
+                    && (one.first > place.seq || one.first + BLOCK_ENTRIES_MAX <= place.seq)
+            };
+            if !is_text {
+                Some((Rule::Lost, format!("has another text: {}", one.body)))
+            } else {
+                let elsewhere = acked.filter(is_elsewhere);
+                elsewhere
+                    .map(|place| (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first)))
+            }
+        }
+        (several, _) => Some((Rule::Doubled, format!("is there {} times", several.len()))),
+    }
+}
+
+fn receipt(index: &Index<'_>, who: &str, control: &str, outcome: Option<&str>, verdict: &mut Verdict) {
+    let (asked, settled) = index.controls.get(control).copied().unwrap_or_default();
+    let session = index.log.session.as_str();
+    if asked == 0 {
+        verdict.found(Rule::Lost, session, who, format!("control {control} has a receipt"));
+    }
+    if let Some(outcome) = outcome.filter(|outcome| settled != Some(*outcome)) {
+        let text = format!("{control} was said to be {outcome}, the log says {settled:?}");
+        verdict.found(Rule::ControlOutcome, session, who, text);
+    }
+}

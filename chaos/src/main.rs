@@ -1,0 +1,169 @@
+//! The command: `everthread-chaos run`, and `everthread-chaos worker`, which the first starts.
+#![expect(clippy::print_stdout, reason = "a command-line tool talks on stdout")]
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Parser, Subcommand};
+use everthread_chaos::asker::Pace;
+use everthread_chaos::drive::{self, Load};
+use everthread_chaos::history::Recorder;
+use everthread_chaos::setup::Standalone;
+use everthread_chaos::world::{Size, World};
+use everthread_chaos::{process, report, worker};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// Faults from a seed against a whole deployment.
+#[derive(Debug, Parser)]
+#[command(name = "everthread-chaos", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Starts a deployment, breaks it by the plan of a seed, and checks what everybody saw.
+    Run(RunArgs),
+    /// A worker of it.
+    Worker(WorkerArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// How long things are broken.
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+    /// Decides what is broken when, and everything else that is chosen.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The everthread binary.
+    #[arg(long)]
+    binary: PathBuf,
+    /// Where histories, logs and the report go; a directory of its own otherwise, which is kept if anything is found.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Nodes.
+    #[arg(long, default_value_t = 3)]
+    edges: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 3)]
+    workers: usize,
+    /// Clients.
+    #[arg(long, default_value_t = 240)]
+    clients: usize,
+    /// Sessions.
+    #[arg(long, default_value_t = 12)]
+    sessions: usize,
+    /// A fault planted in the nodes, whose binary must have them: what the checker should find.
+    #[arg(long)]
+    planted: Option<String>,
+    /// Set by this program for itself: it has a network of its own, in which packets can be dropped.
+    #[arg(long, hide = true)]
+    own_network: bool,
+}
+
+#[derive(Debug, Args)]
+struct WorkerArgs {
+    #[arg(long)]
+    url: String,
+    #[arg(long)]
+    token: String,
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    history: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let verb = Cli::parse().command;
+    if let Verb::Run(args) = &verb
+        && !args.own_network
+        && can_have_network()
+    {
+        return again_in_own_network().unwrap_or_else(complain);
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(error.into()),
+    };
+    runtime.block_on(async {
+        match verb {
+            Verb::Run(args) => run(args).await.unwrap_or_else(complain),
+            Verb::Worker(args) => work(args).await.map_or_else(complain, |()| ExitCode::SUCCESS),
+        }
+    })
+}
+
+fn complain(error: anyhow::Error) -> ExitCode {
+    println!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Whether packets can be dropped without harm to anybody else.
+fn can_have_network() -> bool {
+    process::is_there("iptables") && process::run("unshare", &["--net", "true"]).is_ok()
+}
+
+/// This program again, in a network of its own.
+fn again_in_own_network() -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe()?;
+    let status = Command::new("unshare")
+        .args(["--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"])
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--own-network")
+        .stdin(Stdio::null())
+        .status()
+        .context("unshare does not start")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn work(args: WorkerArgs) -> anyhow::Result<()> {
+    drop(
+        tracing_subscriber::fmt()
+            .with_env_filter("info")
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .try_init(),
+    );
+    let recorder = Recorder::direct(&args.history)?;
+    worker::serve(&args.url, &args.token, &args.name, recorder, everthread_worker::CancellationToken::new())
+        .await
+}
+
+async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    ensure!(args.binary.is_file(), "{} is not there", args.binary.display());
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => tempfile::Builder::new().prefix("everthread-chaos-").tempdir()?.keep(),
+    };
+    std::fs::create_dir_all(&dir)?;
+    println!("seed {}, {} minutes, in {}", args.seed, args.minutes, dir.display());
+    if !args.own_network {
+        println!("SKIPPED: partitions. They take root, iptables and unshare");
+    }
+    let store = Standalone::start(args.edges, args.own_network).await?;
+    let size = Size { edges: args.edges, workers: args.workers, proxies: 4 };
+    let mut world = World::start(&dir, &args.binary, &size, Box::new(store), args.planted.as_deref()).await?;
+    let load = Load {
+        sessions: args.sessions,
+        clients: args.clients,
+        pace: Pace { tokens_max: 120, pause_ms: 60, mark_ms: 800 },
+        seed: args.seed,
+        length: Duration::from_secs_f64(args.minutes * 60.0),
+    };
+    let outcome = drive::run(&mut world, &load, &dir, &|line| println!("{line}")).await?;
+    let title = format!("{}, seed {}, {} minutes", world.store.name(), args.seed, args.minutes);
+    let text = report::markdown(&title, &outcome);
+    println!("{text}");
+    std::fs::write(dir.join("report.md"), &text)?;
+    std::fs::write(dir.join("report.json"), report::json(&title, &outcome)?)?;
+    let is_clean = outcome.verdict.violations.is_empty();
+    if is_clean && args.dir.is_none() {
+        drop(world);
+        std::fs::remove_dir_all(&dir)?;
+    }
+    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
