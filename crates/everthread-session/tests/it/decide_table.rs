@@ -498,15 +498,17 @@ fn what_does_not_fit_is_refused_by_the_name_of_its_limit() {
         matches!(too_large, Refusal::TooLarge(_)) && !too_large.fault().code.is_retryable(),
         "{too_large}"
     );
-    let params = json!({"p": big(STATE_BYTES_MAX)}).as_object().unwrap().clone();
-    let child = Request::StartChild {
+    let child = |bytes: usize| Request::StartChild {
         run: "r".parse().unwrap(),
         child: "s".parse().unwrap(),
         agent: "guide".parse().unwrap(),
         parts: world::parts(),
-        params: Some(params),
+        params: json!({"p": big(bytes)}).as_object().cloned(),
     };
-    limit(decide(Some(&state("active")), &child, &context(world::START, "F")), "STATE_BYTES_MAX");
+    let start = |bytes: usize| decide(Some(&state("active")), &child(bytes), &context(world::START, "F"));
+    limit(start(STATE_BYTES_MAX - 100), "STATE_BYTES_MAX");
+    let alone = start(STATE_BYTES_MAX).unwrap_err();
+    assert!(matches!(alone, Refusal::TooLarge(_)), "no session has room for it: {alone}");
 }
 
 #[test]
