@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[cfg(not(debug_assertions))]
 compile_error!("planted faults are for tests: a release build must not have them");
 
+/// The environment variable that names the fault of a node.
+pub const VARIABLE: &str = "EVERTHREAD_PLANTED_FAULT";
+
 /// Something that is done wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -78,10 +78,11 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
 /// Plants the fault that the environment names, if it names one.
 #[cfg(feature = "planted-faults")]
 fn plant_fault() -> anyhow::Result<()> {
-    let Ok(name) = std::env::var("EVERTHREAD_PLANTED_FAULT") else { return Ok(()) };
-    let fault = name.parse().map_err(anyhow::Error::msg).context("EVERTHREAD_PLANTED_FAULT")?;
+    use everthread_store::planted::{VARIABLE, plant};
+    let Ok(name) = std::env::var(VARIABLE) else { return Ok(()) };
+    let fault = name.parse().map_err(anyhow::Error::msg).context(VARIABLE)?;
     tracing::warn!(name, "a fault is planted in this node");
-    everthread_store::planted::plant(Some(fault));
+    plant(Some(fault));
     Ok(())
 }
 
