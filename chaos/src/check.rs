@@ -10,6 +10,8 @@
 mod acks;
 mod clients;
 mod runs;
+#[cfg(test)]
+mod tests;
 
 use crate::history::Event;
 use crate::log::Log;

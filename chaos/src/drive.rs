@@ -73,14 +73,16 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
         say(&format!("NOT AT REST: {error:#}"));
     }
     tasks.shared.giving_up.cancel();
-    if timeout(PATIENCE, async { while tasks.asking.join_next().await.is_some() {} }).await.is_err() {
+    if !all_end(&mut tasks.asking).await? {
         bail!("some who ask never end");
     }
     let logs = read_all(&http, world, &tasks.sessions).await?;
     let ends = logs.iter().map(|(session, told)| (session.clone(), told[0].head)).collect();
     tasks.ends.send_replace(Some(ends));
     // Those that never get there are found by the checker: they do not say what they hold.
-    drop(timeout(PATIENCE, async { while tasks.following.join_next().await.is_some() {} }).await);
+    if !all_end(&mut tasks.following).await? {
+        say(&format!("{} clients have not arrived", tasks.following.len()));
+    }
     tasks.following.shutdown().await;
     recorder.finish()?;
     let mut events = history::read(&dir.join("history"))?;
@@ -90,6 +92,20 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
         }
     }
     Ok(Outcome { verdict: check(&events, &logs, world.store.promise()), planned, events })
+}
+
+/// Waits until all of them have ended; false if some never do. One that panics is a fault of this program.
+async fn all_end(tasks: &mut JoinSet<()>) -> anyhow::Result<bool> {
+    let all = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("somebody who takes part has failed")?;
+        }
+        Ok(())
+    };
+    match timeout(PATIENCE, all).await {
+        Ok(ended) => ended.map(|()| true),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Makes the sessions and starts everybody.

@@ -282,3 +282,30 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Event>> {
     });
     events.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_read_as_it_was_written_but_for_a_line_that_a_kill_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history");
+        let recorder = Recorder::direct(&path).unwrap();
+        let what = What::Attached {
+            session: "s".into(),
+            from: Some(Place { epoch: 5, seq: 3 }),
+            recent: false,
+            resumed: true,
+            epoch: 5,
+        };
+        recorder.note_at(7, "c1", what.clone());
+        recorder.note_at(8, "c1", What::Left { why: "cut".into() });
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str(r#"{"at":9,"who":"c1","wha"#);
+        std::fs::write(&path, text).unwrap();
+        let events = read(&path).unwrap();
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[0], Event { at: 7, who: "c1".into(), what });
+    }
+}

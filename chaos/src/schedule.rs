@@ -157,3 +157,25 @@ pub fn plan(seed: u64, length: Duration, kinds: &[Kind]) -> Vec<Planned> {
     }
     planned
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_is_a_plan_and_another_seed_is_another() {
+        let minutes = Duration::from_secs(300);
+        assert_eq!(plan(7, minutes, &Kind::COMMON), plan(7, minutes, &Kind::COMMON));
+        assert_ne!(plan(7, minutes, &Kind::COMMON), plan(8, minutes, &Kind::COMMON));
+    }
+
+    #[test]
+    fn every_kind_has_its_turn_and_all_is_over_in_time() {
+        let minutes = Duration::from_secs(300);
+        let planned = plan(3, minutes, &Kind::COMMON);
+        for kind in Kind::COMMON {
+            assert!(planned.iter().filter(|planned| planned.kind == kind).count() >= 2, "{kind}");
+        }
+        assert!(planned.iter().all(|planned| planned.at + planned.lasts <= minutes));
+    }
+}

@@ -108,3 +108,15 @@ async fn confirmed(run: &Run, name: &str, recorder: &Recorder, tokens: u64) -> R
     recorder.note(name, What::Confirmed { session, run: run.id().to_string(), attempt, tokens });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_read_as_it_was_written() {
+        let task = Task { asks: true, tokens: 40, pause_ms: 15, confirm_every: 8 };
+        assert_eq!(Task::parse(&task.text()), Some(task));
+        assert_eq!(Task::parse("go on"), None);
+    }
+}

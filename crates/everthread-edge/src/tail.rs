@@ -119,6 +119,14 @@ impl Ring {
         if self.is_gone || !self.known || record.epoch < self.head.epoch {
             return self.known;
         }
+        #[cfg(feature = "planted-faults")]
+        if everthread_store::planted::is(everthread_store::planted::Fault::GapCheck)
+            && record.epoch == self.head.epoch
+            && record.from > self.head.seq.next()
+        {
+            self.append(record);
+            return true;
+        }
         // Of another epoch: it may follow by its numbers only, on a tail that was lost and is written anew, or in a session
         // that was deleted and made anew.
         if record.epoch > self.head.epoch || record.from > self.head.seq.next() {

@@ -14,6 +14,8 @@ mod fold;
 pub mod pages;
 mod people;
 mod plant;
+#[cfg(feature = "planted-faults")]
+pub mod planted;
 pub mod redis;
 mod trim;
 mod types;

@@ -241,6 +241,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_half_open_connection_passes_bytes_one_way_and_the_others_when_it_heals() {
+        let (upstream, _echo) = echo().await;
+        let proxy = Proxy::start(upstream).await.unwrap();
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        socket.write_all(b"a").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'a');
+        proxy.half_open(Direction::Down);
+        socket.write_all(b"b").await.unwrap();
+        assert!(timeout(Duration::from_millis(100), socket.read_u8()).await.is_err());
+        proxy.heal();
+        assert_eq!(socket.read_u8().await.unwrap(), b'b');
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_cut_at_its_age_though_bytes_pass() {
+        let (upstream, _echo) = echo().await;
+        let proxy = Proxy::start(upstream).await.unwrap();
+        proxy.cut_at_age(Some(Duration::from_millis(50)));
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        let talking = async {
+            while socket.write_all(b"a").await.is_ok() && socket.read_u8().await.is_ok() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), talking).await.expect("it is never cut");
+    }
+
+    #[tokio::test]
     async fn a_throttled_connection_takes_its_time() {
         let (upstream, _echo) = echo().await;
         let proxy = Proxy::start(upstream).await.unwrap();

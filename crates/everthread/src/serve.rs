@@ -35,6 +35,8 @@ const DEMO_MODEL_AGENT: &str = "model";
 /// Runs a node until it is told to stop.
 pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     start_log(&args)?;
+    #[cfg(feature = "planted-faults")]
+    plant_fault()?;
     let token = args.token(mode)?;
     args.leases()?;
     args.keeping.folding()?;
@@ -70,6 +72,17 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
         }
     }
     background.close(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+/// Plants the fault that the environment names, if it names one.
+#[cfg(feature = "planted-faults")]
+fn plant_fault() -> anyhow::Result<()> {
+    use everthread_store::planted::{VARIABLE, plant};
+    let Ok(name) = std::env::var(VARIABLE) else { return Ok(()) };
+    let fault = name.parse().map_err(anyhow::Error::msg).context(VARIABLE)?;
+    tracing::warn!(name, "a fault is planted in this node");
+    plant(Some(fault));
     Ok(())
 }
 

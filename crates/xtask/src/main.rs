@@ -1,5 +1,5 @@
 //! Development tasks: `cargo xtask test` runs everything that must pass, `cargo xtask tidy` checks what no compiler checks,
-//! `cargo xtask compose` brings the deployment of `deploy/` up in containers.
+//! `cargo xtask compose` brings the deployment of `deploy/` up in containers, `cargo xtask chaos` breaks one by the plan of a seed.
 //!
 //! - [`mod@test`] runs steps, which are data, and sums them up; [`tools`] installs what they need.
 //! - [`tidy`] is a list of pure functions over a [`tree::Tree`], the text of every file of the project.
@@ -7,6 +7,7 @@
 //! Invariant: nothing here is part of the product; no other crate depends on it.
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on stdout")]
 
+mod chaos;
 mod steps;
 mod test;
 mod tidy;
@@ -21,7 +22,10 @@ const USAGE: &str = "\
 usage: cargo xtask test [--only STEP]...   install what the tests need, then run all of them
        cargo xtask test --list             name the steps
        cargo xtask tidy                    check arrows between crates, file lengths, documents
-       cargo xtask compose                 bring deploy/docker-compose.yml up and take nodes away; as root";
+       cargo xtask compose                 bring deploy/docker-compose.yml up and take nodes away; as root
+       cargo xtask chaos --minutes N --seed S [--planted FAULT] [more]
+                                           kill, freeze, cut and part a deployment by the plan of a seed, and check what
+                                           everybody saw; as root for partitions; `-- --help` tells the rest";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +49,7 @@ fn run(args: &[&str]) -> anyhow::Result<ExitCode> {
         }
         ["test", rest @ ..] => test::run(&top, &only(rest)?),
         ["tidy"] => Ok(if tidy::run(&top)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        ["chaos", rest @ ..] => chaos::run(&top, rest).map(|()| ExitCode::SUCCESS),
         ["compose"] => test::compose(&top).map(|()| ExitCode::SUCCESS),
         _ => bail!("{USAGE}"),
     }

@@ -98,6 +98,11 @@ fn perform(top: &Path, action: &Action) -> anyhow::Result<()> {
 }
 
 fn run_program(top: &Path, dir: &str, command: &[&str]) -> anyhow::Result<()> {
+    run_within(top, dir, command, STEP_MAX)
+}
+
+/// Runs a program in a directory of the repository; an error if it fails or takes longer.
+pub fn run_within(top: &Path, dir: &str, command: &[&str], time_max: Duration) -> anyhow::Result<()> {
     let (program, args) = command.split_first().context("a step without a command")?;
     let text = command.join(" ");
     println!("{dir}$ {text}");
@@ -121,10 +126,10 @@ fn run_program(top: &Path, dir: &str, command: &[&str]) -> anyhow::Result<()> {
             ensure!(status.success(), "{text}: {status}");
             return Ok(());
         }
-        if began.elapsed() > STEP_MAX {
+        if began.elapsed() > time_max {
             child.kill()?;
             child.wait()?;
-            bail!("{text}: no end after {} minutes", STEP_MAX.as_secs() / 60);
+            bail!("{text}: no end after {} minutes", time_max.as_secs() / 60);
         }
         std::thread::sleep(LOOK_EVERY);
     }
@@ -135,7 +140,8 @@ pub fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)
 }
 
-fn target_dir(top: &Path) -> PathBuf {
+/// Where cargo puts what it builds.
+pub fn target_dir(top: &Path) -> PathBuf {
     // An absolute path in the variable replaces the top.
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top.join("target"), |dir| top.join(dir))
 }

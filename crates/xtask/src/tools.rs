@@ -17,6 +17,14 @@ const TOOLS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("systemd-analyze", "systemd"),
 ];
+/// What `cargo xtask chaos` needs, and whether it can do without some of its faults: a program or a file, and its package.
+const FOR_CHAOS: &[(&str, &str, bool)] = &[
+    ("redis-server", "redis-server", true),
+    ("haproxy", "haproxy", true),
+    ("iptables", "iptables", false),
+    ("ip", "iproute2", false),
+    ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "libfaketime", false),
+];
 /// Without it one test is not run and says so: a stand-in for S3, that pip brings.
 const STAND_IN: (&str, &str) = ("moto_server", "moto[server]");
 /// Runs the SDK's tests without a runner of their own.
@@ -50,6 +58,30 @@ pub fn install() -> anyhow::Result<()> {
         _ => {
             bail!("the tests need Node {NODE_MAJOR_MIN} or later; `node --version` says {:?}", version.trim())
         }
+    }
+}
+
+/// Installs what the faults take if it can; an error only if there is no way without it.
+pub fn install_for_chaos() -> anyhow::Result<()> {
+    let is_there =
+        |what: &str| if what.starts_with('/') { Path::new(what).exists() } else { is_on_path(what) };
+    let missing = || FOR_CHAOS.iter().filter(|(what, ..)| !is_there(what));
+    let packages: Vec<&str> = missing().map(|(_, package, _)| *package).collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let installed = apt_get(&["update"]).and_then(|()| {
+        let install = ["install", "--yes", "--no-install-recommends"];
+        apt_get(&[&install, packages.as_slice()].concat())
+    });
+    if let Err(error) = installed {
+        println!("cannot install {}: {error:#}", packages.join(" "));
+    }
+    match missing().find(|(.., is_needed)| *is_needed) {
+        Some((what, package, _)) => {
+            bail!("{what} is needed. On Debian or Ubuntu: sudo apt-get install {package}")
+        }
+        None => Ok(()),
     }
 }
 

@@ -245,6 +245,13 @@ impl<S: Store> Connection<S> {
                 });
                 self.page = Some(Pending { attachment: id, frames: frames.collect() });
             }
+            #[cfg(feature = "planted-faults")]
+            Ok(Brought::Reset(_, cursor, _))
+                if everthread_store::planted::is(everthread_store::planted::Fault::Reset) =>
+            {
+                attachment.cursor = cursor;
+                self.make_ready(id);
+            }
             Ok(Brought::Reset(reason, cursor, frame)) => {
                 self.edge.metrics.resets.inc();
                 attachment.cursor = cursor;

@@ -372,6 +372,11 @@ impl Begin {
     fn after(page: &Page, cursor: Cursor) -> (Self, Option<ResetReason>) {
         match lost(page, cursor) {
             None => (Self::After(cursor), None),
+            #[cfg(feature = "planted-faults")]
+            Some(_) if everthread_store::planted::is(everthread_store::planted::Fault::Reset) => {
+                let everthread_store::Head { epoch, seq, .. } = page.head;
+                (Self::After(Cursor { epoch, seq }), None)
+            }
             reason => (Self::Recent(RESET_MESSAGES), reason),
         }
     }

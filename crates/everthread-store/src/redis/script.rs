@@ -49,6 +49,18 @@ impl Script {
     }
 }
 
+/// A script that checks the fence.
+#[cfg(feature = "planted-faults")]
+fn fenced(text: &'static str) -> &'static str {
+    crate::planted::without_fence(text)
+}
+
+/// A script that checks the fence.
+#[cfg(not(feature = "planted-faults"))]
+fn fenced(text: &'static str) -> &'static str {
+    text
+}
+
 /// Every script of the engine.
 #[derive(Debug)]
 pub(super) struct Scripts {
@@ -106,8 +118,8 @@ impl Scripts {
     /// All of them, hashed.
     pub(super) fn new() -> Self {
         Self {
-            write: Script::new(include_str!("lua/write.lua")),
-            append: Script::new(include_str!("lua/append.lua")),
+            write: Script::new(fenced(include_str!("lua/write.lua"))),
+            append: Script::new(fenced(include_str!("lua/append.lua"))),
             load: Script::new(include_str!("lua/load.lua")),
             read: Script::new(include_str!("lua/read.lua")),
             fold: Script::new(include_str!("lua/fold.lua")),
