@@ -12,6 +12,7 @@ mod run;
 mod steer;
 mod takeover;
 
+use crate::forked::FORKED_FROM;
 use crate::retention::Retention;
 use crate::state::{SCHEMA, State};
 use everthread_protocol::control::{What, WhenBusy};
@@ -25,6 +26,9 @@ use everthread_protocol::{
 };
 use serde::Deserialize as _;
 use serde_json::Value;
+
+/// Said to whoever writes what forks alone write.
+const FORKED_FROM_FIXED: &str = "meta.forked_from is written by forks alone";
 
 /// What a decision may depend on besides the state.
 #[derive(Debug, Clone)]
@@ -363,8 +367,14 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
         Request::Open { .. } => return Err(Refusal::Exists),
         Request::Update { patch } => draft.update(patch)?,
         Request::Close { reason } => draft.close(reason.clone()),
-        Request::Put(put) => draft.put(put)?,
-        Request::Regenerate(again) => draft.regenerate(again)?,
+        Request::Put(put) => {
+            check_params(put.params.as_ref())?;
+            draft.put(put)?;
+        }
+        Request::Regenerate(again) => {
+            check_params(again.params.as_ref())?;
+            draft.regenerate(again)?;
+        }
         Request::Select { through } => draft.push(Entry::BranchSelected { through: *through }),
         Request::SetValue { key, value } => draft.set_value(key, value)?,
         Request::Events => {}
@@ -374,6 +384,7 @@ pub fn decide(state: Option<&State>, request: &Request, context: &Context) -> Re
             draft.end_by_worker(run, *outcome, error.clone(), usage.clone())?;
         }
         Request::StartChild { run, child, agent, parts, params } => {
+            check_params(params.as_ref())?;
             draft.start_child(run, child, agent, parts, params.as_ref())?;
         }
         Request::Suspend { run, approvals } => draft.suspend(run, approvals)?,
@@ -448,6 +459,9 @@ fn begins_something(request: &Request) -> bool {
 }
 
 fn open(meta: &Object) -> Result<Decision, Refusal> {
+    if meta.contains_key(FORKED_FROM) {
+        return Err(Refusal::Invalid(FORKED_FROM_FIXED));
+    }
     check_meta(meta)?;
     let mut decision = Decision::new(State::new(meta.clone()));
     decision.entries.push(Entry::SessionOpened { meta: meta.clone() });
@@ -470,6 +484,20 @@ pub(crate) fn check_meta(meta: &Object) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+fn text_len(value: &impl serde::Serialize) -> usize {
+    serde_json::to_string(value).map_or(usize::MAX / 2, |text| text.len())
+}
+
+/// Parameters of a run that no session has room for.
+fn check_params(params: Option<&Object>) -> Result<(), Refusal> {
+    if params.is_some_and(|params| text_len(params) > STATE_BYTES_MAX) {
+        return Err(Refusal::TooLarge(
+            "STATE_BYTES_MAX: params have at most 64 KiB, with all else that goes on",
+        ));
+    }
+    Ok(())
 }
 
 /// A decision in the making.
@@ -523,6 +551,10 @@ impl<'a> Draft<'a> {
 
     fn update(&mut self, patch: &Object) -> Result<(), Refusal> {
         let meta = &mut self.state().meta;
+        // A request for a fork that is repeated is known by it.
+        if patch.get(FORKED_FROM).is_some_and(|from| meta.get(FORKED_FROM).unwrap_or(&Value::Null) != from) {
+            return Err(Refusal::Invalid(FORKED_FROM_FIXED));
+        }
         for (key, value) in patch {
             if value.is_null() {
                 meta.remove(key);
@@ -552,6 +584,9 @@ impl<'a> Draft<'a> {
             values.remove(key);
         } else {
             values.insert(key.to_owned(), value.clone());
+        }
+        if values.get(key).is_some_and(|value| key.len() + text_len(value) > VALUES_BYTES_MAX) {
+            return Err(Refusal::TooLarge("VALUES_BYTES_MAX: state.set holds at most 16 KiB, of all keys"));
         }
         if values.len() > VALUES_MAX {
             return Err(Refusal::Limit("VALUES_MAX: state.set holds at most 64 keys"));
