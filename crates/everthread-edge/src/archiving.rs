@@ -10,7 +10,7 @@ use crate::tail::lock;
 use everthread_control::{AtHead, Failure, TaskGroup, Upkeep, millis};
 use everthread_protocol::{Millis, SessionKey};
 use everthread_session::State;
-use everthread_store::{Archived, Archiver, Head, Loaded};
+use everthread_store::{Archived, Archiver, Error, Head, Loaded, Refusal};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -199,6 +199,8 @@ impl Work {
                 Ok(Archived::Already) => Found::Done,
                 Ok(Archived::Recent { idle_at }) => Found::IdleAt(idle_at),
                 Ok(Archived::Busy) => Found::Again,
+                // It was deleted while it waited for its turn: nobody need act.
+                Err(Error::Refused(Refusal::NoSession)) => Found::Done,
                 Err(error) => {
                     tracing::warn!(%key, %error, "a session is archived later");
                     Found::Again

@@ -37,6 +37,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+/// What the framework says before what is wrong with a query; it tells a client nothing.
+const QUERY_FAILED: &str = "Failed to deserialize query string: ";
 /// Sessions taken off a list at once, because they are gone.
 const UNINDEXED_AT_ONCE: usize = 16;
 
@@ -51,8 +53,12 @@ impl From<Fault> for Failed {
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        json_response(status, &json!({ "error": ErrorBody::from(self.0) }))
+        let code = self.0.code;
+        let status = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json_response(status, &json!({ "error": ErrorBody::from(self.0) }));
+        // For whoever counts.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 
@@ -105,10 +111,14 @@ async fn check_origin<S: Store>(
     request: Request,
     next: axum::middleware::Next,
 ) -> Response {
-    match edge.config.auth.check_origin(request.headers()) {
+    let response = match edge.config.auth.check_origin(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(fault) => Failed(fault).into_response(),
+    };
+    if let Some(code) = response.extensions().get::<Code>() {
+        edge.metrics.errors.with_label_values(&[code.as_str()]).inc();
     }
+    response
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
@@ -154,6 +164,20 @@ impl<T: Send + Sync> FromRequestParts<T> for Named {
     }
 }
 
+/// The session of the path and what is named below it, as text.
+pub(crate) struct NamedWithin(pub String, pub String);
+
+impl<T: Send + Sync> FromRequestParts<T> for NamedWithin {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &T) -> Result<Self, Failed> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((session, within)) =
+            path.map_err(|e| Fault::bad_request(format!("address: {}", e.body_text())))?;
+        Ok(NamedWithin(session, within))
+    }
+}
+
 /// A session's key from the path, for somebody whose token is good.
 pub(crate) fn enter<S: Store>(
     edge: &Edge<S>,
@@ -168,20 +192,25 @@ pub(crate) fn enter<S: Store>(
 
 /// A JSON body, checked like everything that is kept.
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fault> {
-    let bytes = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX)
-        .await
-        .map_err(|_| Fault::new(Code::TooLarge, format!("a body has at most {FRAME_BYTES_MAX} bytes")))?;
+    let bytes = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX).await.map_err(|_| {
+        Fault::new(Code::TooLarge, format!("FRAME_BYTES_MAX: a body has at most {FRAME_BYTES_MAX} bytes"))
+    })?;
     let bytes = if bytes.is_empty() { bytes::Bytes::from_static(b"{}") } else { bytes };
     scan::value(&bytes).map_err(|e| Fault::bad_request(format!("body: {e}")))?;
+    // A struct would be read from an array as well: then what a field means would depend on its place.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Fault::bad_request("body: an object is wanted"));
+    }
     // What is wrong is of little use without where.
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&bytes))
         .map_err(|e| Fault::bad_request(format!("body: {e}")))
 }
 
 pub(crate) fn query<T: DeserializeOwned>(request: &Request) -> Result<T, Fault> {
-    Query::<T>::try_from_uri(request.uri())
-        .map(|Query(query)| query)
-        .map_err(|e| Fault::bad_request(format!("query: {}", e.body_text())))
+    Query::<T>::try_from_uri(request.uri()).map(|Query(query)| query).map_err(|e| {
+        let text = e.body_text();
+        Fault::bad_request(format!("query: {}", text.strip_prefix(QUERY_FAILED).unwrap_or(&text)))
+    })
 }
 
 #[derive(Deserialize)]

@@ -1,8 +1,8 @@
 //! Routes of controls, and of taking a session over.
 
-use super::{Answer, Named, body, enter, json_response, query};
+use super::{Answer, Named, NamedWithin, body, enter, json_response, query};
 use crate::{Edge, control, put};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use everthread_protocol::control::Mode;
 use everthread_protocol::entry::{ControlKind, Target};
 use everthread_protocol::{AgentName, ControlId, Fault, RequestId};
@@ -57,7 +57,7 @@ pub(super) async fn ask<S: Store>(
 
 pub(super) async fn show<S: Store>(
     State(edge): State<Edge<S>>,
-    Path((session, control)): Path<(String, String)>,
+    NamedWithin(session, control): NamedWithin,
     request: Request,
 ) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;

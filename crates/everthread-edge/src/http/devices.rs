@@ -1,9 +1,9 @@
 //! Routes of devices: how far each has read.
 
-use super::{Answer, Named, body, enter, json_response};
+use super::{Answer, Named, NamedWithin, body, enter, json_response};
 use crate::Edge;
 use crate::reader::fault_of;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use everthread_protocol::{Code, Cursor, DeviceId, Epoch, Fault, Seq, SessionKey};
 use everthread_store::{Device, Store};
 use http::{HeaderMap, StatusCode};
@@ -34,7 +34,7 @@ struct Acknowledged {
 
 pub(super) async fn acknowledge<S: Store>(
     State(edge): State<Edge<S>>,
-    Path((session, device)): Path<(String, String)>,
+    NamedWithin(session, device): NamedWithin,
     request: Request,
 ) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;
@@ -47,7 +47,7 @@ pub(super) async fn acknowledge<S: Store>(
 
 pub(super) async fn forget<S: Store>(
     State(edge): State<Edge<S>>,
-    Path((session, device)): Path<(String, String)>,
+    NamedWithin(session, device): NamedWithin,
     headers: HeaderMap,
 ) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;

@@ -4,6 +4,7 @@ use crate::harness::http::{create, state};
 use crate::harness::{Client, Engine, PATIENCE, Request, Socket, TOKEN, Worker, World, client};
 use futures_util::SinkExt as _;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -53,6 +54,10 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
         (Request::get("/v1/sessions/a%3Ab"), 400, "bad_request"),
         (Request::get("/v1/sessions/%ff"), 400, "bad_request"),
         (Request::get("/v1/sessions/%2e%2e%2f/state"), 400, "bad_request"),
+        (Request::get("/v1/sessions/s/control/%ff"), 400, "bad_request"),
+        (Request::get("/v1/sessions/%ff/control/c"), 400, "bad_request"),
+        (Request::new("PUT", "/v1/sessions/s/devices/%ff").body(r#"{"cursor":"1.1"}"#), 400, "bad_request"),
+        (Request::new("DELETE", "/v1/sessions/s/devices/%ff"), 400, "bad_request"),
         (Request::get(format!("/v1/sessions/{long}")), 400, "bad_request"),
         (Request::get("/v1/sessions?limit=0"), 400, "bad_request"),
         (Request::get("/v1/sessions?limit=-1"), 400, "bad_request"),
@@ -68,10 +73,15 @@ async fn wrong_requests_get_typed_errors<E: Engine>() {
         (Request::get("/v1/sessions/s/follow").header("last-event-id", "x"), 400, "bad_cursor"),
         (Request::post("/v1/sessions/s/control?wait_ms=x", &json!({})), 400, "bad_request"),
     ];
+    let mut counted = BTreeMap::new();
     for (number, (request, status, code)) in cases.into_iter().enumerate() {
         let answer = request.send(node.address).await;
         assert_eq!(answer.status.as_u16(), status, "case {number}: {}", answer.text);
         answer.is_error(status, code);
+        *counted.entry(code).or_insert(0) += 1;
+    }
+    for (code, count) in counted {
+        assert_eq!(node.edge.metrics.errors.with_label_values(&[code]).get(), count, "{code} is counted");
     }
     Request::get("/v1/sessions/s").send(node.address).await.with(200);
 }
@@ -81,7 +91,17 @@ type WrongBody = (&'static str, &'static str, String, u16, &'static str);
 fn wrong_bodies_of_sessions_and_input() -> Vec<WrongBody> {
     let deep = format!("{{\"text\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
     let huge = format!("{{\"text\":\"{}\"}}", "x".repeat(400_000));
+    let params = json!({ "text": "a", "params": { "a": "x".repeat(70_000) } }).to_string();
     vec![
+        ("POST", "/v1/sessions", r#"["a",null,null,{}]"#.into(), 400, "bad_request"),
+        (
+            "POST",
+            "/v1/sessions",
+            r#"{"meta":{"forked_from":{"session":"s","seq":1}}}"#.into(),
+            400,
+            "bad_request",
+        ),
+        ("POST", "/v1/sessions/s/input", params, 413, "too_large"),
         ("POST", "/v1/sessions", "{".into(), 400, "bad_request"),
         ("POST", "/v1/sessions", "[]".into(), 400, "bad_request"),
         ("POST", "/v1/sessions", "\u{feff}{}".into(), 400, "bad_request"),
@@ -128,7 +148,18 @@ fn wrong_bodies_of_the_rest() -> Vec<WrongBody> {
     let deep_entry =
         format!("{{\"entries\":[{{\"type\":\"x-a\",\"a\":{}{}}}]}}", "[".repeat(70), "]".repeat(70));
     let many = json!({ "entries": vec![json!({ "type": "x-a" }); 1025] }).to_string();
+    let value =
+        json!({ "entries": [{ "type": "state.set", "key": "k", "value": "x".repeat(17_000) }] }).to_string();
     vec![
+        ("POST", "/v1/sessions/s/fork", r#"[null,"f",{}]"#.into(), 400, "bad_request"),
+        ("POST", "/v1/sessions/s/entries", value, 413, "too_large"),
+        (
+            "PATCH",
+            "/v1/sessions/s",
+            r#"{"meta":{"forked_from":{"session":"x","seq":1}}}"#.into(),
+            400,
+            "bad_request",
+        ),
         ("POST", "/v1/sessions/s/control", r#"{"kind":"cancel"}"#.into(), 400, "bad_request"),
         (
             "POST",
@@ -222,8 +253,11 @@ async fn limits_of_a_session_are_typed_refusals<E: Engine>() {
     }
     let over = json!({ "entries": [{ "type": "state.set", "key": "one-more", "value": 1 }] });
     Request::post("/v1/sessions/s/entries", &over).send(node.address).await.is_error(429, "limit_reached");
-    let over = json!({ "entries": [{ "type": "state.set", "key": "k1", "value": "x".repeat(17_000) }] });
-    Request::post("/v1/sessions/s/entries", &over).send(node.address).await.is_error(429, "limit_reached");
+    let half =
+        |key: &str| json!({ "entries": [{ "type": "state.set", "key": key, "value": "x".repeat(9_000) }] });
+    Request::post("/v1/sessions/s/entries", &half("k1")).send(node.address).await.with(202);
+    let over = Request::post("/v1/sessions/s/entries", &half("k2")).send(node.address).await;
+    over.is_error(429, "limit_reached");
     let answer = Request::post("/v1/sessions/s/input", &json!({ "text": "Hi" })).send(node.address).await;
     answer.is_error(429, "limit_reached");
     let over = json!({ "kind": "cancel", "target": { "input": "later-64" } });
