@@ -86,6 +86,11 @@ impl RedisCluster {
         &mut self.nodes[n]
     }
 
+    /// Waits until the replicas of a node have what it has now.
+    pub async fn replicated(&self, n: usize) -> anyhow::Result<()> {
+        self.nodes[n].replicated().await
+    }
+
     /// Sends a command to a node and returns the first bytes of the answer.
     pub async fn command(&self, n: usize, line: &str) -> anyhow::Result<String> {
         self.nodes[n].command(line).await

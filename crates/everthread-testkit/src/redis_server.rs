@@ -3,6 +3,7 @@
 //! Owns the process and the directory: dropping the value kills the one and removes the other. The address survives
 //! [`RedisServer::kill9`] and [`RedisServer::restart`], so a client can find its way back.
 
+use crate::wait_for;
 use anyhow::{Context as _, bail};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,6 +15,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long a server may take until it answers PING.
 const START_MAX: Duration = Duration::from_secs(10);
+/// How long replicas may take until they have what was written.
+const REPLICATED_MAX: Duration = Duration::from_secs(20);
 /// Between two questions whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(10);
 /// Runs a server until the input ends.
@@ -131,6 +134,22 @@ impl RedisServer {
     /// Wakes a frozen process (SIGCONT).
     pub fn cont(&self) -> anyhow::Result<()> {
         self.signal("CONT")
+    }
+
+    /// Waits until every replica has what this server has now: what it writes is sent on without waiting for them.
+    pub async fn replicated(&self) -> anyhow::Result<()> {
+        let offsets = |told: &str, field: &str| -> Vec<u64> {
+            let after = told.split(field).skip(1);
+            after.filter_map(|text| text.split([',', '\r']).next()?.parse().ok()).collect()
+        };
+        let reached = offsets(&self.command("INFO replication").await?, "master_repl_offset:");
+        wait_for("replicas that have everything", REPLICATED_MAX, async || {
+            let told = self.command("INFO replication").await?;
+            let theirs = offsets(&told, ",offset=");
+            let have_all = theirs.iter().all(|offset| reached.iter().all(|reached| offset >= reached));
+            Ok((!theirs.is_empty() && have_all).then_some(()))
+        })
+        .await
     }
 
     /// Sends one inline command on a connection of its own and returns the first bytes of the answer.

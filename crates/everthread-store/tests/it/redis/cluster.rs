@@ -50,6 +50,8 @@ async fn writer_at(cluster: &RedisCluster, store: &Redis, primary: usize) -> (Se
     let first = store.write(&key, Write { change: Some(change(None, "s0")), ..one() }).await.unwrap();
     let grant = Change { grant: Some(&suite::run("r1")), ..change(Some(first.version), "s1") };
     let granted = store.write(&key, Write { change: Some(grant), ..one() }).await.unwrap();
+    // A failover may take entries away, but not the session.
+    cluster.replicated(primary).await.unwrap();
     let writer = Writer::new(&key, granted.fence.unwrap());
     (key, slot, writer)
 }
