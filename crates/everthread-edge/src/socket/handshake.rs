@@ -17,6 +17,7 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Bytes that the kernel keeps for a peer besides those that are under way to it. Its buffer alone would take megabytes, and
 /// whoever reads slowly would get all of that, minutes old, before anything that is folded for it.
+#[cfg(target_os = "linux")]
 const UNSENT_BYTES_MAX: u32 = 32 * 1024;
 
 /// A handshake that will become a socket once its response is sent.
@@ -73,7 +74,8 @@ impl Upgrade {
         let upgraded: Upgraded = self.pending.await.ok()?;
         let parts = hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded).ok()?;
         let stream = parts.io.into_inner();
-        // Where there is no such option, slow readers are noticed later.
+        // Elsewhere there is no such option, and slow readers are noticed later.
+        #[cfg(target_os = "linux")]
         drop(socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX));
         let (read, write) = stream.into_split();
         // What the client sent right behind its request has been read already.
