@@ -202,7 +202,7 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Fault> {
 async fn body_within<T: DeserializeOwned>(most: Duration, request: Request) -> Result<T, Fault> {
     let read = axum::body::to_bytes(request.into_body(), FRAME_BYTES_MAX);
     let Ok(read) = tokio::time::timeout(most, read).await else {
-        return Err(Fault::bad_request(format!("a body comes within {} s", BODY_MAX.as_secs())));
+        return Err(Fault::bad_request(format!("a body comes within {} s", most.as_secs())));
     };
     let bytes = read.map_err(|_| {
         Fault::new(Code::TooLarge, format!("FRAME_BYTES_MAX: a body has at most {FRAME_BYTES_MAX} bytes"))

@@ -14,8 +14,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Messages in the snapshot that follows a reset.
-const RESET_MESSAGES: usize = 50;
+/// Messages in the snapshot of a client whose cursor was not taken, and in that which follows a reset.
+pub(super) const RESET_MESSAGES: usize = 50;
 /// Pause before a read that failed is tried again.
 const FETCH_PAUSE: Duration = Duration::from_millis(500);
 

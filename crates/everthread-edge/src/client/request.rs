@@ -1,7 +1,7 @@
 //! Requests of a client: each is one future, made from a frame, whose reply goes into the outbox.
 
 use super::Connection;
-use super::attachment::{self, Attachment, Mode};
+use super::attachment::{self, Attachment, Mode, RESET_MESSAGES};
 use crate::auth::Identity;
 use crate::conflate::Pace;
 use crate::control::Track;
@@ -22,8 +22,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How long a request may take.
 const REQUEST_MAX: std::time::Duration = std::time::Duration::from_secs(20);
-/// Messages in the snapshot of a client whose cursor was not taken.
-const RESET_MESSAGES: usize = 50;
 
 /// Controls of one connection that are followed to their outcome; that of further ones stands in the log alone.
 const TRACKED_MAX: usize = 64;

@@ -251,7 +251,8 @@ impl Feed {
             let payload = format!("{} {number}", self.nonce);
             let round_trip = async {
                 let args = [at.channel.as_bytes(), payload.as_bytes()];
-                let primary: String = link.script(&supplies.scripts.probe, &[&at.key], &args).await?;
+                let primary: String =
+                    link.call(|by| supplies.scripts.probe.call(by, &[&at.key], &args)).await?;
                 if !primary.is_empty() {
                     drop(serving.echo.subscribe().wait_for(|echo| *echo >= number).await);
                 }

@@ -9,7 +9,7 @@
 
 use super::address::Endpoint;
 use super::dial::{Dialer, Dialled};
-use super::script::{By, Script, Scripts};
+use super::script::{By, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
@@ -267,16 +267,6 @@ impl Link {
         let mut live = self.live(OUTAGE_PATIENCE).await?;
         let answer = pipeline.query_async(&mut live.connection).await;
         answer.map_err(|e| live.failed(e))
-    }
-
-    /// Calls a script.
-    pub(super) async fn script<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        keys: &[&str],
-        args: &[&[u8]],
-    ) -> Result<T, Failure> {
-        self.call(|by| script.call(by, keys, args)).await
     }
 
     /// Sends the call of a script that `call` makes.

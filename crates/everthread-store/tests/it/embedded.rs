@@ -1,5 +1,6 @@
 //! The embedded engine: the suite, on disk and in memory, and what only it promises.
 
+use crate::suite::planting::bare;
 use crate::suite::{self, append, change, created, entries, granted, one, producer, read_all, refused, run};
 use everthread_protocol::{Fence, Millis, PoolKey, Seq, SessionKey};
 use everthread_store::embedded::{Durability, Embedded, Options};
@@ -240,18 +241,12 @@ async fn what_is_staged_when_the_engine_stops_is_gone_and_what_was_planted_stays
     }
     let records = read_all(&store, &source, Seq(0), suite::ALL).await;
     let (planted, staged) = (suite::fresh(), suite::fresh());
+    let own = First { by: suite::BY, entries: r#"[{"type":"x-own"}]"#, count: 1 };
     let whole = |epochs| Plant {
-        over: Over::Nothing { gone: None },
-        epochs,
-        head: Seq(6),
         changes: 1,
-        fence_last: 0,
-        floor: Seq(1),
-        base: None,
         folded_bytes: 0,
-        state: "s",
-        next_due: None,
-        first: Some(First { by: suite::BY, entries: r#"[{"type":"x-own"}]"#, count: 1 }),
+        first: Some(own),
+        ..bare(Over::Nothing { gone: None }, epochs, Seq(6))
     };
     let epochs = store.load(&source).await.unwrap().unwrap().epochs;
     for key in [&planted, &staged] {
@@ -293,19 +288,7 @@ async fn a_restart_keeps_a_stub_and_it_comes_back() {
     let info = store.stubbed(std::slice::from_ref(&key)).await.unwrap().pop().unwrap().unwrap();
     assert_eq!((info.object.as_str(), info.at, info.head.seq), ("o", Millis(5), first.to));
     store.stage(&key, "a", &records).await.unwrap();
-    let plant = Plant {
-        over: Over::Stub { object: "o" },
-        epochs: &[],
-        head: first.to,
-        changes: 0,
-        fence_last: 0,
-        floor: Seq(1),
-        base: None,
-        folded_bytes: 1,
-        state: &before.state,
-        next_due: None,
-        first: None,
-    };
+    let plant = Plant { state: &before.state, ..bare(Over::Stub { object: "o" }, &[], first.to) };
     assert!(matches!(store.plant(&key, "a", plant).await, Ok(Planted::Done { .. })));
     drop(store);
     let store = open(dir.path());

@@ -8,6 +8,7 @@ mod history;
 mod sentinel;
 
 use crate::suite::folding::{Writers, catch_up, folded, text};
+use crate::suite::planting::bare;
 use crate::suite::{
     self, Heard, PATIENCE, append, change, created, doubt, ear, entries, granted, next, one, producer,
     read_all, refused, until,
@@ -472,19 +473,8 @@ async fn what_is_staged_expires_and_what_is_planted_does_not() {
     let left = ttl(&staged).await;
     let kept = i64::try_from(everthread_store::STAGED_KEPT.as_millis()).unwrap();
     assert!(left > 0 && left <= kept, "{left}");
-    let plant = Plant {
-        over: Over::Nothing { gone: None },
-        epochs: &[(everthread_protocol::Epoch(1), Seq(1))],
-        head: Seq(1),
-        changes: 1,
-        fence_last: 0,
-        floor: Seq(1),
-        base: None,
-        folded_bytes: 1,
-        state: "s",
-        next_due: None,
-        first: None,
-    };
+    let epochs = [(everthread_protocol::Epoch(1), Seq(1))];
+    let plant = Plant { changes: 1, ..bare(Over::Nothing { gone: None }, &epochs, Seq(1)) };
     assert!(matches!(store.plant(&key, "a", plant).await, Ok(Planted::Done { .. })));
     for name in ["meta", "folded"] {
         assert_eq!(ttl(&format!("et:{{{key}}}:{name}")).await, -1, "{name} stays");

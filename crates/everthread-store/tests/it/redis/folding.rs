@@ -131,19 +131,7 @@ async fn a_version_that_a_trim_or_a_plant_moves_is_none_that_was_lost() {
         server.command(&format!("HSET et:{{{key}}}:meta replid another")).await.unwrap();
         if by_plant {
             store.stage(&key, "a", &all).await.unwrap();
-            let back = Plant {
-                over: Over::Stub { object: "o" },
-                epochs: &[],
-                head: head.seq,
-                changes: 0,
-                fence_last: 0,
-                floor: Seq(1),
-                base: None,
-                folded_bytes: 1,
-                state: "s",
-                next_due: None,
-                first: None,
-            };
+            let back = bare(Over::Stub { object: "o" }, &[], head.seq);
             let planted = store.plant(&key, "a", back).await.unwrap();
             assert!(matches!(planted, Planted::Done { epoch: new, .. } if new > epoch), "{planted:?}");
         } else {

@@ -13,15 +13,23 @@ async fn node(url: &str, name: &str) -> (Redis, Stop) {
     connect_with(Options { response_timeout: Duration::from_secs(2), ..options }).await
 }
 
+/// A session with a fence for `r1`, at the replicas too: a failover may take entries away, but not the session.
+async fn granted_everywhere(
+    redis: &mut RedisSentinels,
+    store: &Redis,
+) -> (SessionKey, everthread_store::Written) {
+    let granted = granted(store).await;
+    let primary = redis.primary().await.unwrap();
+    redis.server(primary).replicated().await.unwrap();
+    granted
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_primary_is_killed_its_successor_is_found_in_a_new_epoch_and_followers_look() {
     let _alone = ALONE.lock().await;
     let mut redis = RedisSentinels::start().await.unwrap();
     let (store, _stop) = node(&redis.url(), "n1").await;
-    let (key, first) = granted(&store).await;
-    // A failover may take entries away, but not the session.
-    let primary = redis.primary().await.unwrap();
-    redis.server(primary).replicated().await.unwrap();
+    let (key, first) = granted_everywhere(&mut redis, &store).await;
     let (ear, mut heard) = ear();
     let _following = store.follow(&key, Interest::Log, ear);
     doubt(&mut heard).await;
@@ -57,10 +65,7 @@ async fn a_primary_that_froze_and_wakes_after_its_successor_took_over_is_not_bel
     let _alone = ALONE.lock().await;
     let mut redis = RedisSentinels::start().await.unwrap();
     let (store, _stop) = node(&redis.url(), "n1").await;
-    let (key, first) = granted(&store).await;
-    // A failover may take entries away, but not the session.
-    let primary = redis.primary().await.unwrap();
-    redis.server(primary).replicated().await.unwrap();
+    let (key, first) = granted_everywhere(&mut redis, &store).await;
     let mut writer = Writer::new(&key, first.fence.unwrap());
     for _ in 0..20 {
         writer.append(&store).await.unwrap();

@@ -39,6 +39,23 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> Refusal {
     }
 }
 
+/// What is planted where a test does not care for more than where, and up to which entry.
+pub fn bare<'a>(over: Over<'a>, epochs: &'a [(Epoch, Seq)], head: Seq) -> Plant<'a> {
+    Plant {
+        over,
+        epochs,
+        head,
+        changes: 0,
+        fence_last: 0,
+        floor: Seq(1),
+        base: None,
+        folded_bytes: 1,
+        state: "s",
+        next_due: None,
+        first: None,
+    }
+}
+
 fn plant<'a>(records: &[Record], epochs: &'a [(Epoch, Seq)]) -> Plant<'a> {
     Plant {
         over: Over::Nothing { gone: None },
