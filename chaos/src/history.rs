@@ -31,6 +31,30 @@ pub struct Place {
     pub seq: u64,
 }
 
+/// What an acknowledgement promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// The primary has it: lost with a primary whose replica had not got it yet.
+    #[default]
+    Accepted,
+    /// Every replica that was connected has it.
+    Replicated,
+    /// It is on disk.
+    Fsynced,
+}
+
+impl Level {
+    /// As an answer names it; the least where it names none.
+    pub fn named(name: Option<&str>) -> Level {
+        match name {
+            Some("replicated") => Level::Replicated,
+            Some("fsynced") => Level::Fsynced,
+            _ => Level::Accepted,
+        }
+    }
+}
+
 /// What happened to somebody.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
@@ -130,6 +154,9 @@ pub enum What {
         place: Place,
         /// The run that was asked for with it.
         run: Option<String>,
+        /// What the answer promises.
+        #[serde(default)]
+        level: Level,
     },
     /// A control is about to be asked for.
     Asked {
@@ -172,6 +199,9 @@ pub enum What {
         attempt: u32,
         /// How many tokens.
         tokens: u64,
+        /// What the confirmation promises.
+        #[serde(default)]
+        level: Level,
     },
     /// A worker is done with a run.
     Done {

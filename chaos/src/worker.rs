@@ -3,7 +3,7 @@
 //! What a run does is in its input: `write 40 15 8` writes 40 tokens with 15 ms between them and waits after every 8 until they
 //! are confirmed; `pay 10 15 8` asks people first. A worker is a process of its own, for it is killed and frozen.
 
-use crate::history::{Recorder, What};
+use crate::history::{Level, Recorder, What};
 use anyhow::Context as _;
 use everthread_worker::{AgentOptions, Approval, CancellationToken, Error, Role, Run, Worker};
 use std::time::Duration;
@@ -105,7 +105,8 @@ async fn perform(run: &Run, name: &str, recorder: &Recorder) -> Result<(), Error
 async fn confirmed(run: &Run, name: &str, recorder: &Recorder, tokens: u64) -> Result<(), Error> {
     run.flushed().await?;
     let (session, attempt) = (run.session().to_string(), run.attempt());
-    recorder.note(name, What::Confirmed { session, run: run.id().to_string(), attempt, tokens });
+    let level = Level::default();
+    recorder.note(name, What::Confirmed { session, run: run.id().to_string(), attempt, tokens, level });
     Ok(())
 }
 

@@ -96,6 +96,7 @@ impl World {
                 program: binary.to_owned(),
                 args,
                 env,
+                group: store.group(number),
                 dir: dir.to_owned(),
             };
             edges.push(Process::start(recipe)?);
@@ -127,7 +128,8 @@ impl World {
             let args = args.map(str::to_owned).to_vec();
             let program = std::env::current_exe()?;
             let env = clock(dir, &name, has_faketime)?;
-            workers.push(Process::start(Recipe { name, program, args, env, dir: dir.to_owned() })?);
+            let (group, dir) = (None, dir.to_owned());
+            workers.push(Process::start(Recipe { name, program, args, env, group, dir })?);
         }
         let urls = listens.iter().map(|port| format!("http://{}", local(port))).collect();
         let admins = admins.iter().map(|port| format!("http://{}", local(port))).collect();
@@ -242,6 +244,7 @@ impl World {
         for proxy in &self.proxies {
             proxy.heal();
         }
+        self.store.mend().await?;
         for process in self.edges.iter_mut().chain(&mut self.workers) {
             // One that is not frozen does not mind.
             if !process.is_alive() || process.wake().is_err() {
@@ -296,6 +299,7 @@ fn start_balancer(dir: &Path, port: u16, listens: &[u16], admins: &[u16]) -> any
         program: "haproxy".into(),
         args,
         env: Vec::new(),
+        group: None,
         dir: dir.to_owned(),
     };
     Process::start(recipe)
