@@ -170,7 +170,7 @@ pub async fn ask_for_runs(shared: Arc<Shared>, session: String, seed: u64) {
         }
         shared.pause(random.below(400)).await;
     }
-    ledger.leave_mark(&mut random).await;
+    ledger.close(&mut random).await;
 }
 
 /// Leaves one mark after the other.
@@ -181,8 +181,7 @@ pub async fn leave_marks(shared: Arc<Shared>, session: String, seed: u64) {
         ledger.leave_mark(&mut random).await;
         shared.pause(random.below(shared.pace.mark_ms)).await;
     }
-    // What was lost last is noticed by whoever writes once more.
-    ledger.leave_mark(&mut random).await;
+    ledger.close(&mut random).await;
 }
 
 /// Presses buttons: cancels, steers, pauses, resumes, and answers what is asked, sometimes twice at once.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What was acknowledged longer ago is at every replica.
+/// Longer than any primary is cut off: what was acknowledged longer ago is at every replica, or was lost before.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 /// A new incarnation while things are put again begins that anew, at most so often in a row.
 const ROUNDS_MAX: usize = 8;
@@ -33,8 +33,10 @@ pub struct Request {
 struct Kept {
     request: Request,
     at: Instant,
-    /// It is in the log of this incarnation.
-    known_in: u64,
+    /// The incarnation in which it was acknowledged last.
+    epoch: u64,
+    /// The newest incarnation in which it was put.
+    put_in: u64,
 }
 
 /// What one asker has put into one session.
@@ -56,11 +58,10 @@ impl Ledger {
         let Request { id, name, text, .. } = request.clone();
         self.shared.recorder.note(&self.who, What::Put { session: self.session.clone(), id, name, text });
         let Some(place) = self.ask(random, &request).await else { return };
-        self.kept.push_back(Kept { request, at: Instant::now(), known_in: place.epoch });
-        while self.kept.front().is_some_and(|kept| kept.at.elapsed() > KEPT_FOR) {
-            self.kept.pop_front();
-        }
-        self.heal(random, place.epoch).await;
+        let epoch = place.epoch;
+        self.kept.push_back(Kept { request, at: Instant::now(), epoch, put_in: epoch });
+        self.heal(random, epoch).await;
+        self.forget(random, epoch, KEPT_FOR).await;
     }
 
     /// Puts a mark.
@@ -71,19 +72,40 @@ impl Ledger {
         self.put(random, request).await;
     }
 
+    /// Puts the last mark, and everything once more that may have been lost, now that nothing is broken.
+    pub async fn close(mut self, random: &mut Random) {
+        self.leave_mark(random).await;
+        if let Some(epoch) = self.kept.back().map(|kept| kept.epoch) {
+            self.forget(random, epoch, Duration::ZERO).await;
+        }
+    }
+
     /// Puts again what was acknowledged in another incarnation than `epoch`, the present one.
     async fn heal(&mut self, random: &mut Random, mut epoch: u64) {
         let mut rounds = 0;
         while rounds < ROUNDS_MAX {
-            let missing = |kept: &&mut Kept| kept.known_in != epoch;
+            let missing = |kept: &&mut Kept| kept.epoch != epoch && kept.put_in < epoch;
             let Some(kept) = self.kept.iter_mut().find(missing) else { return };
-            kept.known_in = epoch;
+            kept.put_in = epoch;
             let request = kept.request.clone();
             // Who has it already answers as the first time; who has lost it, with a new place.
-            match self.ask(random, &request).await {
-                Some(place) if place.epoch > epoch => (epoch, rounds) = (place.epoch, rounds + 1),
-                Some(_) => {}
-                None => return,
+            let Some(place) = self.ask(random, &request).await else { return };
+            if let Some(kept) = self.kept.iter_mut().find(|kept| kept.request.id == request.id) {
+                kept.epoch = place.epoch;
+            }
+            if place.epoch > epoch {
+                (epoch, rounds) = (place.epoch, rounds + 1);
+            }
+        }
+    }
+
+    /// Forgets what was acknowledged so long ago, and makes sure of it: a primary that was cut off has answered as if it were
+    /// all there.
+    async fn forget(&mut self, random: &mut Random, epoch: u64, age: Duration) {
+        while self.kept.front().is_some_and(|kept| kept.at.elapsed() >= age) {
+            let Some(kept) = self.kept.pop_front() else { return };
+            if kept.epoch != epoch && self.ask(random, &kept.request).await.is_none() {
+                return;
             }
         }
     }

@@ -41,10 +41,14 @@ impl<'a> Index<'a> {
 }
 
 impl Index<'_> {
-    /// Whether a tail that was lost may have had what comes behind the last thing that a run has written.
-    fn has_lost_end_of(&self, run: &str) -> bool {
-        let mut written = self.log.entries.iter().rev();
-        let last = written.find(|logged| logged.by_run.as_deref() == Some(run)).map_or(0, |logged| logged.last);
+    /// Whether a tail that was lost may have had what comes behind the last thing that an attempt at a run has written.
+    fn has_lost_end_of(&self, run: &str, attempt: u32) -> bool {
+        let is_its = |logged: &&Logged| {
+            let is_written = logged.by_run.as_deref() == Some(run)
+                && super::runs::attempt_of(&logged.body) == Some(u64::from(attempt));
+            is_written || (logged.kind == "run.requested" && logged.body["run"] == run)
+        };
+        let last = self.log.entries.iter().rev().find(is_its).map_or(0, |logged| logged.last);
         self.log.epochs.iter().skip(1).any(|(_, since)| *since > last)
     }
 }
@@ -119,7 +123,7 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
         let gone = tokens.saturating_sub(there);
         let kept = verdict.levels.entry(level).or_default();
         (kept.tokens, kept.tokens_gone) = (kept.tokens + tokens, kept.tokens_gone + gone);
-        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run)) {
+        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, attempt)) {
             let text = format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
             verdict.found(Rule::Lost, session, "worker", text);
         }
