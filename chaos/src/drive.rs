@@ -7,7 +7,7 @@ use crate::history::{self, Event, Recorder, What, now};
 use crate::log::Log;
 use crate::schedule::{Planned, plan};
 use crate::world::{PATIENCE, TOKEN, World};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Load {
     pub clients: usize,
     /// How much is written.
     pub pace: Pace,
+    /// Names of the kinds of faults; all if there are none.
+    pub only: Vec<String>,
     /// Decides everything that is chosen.
     pub seed: u64,
     /// How long things are broken.
@@ -62,7 +64,10 @@ struct Tasks {
 pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)) -> anyhow::Result<Outcome> {
     let recorder = Recorder::buffered(&dir.join("history"))?;
     let mut tasks = begin(world, load, &recorder).await?;
-    let planned = plan(load.seed, load.length, &world.faults());
+    let mut kinds = world.faults();
+    kinds.retain(|kind| load.only.is_empty() || load.only.contains(&kind.to_string().replace(' ', "-")));
+    ensure!(!kinds.is_empty(), "no such faults here: {}", load.only.join(", "));
+    let planned = plan(load.seed, load.length, &kinds);
     for one in &planned {
         say(&one.to_string());
     }

@@ -52,9 +52,9 @@ struct RunArgs {
     /// What Redis the nodes have; `all`: one after the other, each for its share of the time.
     #[arg(long, value_enum, default_value_t = Redis::Standalone)]
     redis: Redis,
-    /// The everthread binary.
+    /// The everthread binary; the one that EVERTHREAD_BIN names otherwise.
     #[arg(long)]
-    binary: PathBuf,
+    binary: Option<PathBuf>,
     /// Where histories, logs and the report go; a directory of its own otherwise, which is kept if anything is found.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -70,6 +70,9 @@ struct RunArgs {
     /// Sessions.
     #[arg(long, default_value_t = 12)]
     sessions: usize,
+    /// Only these kinds of faults, as reports name them, with hyphens: `partition-primary,kill-edge`.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<String>,
     /// A fault planted in the nodes, whose binary must have them: what the checker should find.
     #[arg(long)]
     planted: Option<String>,
@@ -149,7 +152,9 @@ async fn work(args: WorkerArgs) -> anyhow::Result<()> {
 
 async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     drop(rustls::crypto::ring::default_provider().install_default());
-    ensure!(args.binary.is_file(), "{} is not there", args.binary.display());
+    let named = || std::env::var_os("EVERTHREAD_BIN").map(PathBuf::from);
+    let binary = args.binary.clone().or_else(named).context("--binary is missing")?;
+    ensure!(binary.is_file(), "{} is not there", binary.display());
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
         None => tempfile::Builder::new().prefix("everthread-chaos-").tempdir()?.keep(),
@@ -166,7 +171,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     for setup in setups {
         let dir = if setups.len() == 1 { dir.clone() } else { dir.join(format!("{setup:?}").to_lowercase()) };
         // The next one is run whatever comes of this one.
-        match run_one(*setup, minutes, &args, &dir).await {
+        match run_one(*setup, minutes, &args, &binary, &dir).await {
             Ok(clean) => is_clean &= clean,
             Err(error) => {
                 println!("error: {setup:?}: {error:#}");
@@ -181,7 +186,13 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Whether nothing was found.
-async fn run_one(setup: Redis, minutes: f64, args: &RunArgs, dir: &Path) -> anyhow::Result<bool> {
+async fn run_one(
+    setup: Redis,
+    minutes: f64,
+    args: &RunArgs,
+    binary: &Path,
+    dir: &Path,
+) -> anyhow::Result<bool> {
     std::fs::create_dir_all(dir)?;
     let (edges, own_network) = (args.edges, args.own_network);
     let store: Box<dyn StoreSetup> = match setup {
@@ -190,11 +201,12 @@ async fn run_one(setup: Redis, minutes: f64, args: &RunArgs, dir: &Path) -> anyh
         Redis::Standalone | Redis::All => Box::new(Standalone::start(edges, own_network).await?),
     };
     let size = Size { edges, workers: args.workers, proxies: 4 };
-    let mut world = World::start(dir, &args.binary, &size, store, args.planted.as_deref()).await?;
+    let mut world = World::start(dir, binary, &size, store, args.planted.as_deref()).await?;
     let load = Load {
         sessions: args.sessions,
         clients: args.clients,
         pace: Pace { tokens_max: 120, pause_ms: 60, mark_ms: 800 },
+        only: args.faults.clone(),
         seed: args.seed,
         length: Duration::from_secs_f64(minutes * 60.0),
     };

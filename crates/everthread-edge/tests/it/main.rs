@@ -44,6 +44,8 @@ mod read;
 #[cfg(test)]
 mod receipts;
 #[cfg(test)]
+mod regressions;
+#[cfg(test)]
 mod resilience;
 #[cfg(test)]
 mod retention;

@@ -19,6 +19,8 @@ mod death;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod failover;
+#[cfg(test)]
 mod follower;
 #[cfg(test)]
 mod history;
@@ -28,6 +30,8 @@ mod joining;
 mod kill;
 #[cfg(test)]
 mod many;
+#[cfg(test)]
+mod mesh;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
