@@ -3,6 +3,7 @@
 //! Nobody judges here. A client notes what it was sent and asked, a worker what was confirmed to it, the driver what it broke;
 //! [`crate::check`] reads all of it together with the logs as the nodes export them in the end.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write as _};
@@ -32,7 +33,7 @@ pub struct Place {
 }
 
 /// What an acknowledgement promises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// The primary has it: lost with a primary whose replica had not got it yet.
@@ -45,6 +46,15 @@ pub enum Level {
 }
 
 impl Level {
+    /// As nodes are told it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Accepted => "accepted",
+            Level::Replicated => "replicated",
+            Level::Fsynced => "fsynced",
+        }
+    }
+
     /// As an answer names it; the least where it names none.
     pub fn named(name: Option<&str>) -> Level {
         match name {

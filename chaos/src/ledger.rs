@@ -115,7 +115,7 @@ impl Ledger {
         match self.shared.insist(random, &path, Some(&request.body)).await {
             Answer::Done(answer) => {
                 let run = answer["run"].as_str().map(str::to_owned);
-                let level = Level::named(answer["level"].as_str());
+                let level = Level::named(answer["ack"].as_str());
                 let place = place_of(&answer["cursor"])?;
                 let (session, id) = (self.session.clone(), request.id.clone());
                 self.shared.recorder.note(&self.who, What::PutAcked { session, id, place, run, level });

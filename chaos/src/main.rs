@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use everthread_chaos::asker::Pace;
 use everthread_chaos::drive::{self, Load};
-use everthread_chaos::history::Recorder;
+use everthread_chaos::history::{Level, Recorder};
 use everthread_chaos::setup::{Replicated, Shape, Standalone, StoreSetup};
 use everthread_chaos::world::{Size, World};
 use everthread_chaos::{process, report, worker};
@@ -73,6 +73,9 @@ struct RunArgs {
     /// Only these kinds of faults, as reports name them, with hyphens: `partition-primary,kill-edge`.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<String>,
+    /// How sure it is what nodes acknowledge to workers, and what is checked of it.
+    #[arg(long, value_enum, default_value_t = Level::Accepted)]
+    ack: Level,
     /// A fault planted in the nodes, whose binary must have them: what the checker should find.
     #[arg(long)]
     planted: Option<String>,
@@ -91,6 +94,8 @@ struct WorkerArgs {
     name: String,
     #[arg(long)]
     history: PathBuf,
+    #[arg(long, value_enum, default_value_t = Level::Accepted)]
+    ack: Level,
 }
 
 fn main() -> ExitCode {
@@ -146,8 +151,8 @@ async fn work(args: WorkerArgs) -> anyhow::Result<()> {
             .try_init(),
     );
     let recorder = Recorder::direct(&args.history)?;
-    worker::serve(&args.url, &args.token, &args.name, recorder, everthread_worker::CancellationToken::new())
-        .await
+    let stop = everthread_worker::CancellationToken::new();
+    worker::serve(&args.url, &args.token, &args.name, args.ack, recorder, stop).await
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -200,8 +205,9 @@ async fn run_one(
         Redis::Cluster => Box::new(Replicated::start(Shape::Cluster, edges, own_network).await?),
         Redis::Standalone | Redis::All => Box::new(Standalone::start(edges, own_network).await?),
     };
-    let size = Size { edges, workers: args.workers, proxies: 4 };
-    let mut world = World::start(dir, binary, &size, store, args.planted.as_deref()).await?;
+    let planted = args.planted.clone();
+    let size = Size { edges, workers: args.workers, proxies: 4, ack: args.ack, planted };
+    let mut world = World::start(dir, binary, &size, store).await?;
     let load = Load {
         sessions: args.sessions,
         clients: args.clients,

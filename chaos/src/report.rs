@@ -194,11 +194,15 @@ fn lost(out: &mut String, verdict: &Verdict) {
     out.push_str(&format!(
         "Tails that the store lost: {count}, with {entries} entries that somebody had seen, the longest {longest}.\n\n"
     ));
-    out.push_str("| Acknowledged as | Inputs and marks | Lost and healed | Gone | Tokens confirmed | Gone |\n");
+    out.push_str(
+        "| Acknowledged as | Inputs and marks | Lost and healed | Gone | Tokens confirmed | Gone |\n",
+    );
     out.push_str("| --- | --- | --- | --- | --- | --- |\n");
     for (level, Kept { acknowledged, healed, gone, tokens, tokens_gone }) in &verdict.levels {
         let level = format!("{level:?}").to_lowercase();
-        out.push_str(&format!("| {level} | {acknowledged} | {healed} | {gone} | {tokens} | {tokens_gone} |\n"));
+        out.push_str(&format!(
+            "| {level} | {acknowledged} | {healed} | {gone} | {tokens} | {tokens_gone} |\n"
+        ));
     }
     out.push('\n');
 }

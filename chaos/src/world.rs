@@ -1,5 +1,6 @@
 //! The deployment: nodes behind HAProxy, workers, fault proxies before it all, and a store; and what can be done to each.
 
+use crate::history::Level;
 use crate::process::{Process, Recipe};
 use crate::schedule::{Kind, Planned};
 use crate::setup::{StoreSetup, index};
@@ -31,6 +32,10 @@ pub struct Size {
     pub workers: usize,
     /// Fault proxies before HAProxy; the last one cuts connections at a fixed age.
     pub proxies: usize,
+    /// How sure it is what nodes acknowledge to workers.
+    pub ack: Level,
+    /// A fault planted in the nodes.
+    pub planted: Option<String>,
 }
 
 /// Everything that runs.
@@ -63,7 +68,6 @@ impl World {
         binary: &Path,
         size: &Size,
         store: Box<dyn StoreSetup>,
-        planted: Option<&str>,
     ) -> anyhow::Result<World> {
         let ports = free_ports(2 * size.edges + 1)?;
         let (listens, rest) = ports.split_at(size.edges);
@@ -90,7 +94,9 @@ impl World {
             .map(str::to_owned)
             .collect();
             let mut env = clock(dir, &format!("edge-{number}"), has_faketime)?;
-            env.extend(planted.map(|fault| ("EVERTHREAD_PLANTED_FAULT".to_owned(), fault.to_owned())));
+            let planted = size.planted.iter();
+            env.extend(planted.map(|fault| ("EVERTHREAD_PLANTED_FAULT".to_owned(), fault.clone())));
+            env.push(("EVERTHREAD_ACK".to_owned(), size.ack.as_str().to_owned()));
             let recipe = Recipe {
                 name: format!("edge-{number}"),
                 program: binary.to_owned(),
@@ -124,6 +130,8 @@ impl World {
                 &name,
                 "--history",
                 &history,
+                "--ack",
+                size.ack.as_str(),
             ];
             let args = args.map(str::to_owned).to_vec();
             let program = std::env::current_exe()?;

@@ -124,7 +124,8 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
         let kept = verdict.levels.entry(level).or_default();
         (kept.tokens, kept.tokens_gone) = (kept.tokens + tokens, kept.tokens_gone + gone);
         if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, attempt)) {
-            let text = format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
+            let text =
+                format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
             verdict.found(Rule::Lost, session, "worker", text);
         }
     }
@@ -165,8 +166,9 @@ fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, St
                 Some((Rule::Lost, format!("has another text: {}", one.body)))
             } else {
                 let elsewhere = acked.filter(is_elsewhere);
-                elsewhere
-                    .map(|(place, _)| (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first)))
+                elsewhere.map(|(place, _)| {
+                    (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first))
+                })
             }
         }
         (several, _) => Some((Rule::Doubled, format!("is there {} times", several.len()))),

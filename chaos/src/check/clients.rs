@@ -54,7 +54,12 @@ fn step(client: &mut Client, event: &Event, log: &Log, promise: Promise, verdict
             if let (Some(from), Some(at)) = (from, client.at)
                 && *from != at
             {
-                verdict.found(Rule::Gap, &log.session, &event.who, format!("it goes on from {from:?} and was sent everything up to {at:?}"));
+                verdict.found(
+                    Rule::Gap,
+                    &log.session,
+                    &event.who,
+                    format!("it goes on from {from:?} and was sent everything up to {at:?}"),
+                );
             }
             client.at = match from {
                 Some(place) => Some(*place),
@@ -102,7 +107,12 @@ fn step(client: &mut Client, event: &Event, log: &Log, promise: Promise, verdict
         }
         What::Live { seq, .. } => {
             if let Some(at) = client.at.filter(|at| at.seq < *seq) {
-                verdict.found(Rule::Gap, &log.session, &event.who, format!("it is live at {seq}, and it was sent nothing after {}", at.seq));
+                verdict.found(
+                    Rule::Gap,
+                    &log.session,
+                    &event.who,
+                    format!("it is live at {seq}, and it was sent nothing after {}", at.seq),
+                );
             }
         }
         What::Holds { place, messages, whole, digest: held, .. } => {

@@ -89,7 +89,9 @@ fn put(id: &str, name: &str, text: &str, acked: Option<u64>) -> Vec<Event> {
         What::Put { session: session.clone(), id: id.clone(), name: name.into(), text: text.into() },
     )];
     let place = acked.map(|seq| Place { epoch: EPOCH, seq });
-    events.extend(place.map(|place| event("asker", What::PutAcked { session, id, place, run: None, level: Level::Accepted })));
+    events.extend(place.map(|place| {
+        event("asker", What::PutAcked { session, id, place, run: None, level: Level::Accepted })
+    }));
     events
 }
 
@@ -122,7 +124,10 @@ fn a_story_in_which_all_is_right_has_no_violation() {
     events.extend(put("k1", "k1", "", Some(14)));
     events.extend(put("in-2", "never answered", "", None));
     let (session, run) = ("s".to_owned(), "r1".to_owned());
-    events.push(event("w", What::Confirmed { session: session.clone(), run, attempt: 1, tokens: 3, level: Level::Accepted }));
+    events.push(event(
+        "w",
+        What::Confirmed { session: session.clone(), run, attempt: 1, tokens: 3, level: Level::Accepted },
+    ));
     let (control, outcome) = ("c1".to_owned(), Some("applied".to_owned()));
     events.push(event("b", What::Receipt { session, control, stage: "settled".into(), outcome }));
     assert_eq!(rules(&events, &log), []);
@@ -135,7 +140,13 @@ fn what_was_acknowledged_and_is_missing_elsewhere_or_doubled_is_found() {
     let twice = with_more((None, json!({ "type": "x-mark", "mark": "k1" })));
     assert_eq!(rules(&put("k1", "k1", "", Some(14)), &twice), [Rule::Doubled]);
     assert_eq!(rules(&put("in-1", "q1", "another text", Some(3)), &log(&story())), [Rule::Lost]);
-    let confirmed = What::Confirmed { session: "s".into(), run: "r1".into(), attempt: 1, tokens: 4, level: Level::Accepted };
+    let confirmed = What::Confirmed {
+        session: "s".into(),
+        run: "r1".into(),
+        attempt: 1,
+        tokens: 4,
+        level: Level::Accepted,
+    };
     assert_eq!(rules(&[event("w", confirmed)], &log(&story())), [Rule::Lost]);
 }
 
@@ -170,7 +181,8 @@ fn what_was_acknowledged_as_replicated_may_never_be_gone_and_what_was_put_again_
     let accepted = [asked.clone(), acked("k1", EPOCH, 14, Level::Accepted)];
     let verdict = check(&accepted, &lost);
     assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].gone), (0, 1));
-    let healed = [asked.clone(), acked("k1", EPOCH, 13, Level::Accepted), acked("k1", 6, 14, Level::Accepted)];
+    let healed =
+        [asked.clone(), acked("k1", EPOCH, 13, Level::Accepted), acked("k1", 6, 14, Level::Accepted)];
     let verdict = check(&healed, &whole);
     assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].healed), (0, 1));
     // Whoever was told by the new log that it is there relies on it.

@@ -167,7 +167,8 @@ impl StoreSetup for Replicated {
         if planned.kind == Kind::CutSubscriptions {
             return self.cut_subscriptions().await;
         }
-        let primary = *self.primaries.get(index(planned.target, self.primaries.len())).context("no primary")?;
+        let primary =
+            *self.primaries.get(index(planned.target, self.primaries.len())).context("no primary")?;
         let edge = index(planned.how, self.edges);
         let mut what = format!("server {primary}");
         match planned.kind {

@@ -245,8 +245,7 @@ impl RedisCluster {
 
     /// Tells a node of the first one.
     async fn meet(&self, n: usize) -> anyhow::Result<()> {
-        let (host, port, bus) =
-            (self.nodes[0].host(), self.nodes[0].port(), bus_port(&self.nodes[0]).await?);
+        let (host, port, bus) = (self.nodes[0].host(), self.nodes[0].port(), bus_port(&self.nodes[0]).await?);
         ok(&self.nodes[n], &format!("CLUSTER MEET {host} {port} {bus}")).await
     }
 

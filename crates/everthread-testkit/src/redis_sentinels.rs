@@ -44,10 +44,7 @@ impl RedisSentinels {
     }
 
     /// The same, each at an address of its own: servers are asked for as 0 to 2, sentinels as 3 to 5.
-    pub async fn start_at(
-        host: impl Fn(usize) -> Option<String>,
-        args: Vec<String>,
-    ) -> anyhow::Result<Self> {
+    pub async fn start_at(host: impl Fn(usize) -> Option<String>, args: Vec<String>) -> anyhow::Result<Self> {
         let mut options = RedisOptions { tcp: true, args, host: host(0), ..RedisOptions::default() };
         options.args.extend(["--repl-diskless-sync-delay", "0"].map(str::to_owned));
         let mut servers = vec![RedisServer::start_with(options.clone()).await?];
