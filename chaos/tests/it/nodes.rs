@@ -117,14 +117,16 @@ impl Small {
         mut injure: impl AsyncFnMut(&mut Small),
     ) {
         let began = Instant::now();
+        let mut last = Verdict::default();
         while began.elapsed() < PATIENCE {
             injure(self).await;
             let verdict = self.verdict(promise).await;
             if verdict.violations.iter().any(|violation| violation.rule == rule) {
                 return self.end().await;
             }
+            last = verdict;
         }
-        panic!("the checker has not found {rule:?}");
+        panic!("the checker has not found {rule:?}, but {:?} in {:?}", last.by_rule(), last.looked);
     }
 
     /// What the checker says now; those who follow are not at the end of the log, of course.
@@ -211,7 +213,8 @@ impl Node {
         let proxy = Proxy::start(redis.tcp_address()).await.unwrap();
         let id: everthread_protocol::NodeId = format!("n{number}").parse().unwrap();
         let options = Options {
-            response_timeout: Duration::from_secs(2),
+            // What is on its way when a node is cut off must arrive when it is not any more.
+            response_timeout: LEASE * 6,
             ..Options::new(format!("redis://{}", proxy.address()), "et", id.clone())
         };
         let store = Arc::new(Redis::connect(options, &TaskTracker::new(), stop).await.unwrap());
