@@ -7,10 +7,11 @@
 //!
 //! [`address`] reads what the operator wrote, [`dial`] opens connections, [`sentinel`] knows where the primary is and
 //! [`cluster`] which primary has which slot ([`slots`]); [`shard`] is what is connected to one primary, [`route`] the way of
-//! a request to it; [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! a request to it; [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`appends`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
 //! translate between them and the trait.
 
 mod address;
+mod appends;
 mod check;
 mod cluster;
 mod dial;

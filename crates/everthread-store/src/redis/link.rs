@@ -28,8 +28,9 @@ const OUTAGE_PATIENCE: Duration = Duration::from_millis(500);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// … and the longest: a healed server is found within this, however long it was away.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
 /// Why a request failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Failure {
     /// There is no connection; it was not sent.
     Down(String),

@@ -3,6 +3,7 @@
 //! Their number is constant, however much is followed or asked.
 
 use super::address::Endpoint;
+use super::appends::Appends;
 use super::dial::Dialer;
 use super::feed::{Feed, Lane, ProbeAt, Supplies};
 use super::link::Link;
@@ -32,6 +33,8 @@ pub(super) struct Shard {
     pub(super) lane: Lane,
     /// For commands, at least one.
     links: Vec<Arc<Link>>,
+    /// What is to be appended, for each of them.
+    appends: Vec<Appends>,
     ranges: Arc<Link>,
     stop: CancellationToken,
 }
@@ -43,6 +46,11 @@ impl Shard {
             Way::Commands => &self.links[usize::from(slot) % self.links.len()],
             Way::Ranges => &self.ranges,
         }
+    }
+
+    /// Where appends to what lies in a slot wait for its connection.
+    pub(super) fn appends(&self, slot: u16) -> &Appends {
+        &self.appends[usize::from(slot) % self.appends.len()]
     }
 
     /// Whether this is the server there.
@@ -99,6 +107,13 @@ impl Crew {
         let links: Vec<_> =
             (1..=self.command_connections.max(1)).map(|n| keep(format!("{endpoint} commands {n}"))).collect();
         let ranges = keep(format!("{endpoint} ranges"));
+        let gather = |link: &Arc<Link>| {
+            let (appends, calls) = Appends::new();
+            let (link, scripts, stop) = (link.clone(), self.scripts.clone(), stop.clone());
+            self.tasks.spawn(async move { stop.run_until_cancelled(calls.keep(&link, &scripts)).await });
+            appends
+        };
+        let appends = links.iter().map(gather).collect();
         let lane = self.lane();
         let serving = self.feed.open(lane, probe_at);
         let supplies = Supplies {
@@ -109,7 +124,7 @@ impl Crew {
         };
         let (feed, stopped) = (self.feed.clone(), stop.clone());
         self.tasks.spawn(async move { stopped.run_until_cancelled(feed.keep(&serving, &supplies)).await });
-        Arc::new(Shard { endpoint, also, lane, links, ranges, stop })
+        Arc::new(Shard { endpoint, also, lane, links, appends, ranges, stop })
     }
 
     /// Lets a primary go: what waits for an answer of it fails at once.
