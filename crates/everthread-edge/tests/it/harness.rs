@@ -213,6 +213,7 @@ impl<E: Engine> World<E> {
             presence: self.presence.clone(),
             folding: self.folding,
             archive: None,
+            upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
             retention: self.retention.clone(),
         }
     }
