@@ -156,54 +156,53 @@ mod tests {
     use super::*;
 
     /// When each of so many goes, in milliseconds after the beginning, and the longest pause.
-    async fn leave(crowd: usize, patience: Duration, role: Role) -> (Vec<u128>, u64) {
-        let departures = Departures::default();
+    fn leave(crowd: u32, patience: Duration, role: Role) -> (Vec<u128>, u64) {
+        let (departures, at) = (Departures::default(), Instant::now());
         let guests: Vec<Guest> = (0..crowd).map(|_| departures.enter()).collect();
-        let begun = Instant::now();
-        let all = async {
-            let mut left = Vec::new();
-            let mut pause = 0;
-            for guest in &guests {
-                departures.begun.cancelled().await;
-                let at = departures.goes_at(guest, role).unwrap();
-                left.push((at - begun).as_millis());
-                pause = pause.max(departures.pause_ms(guest, role));
-            }
-            drop(guests);
-            (left, pause)
-        };
-        let (all_went, left) = tokio::join!(departures.begin(patience), all);
-        assert!(all_went);
-        left
+        departures.plan.set(Plan::new(at, crowd, patience)).unwrap();
+        departures.begun.cancel();
+        let goes = |guest| (departures.goes_at(guest, role).unwrap() - at).as_millis();
+        let pauses = guests.iter().map(|guest| departures.pause_ms(guest, role));
+        (guests.iter().map(goes).collect(), pauses.max().unwrap())
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_crowd_is_spread_over_the_window_and_a_few_go_soon() {
-        let (left, pause) = leave(2_000, Duration::from_secs(8), Role::Client).await;
+    #[test]
+    fn a_crowd_is_spread_over_the_window_and_a_few_go_soon() {
+        let (left, pause) = leave(2_000, Duration::from_secs(8), Role::Client);
         assert!(left.iter().all(|at| *at <= 6_000));
         for second in 0..6 {
             let within = left.iter().filter(|at| (second * 1000..(second + 1) * 1000).contains(*at)).count();
             assert!((200..500).contains(&within), "{within} in second {second}");
         }
         assert!(pause > 3_000 && pause <= 4_000, "the window was too short for all: {pause}");
-        let (left, pause) = leave(20, Duration::from_secs(8), Role::Client).await;
+        let (left, pause) = leave(20, Duration::from_secs(8), Role::Client);
         assert!(left.iter().all(|at| *at <= 100) && pause <= 250);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn workers_go_first() {
-        let (left, pause) = leave(2_000, Duration::from_secs(8), Role::Worker).await;
+    #[test]
+    fn workers_go_first() {
+        let (left, pause) = leave(2_000, Duration::from_secs(8), Role::Worker);
         assert!(left.iter().all(|at| *at <= 500) && pause <= 100);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn whoever_does_not_go_is_waited_for_until_patience_ends() {
         let departures = Departures::default();
         let guest = departures.enter();
         assert!(departures.goes_at(&guest, Role::Client).is_none());
-        assert!(!departures.begin(Duration::from_secs(3)).await);
+        assert!(!departures.begin(Duration::from_millis(50)).await);
         departures.goes(&guest, Role::Client).await;
         drop(guest);
-        assert!(departures.begin(Duration::ZERO).await);
+        assert!(departures.begin(Duration::from_secs(60)).await);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_just_stopped_sends_everybody_away_at_once() {
+        let stop = CancellationToken::new();
+        let departures = Departures::new(&stop);
+        let guest = departures.enter();
+        stop.cancel();
+        departures.goes(&guest, Role::Client).await;
+        assert!(departures.goes_at(&guest, Role::Worker).unwrap() <= Instant::now());
     }
 }
