@@ -33,4 +33,6 @@ mod node;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod slow;
