@@ -17,6 +17,7 @@ mod control;
 pub mod departure;
 pub mod devices;
 pub mod feed;
+mod flights;
 pub mod folder;
 mod fork;
 pub mod http;

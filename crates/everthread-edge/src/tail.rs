@@ -36,8 +36,6 @@ const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
 const SILENCE_IDLE: Duration = Duration::from_secs(20);
 /// Sessions compared with one request.
 const CHECK_BATCH: usize = 256;
-/// Beyond every head: seqs are below 2^53.
-const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
 
@@ -449,10 +447,10 @@ impl<S: Store> Tails<S> {
     }
 
     /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
-    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), Error> {
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Arc<Page>), Error> {
         loop {
             let tail = self.get(key);
-            let page = self.inner.reader.page(key, BEYOND, 1).await?;
+            let page = self.inner.reader.end(key).await?;
             let (is_behind, has_moved, is_its) = {
                 let mut ring = lock(&tail.ring);
                 let before = ring.head;

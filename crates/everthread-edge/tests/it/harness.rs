@@ -143,6 +143,7 @@ pub struct World<E> {
     pub presence: Times,
     pub folding: folder::Options,
     pub retention: retention::Options,
+    pub upgrades_per_s: u32,
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
@@ -179,6 +180,7 @@ impl<E: Engine> World<E> {
             folding: FOLDING,
             presence,
             retention: retention::Options::default(),
+            upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
             nodes_made: 0.into(),
         }
     }
@@ -212,7 +214,7 @@ impl<E: Engine> World<E> {
             presence: self.presence.clone(),
             folding: self.folding,
             archive: None,
-            upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
+            upgrades_per_s: self.upgrades_per_s,
             retention: self.retention.clone(),
         }
     }
