@@ -27,6 +27,8 @@ mod joining;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]
+mod lost;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod node;
