@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Upgrades in a second, unless told otherwise: two cores carry out about half of that.
+/// Upgrades in a second, unless told otherwise: more than two cores carry out, with the attach that follows each.
 pub const UPGRADES_PER_S: u32 = 10_000;
 /// The shortest pause of who is refused.
 const PAUSE_MIN: Duration = Duration::from_millis(500);

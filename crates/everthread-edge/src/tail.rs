@@ -32,11 +32,10 @@ const RING_BYTES_MAX: usize = 256 * 1024;
 pub const LAG_BYTES_MAX: usize = 64 * 1024;
 /// After this much silence a tail whose session has an active run, or had until just now, compares itself with the log.
 const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
-/// How often that is looked at. Together: what the feed has lost is noticed within 2 s where a run
-/// is active, and within 20 s anywhere.
-const LOOK: Duration = Duration::from_millis(375);
 /// After this much silence any other tail does.
 const SILENCE_IDLE: Duration = Duration::from_millis(19_500);
+/// How often that is looked at. Together: what the feed has lost is noticed within 2 s and 20 s.
+const LOOK: Duration = Duration::from_millis(375);
 /// Sessions compared with one request.
 const CHECK_BATCH: usize = 256;
 /// Pause before a repair that failed is tried again.
