@@ -219,7 +219,8 @@ impl Deployment {
     }
 }
 
-async fn roll(old: &Path) {
+/// Replaces all nodes; how many streams were told good-bye.
+async fn roll(old: &Path) -> usize {
     let mut deployment = Deployment::start(old).await;
     let (url, stop, seen) = (deployment.url(), CancellationToken::new(), Arc::<Seen>::default());
     for _ in 0..WORKERS {
@@ -298,11 +299,13 @@ async fn roll(old: &Path) {
     seen.tell();
     let lost: usize = interruptions.iter().sum();
     assert!(runs.len() >= SESSIONS && lost >= interruptions.len() / 2, "{interruptions:?}");
+    byes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_under_load_loses_doubles_and_begins_nothing_anew() {
-    roll(Path::new(env!("CARGO_BIN_EXE_everthread"))).await;
+    let byes = roll(Path::new(env!("CARGO_BIN_EXE_everthread"))).await;
+    assert!(byes > 0, "no stream was told that its node stops");
 }
 
 /// Without another release at hand it is this one, which must get along with itself.
