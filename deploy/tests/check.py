@@ -376,7 +376,8 @@ class Chart(unittest.TestCase):
             # The node waits for its connections, a second for what is behind them, and is given 3 s more.
             self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + 4)
             (container,) = pod["containers"]
-            self.assertEqual({e["name"]: e.get("value") for e in container["env"]}["EVERTHREAD_DRAIN_MS"], str(drain))
+            env = {e["name"]: e.get("value") for e in container["env"]}
+            self.assertEqual((env["EVERTHREAD_DRAIN_MS"], env["EVERTHREAD_DRAIN_DELAY_MS"]), (str(drain), "0"))
             self.assertEqual(container.get("lifecycle"), {"preStop": {"sleep": {"seconds": pre_stop}}} if pre_stop else None)
 
     def test_no_container_is_root_or_writes_its_image(self):

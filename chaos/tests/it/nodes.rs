@@ -225,6 +225,7 @@ impl Node {
                 presence: Times::default(),
                 folding: folder::Options::default(),
                 archive: None,
+                upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
                 retention: retention::Options::default(),
             },
         );

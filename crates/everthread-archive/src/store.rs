@@ -211,4 +211,8 @@ impl<S: Store> Store for Archive<S> {
     fn is_ready(&self) -> bool {
         self.store.is_ready()
     }
+
+    fn probe_age(&self) -> Option<std::time::Duration> {
+        self.store.probe_age()
+    }
 }

@@ -138,6 +138,7 @@ async fn compare<S: Store>(
         presence: everthread_edge::presence::Times::default(),
         folding: Options::default(),
         archive: None,
+        upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
         retention: everthread_edge::retention::Options::default(),
     };
     let edge = Edge::start(store.clone(), config);

@@ -9,6 +9,7 @@ mod presence;
 mod read;
 
 use crate::auth::Identity;
+use crate::departure::Guest;
 use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
 use crate::reader::fault_of;
@@ -126,12 +127,16 @@ async fn watch_over<S: Store>(
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, client::serve)
+    // Workers are few, and their runs wait for them: they are not held back.
+    match edge.admission.pass() {
+        Ok(()) => upgrade(edge, request, client::serve),
+        Err(pause) => Ok(refused_for(pause)),
+    }
 }
 
 async fn connect_worker<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, |edge, inbound, outbox, token| {
-        Box::pin(worker::serve(edge, inbound, outbox, token))
+    upgrade(edge, request, |edge, inbound, outbox, token, guest| {
+        Box::pin(worker::serve(edge, inbound, outbox, token, guest))
     })
 }
 
@@ -140,16 +145,34 @@ type Serve<S> = fn(
     socket::Inbound,
     socket::Outbox,
     Option<String>,
+    Guest,
 ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Too many clients have connected just now: when this one may come again.
+fn refused_for(pause: Duration) -> Response {
+    let fault = Fault::new(Code::Overloaded, "too many clients connect at once: come again later");
+    let after_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    let body = ErrorBody { after_ms: Some(after_ms), ..ErrorBody::from(fault) };
+    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": body }));
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, header::HeaderValue::from(after_ms.div_ceil(1000)));
+    response.extensions_mut().insert(Code::Overloaded);
+    response
+}
+
 fn upgrade<S: Store>(edge: Edge<S>, mut request: Request, serve: Serve<S>) -> Answer {
+    if edge.departures.is_begun() {
+        return Err(
+            Fault::new(Code::Draining, "this node is shutting down: connect again, to another").into()
+        );
+    }
     let token = crate::auth::bearer(request.headers()).map(str::to_owned);
     let (upgrade, response) = socket::accept(&mut request)?;
     let token = token.or(upgrade.token.clone());
-    let tasks = edge.tasks.clone();
+    let (tasks, guest) = (edge.tasks.clone(), edge.departures.enter());
     tasks.spawn(async move {
         if let Some((inbound, outbox)) = upgrade.socket().await {
-            serve(edge, inbound, outbox, token).await;
+            serve(edge, inbound, outbox, token, guest).await;
         }
     });
     Ok(response)

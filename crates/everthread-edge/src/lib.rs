@@ -7,17 +7,21 @@
 //!
 //! A node holds nothing that another cannot rebuild from the store.
 
+pub mod admission;
 pub mod archiving;
 pub mod auth;
 mod branch;
 mod client;
 mod conflate;
 mod control;
+pub mod departure;
 pub mod devices;
 pub mod feed;
+mod flights;
 pub mod folder;
 mod fork;
 pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod presence;
 pub mod put;
@@ -29,8 +33,10 @@ mod sse;
 pub mod tail;
 mod worker;
 
+use admission::Admission;
 use archiving::Archiving;
 use auth::Auth;
+use departure::Departures;
 use devices::Acks;
 use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
 use everthread_protocol::NodeId;
@@ -45,6 +51,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tail::Tails;
 use tokio::sync::Semaphore;
+
+/// How long what works behind the connections may take to end.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 
 /// What an edge node is told at its start.
 #[derive(Debug, Clone)]
@@ -67,6 +76,8 @@ pub struct Config {
     pub archive: Option<archiving::Options>,
     /// How long sessions, and how much of them, are kept.
     pub retention: retention::Options,
+    /// How many clients may connect within a second.
+    pub upgrades_per_s: u32,
 }
 
 /// One edge node. Cheap to clone.
@@ -109,6 +120,10 @@ pub struct Shared<S> {
     pub folder: Folder<S>,
     /// Turns to make forks.
     pub forks: Semaphore,
+    /// How many clients may connect now.
+    pub admission: Admission,
+    /// Who has connected, and when they go.
+    pub departures: Departures,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
@@ -141,6 +156,8 @@ impl<S: Store> Edge<S> {
         tasks.spawn_until_stopped(keeper.run());
         Edge {
             shared: Arc::new(Shared {
+                admission: Admission::new(config.upgrades_per_s),
+                departures: Departures::new(&tasks.token()),
                 config,
                 desk,
                 dispatcher,
@@ -157,8 +174,11 @@ impl<S: Store> Edge<S> {
         }
     }
 
-    /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.
+    /// Takes no more runs, says good-bye to every connection, spread over `patience`, and waits for them; then ends what
+    /// works behind them. False if somebody, or something, was still there when it had to end.
     pub async fn drain(&self, patience: Duration) -> bool {
-        self.tasks.close(patience).await
+        self.dispatcher.close();
+        let have_gone = self.departures.begin(patience).await;
+        self.tasks.close(BEHIND_MAX).await && have_gone
     }
 }

@@ -33,11 +33,11 @@ pub const LAG_BYTES_MAX: usize = 64 * 1024;
 /// After this much silence a tail whose session has an active run, or had until just now, compares itself with the log.
 const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
 /// After this much silence any other tail does.
-const SILENCE_IDLE: Duration = Duration::from_secs(20);
+const SILENCE_IDLE: Duration = Duration::from_millis(19_500);
+/// How often that is looked at. Together: what the feed has lost is noticed within 2 s and 20 s.
+const LOOK: Duration = Duration::from_millis(375);
 /// Sessions compared with one request.
 const CHECK_BATCH: usize = 256;
-/// Beyond every head: seqs are below 2^53.
-const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
 
@@ -449,10 +449,10 @@ impl<S: Store> Tails<S> {
     }
 
     /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
-    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), Error> {
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Arc<Page>), Error> {
         loop {
             let tail = self.get(key);
-            let page = self.inner.reader.page(key, BEYOND, 1).await?;
+            let page = self.inner.reader.end(key).await?;
             let (is_behind, has_moved, is_its) = {
                 let mut ring = lock(&tail.ring);
                 let before = ring.head;
@@ -570,7 +570,7 @@ impl<S: Store> Tails<S> {
     }
 
     async fn check_for_ever(&self) {
-        let mut tick = tokio::time::interval(SILENCE_ACTIVE / 3);
+        let mut tick = tokio::time::interval(LOOK);
         loop {
             tick.tick().await;
             let overdue: Vec<Arc<Tail>> = {

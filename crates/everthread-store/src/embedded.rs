@@ -490,6 +490,10 @@ impl Store for Embedded {
         let working = self.0.requests.as_ref().is_some_and(|requests| !requests.is_closed());
         working && self.0.shared.failure.get().is_none()
     }
+
+    fn probe_age(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Shared {

@@ -304,6 +304,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether reads, writes and the live feed work now: the last probe through all of them came back.
     fn is_ready(&self) -> bool;
+
+    /// How long ago such a probe came back last, where that is longest ago; `None` where there is nothing to probe.
+    fn probe_age(&self) -> Option<std::time::Duration>;
 }
 
 /// How long an item that was taken from a pool stays hidden from other consumers.

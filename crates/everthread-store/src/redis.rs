@@ -405,4 +405,8 @@ impl Store for Redis {
     fn is_ready(&self) -> bool {
         self.inner.feed.is_ready()
     }
+
+    fn probe_age(&self) -> Option<Duration> {
+        self.inner.feed.probe_age()
+    }
 }

@@ -257,6 +257,9 @@ pub enum Error {
     /// The store does not answer; nothing was written.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// This node has no capacity for it now; nothing was asked of the store.
+    #[error("no capacity for it now: {0}")]
+    Overloaded(String),
     /// The store did not answer in time; the write may have happened.
     #[error("no answer from the store: {0}")]
     Indeterminate(String),
@@ -291,6 +294,7 @@ impl Error {
                 (Code::Unavailable, "it took too long to put the session together: try again")
             }
             Error::Unavailable(_) => (Code::Unavailable, "the store does not answer; nothing was written"),
+            Error::Overloaded(_) => (Code::Overloaded, "the node has no capacity for this now: try again"),
             Error::Indeterminate(_) => {
                 (Code::Indeterminate, "the write may or may not have happened: repeat it with the same id")
             }

@@ -227,7 +227,8 @@ async fn stay_connected(
                 if began.elapsed() > RECONNECT_CAP * 2 {
                     backoff.reset();
                 }
-                let wait = backoff.step();
+                // Not sooner than the server asks, and not with everybody else whom it asked the same.
+                let wait = backoff.step() + error.after().unwrap_or_default();
                 tracing::warn!(%error, ?wait, url = config.url, "not connected; will try again");
                 wait
             }

@@ -6,6 +6,7 @@ use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::Leases;
+use everthread_edge::admission::UPGRADES_PER_S;
 use everthread_edge::presence::Times;
 use everthread_store::redis::Options;
 use std::net::SocketAddr;
@@ -16,6 +17,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Where `dev` keeps everything.
 pub const DEV_DATA_DIR: &str = "./.everthread";
+/// How long a stopping node still serves where load balancers may be in front of it: longer than HAProxy as in `deploy/`
+/// needs for two checks that fail.
+const DRAIN_DELAY: Duration = Duration::from_secs(2);
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -72,9 +76,17 @@ pub struct NodeArgs {
     /// How long somebody who leaves is shown as present, and may come back, in milliseconds.
     #[arg(long, env = "EVERTHREAD_PRESENCE_GRACE_MS", default_value_t = 3_000)]
     pub presence_grace_ms: u64,
-    /// How long a stopping node waits for its connections, in milliseconds.
+    /// How long a stopping node is not ready and still serves, until load balancers have noticed, in milliseconds. 2000;
+    /// on a loopback address 0.
+    #[arg(long, env = "EVERTHREAD_DRAIN_DELAY_MS")]
+    pub drain_delay_ms: Option<u64>,
+    /// How long a stopping node waits for its connections after that, in milliseconds: good-byes are spread over it.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
+    /// How many clients may connect within a second; the others are told when to come again.
+    #[arg(long, env = "EVERTHREAD_UPGRADES_PER_S", default_value_t = UPGRADES_PER_S,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub upgrades_per_s: u32,
     #[command(flatten)]
     pub keeping: KeepingArgs,
     #[command(flatten)]
@@ -154,6 +166,12 @@ impl NodeArgs {
             grace: Duration::from_millis(self.presence_grace_ms),
             ..Times::default()
         })
+    }
+
+    /// How long a stopping node still serves.
+    pub fn drain_delay(&self) -> Duration {
+        let default = if self.listen.ip().is_loopback() { Duration::ZERO } else { DRAIN_DELAY };
+        self.drain_delay_ms.map_or(default, Duration::from_millis)
     }
 
     /// The token, or a reason not to start.

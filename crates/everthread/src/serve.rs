@@ -3,11 +3,10 @@
 use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
 use crate::{admin, config, console, demo, openai};
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use everthread_archive::Archive;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, archiving, http};
+use everthread_edge::{Config, Edge, archiving, http, listen};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{self, Embedded};
@@ -125,6 +124,7 @@ async fn node_until_stopped<S: Store>(
         folding: args.keeping.folding()?,
         retention: args.keeping.retention()?,
         archive: archiving,
+        upgrades_per_s: args.upgrades_per_s,
     };
     let edge = Edge::start(store.clone(), config);
     edge.metrics.also(counts);
@@ -152,10 +152,17 @@ async fn node_until_stopped<S: Store>(
     }
 
     wait_for_signal(&servers).await?;
-    tracing::info!("stopping: not ready, then good-bye to {} tasks", edge.tasks.len());
+    let pause = args.drain_delay();
+    tracing::info!(
+        connections = edge.departures.len(),
+        ?pause,
+        "stopping: not ready, then good-bye to everybody"
+    );
     draining.store(true, Ordering::Release);
     // The demo's runs end while there is still a node to write to.
     demo.close(Duration::from_secs(2)).await;
+    // Whoever sends connections here learns that it should not while they are still good.
+    tokio::time::sleep(pause).await;
     stop_accepting.cancel();
     if !edge.drain(Duration::from_millis(args.drain_ms)).await {
         tracing::warn!("some connections did not take their leave in time");
@@ -205,18 +212,13 @@ fn serve_on(
     stall_max: Duration,
     stop: CancellationToken,
 ) {
-    let listener = listener.tap_io(move |stream| {
+    let tune = move |stream: &TcpStream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a socket keeps its delay");
         }
         end_when_stalled(stream, stall_max + STALL_MARGIN);
-    });
-    group.spawn(async move {
-        let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "a listener has failed");
-        }
-    });
+    };
+    group.spawn(listen::serve(listener, routes, tune, stop));
 }
 
 /// Whoever asks for much by HTTP and takes none of it would hold it in memory for ever: the kernel ends such a connection.

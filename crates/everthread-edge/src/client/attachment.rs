@@ -67,7 +67,7 @@ pub(super) struct Fetched {
 }
 
 pub(super) enum Brought {
-    Page(Page),
+    Page(Arc<Page>),
     Reset(ResetReason, Cursor, String),
 }
 
@@ -114,8 +114,8 @@ pub(super) async fn snapshot<S: Store>(
     attachment: u32,
     messages: usize,
 ) -> Result<(Cursor, String), Error> {
-    let (view, page) = reader.view(key).await?;
-    frame_of(&view, &page, attachment, messages)
+    let read = reader.shared_view(key).await?;
+    frame_of(&read.0, &read.1, attachment, messages)
 }
 
 /// The `snapshot` frame of a session as it stood below the floor: what is kept of the log follows it. `None` if nothing was

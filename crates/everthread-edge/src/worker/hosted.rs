@@ -402,7 +402,7 @@ impl<S: Store> Connection<S> {
         let mut marked = Vec::new();
         self.wake.take(&mut marked);
         if marked.contains(&STOPPED) {
-            return Err(super::End::Close(everthread_protocol::error::close::DRAINING));
+            self.begin_to_go();
         }
         for number in marked {
             let Some(watched) = self.watched.get_mut(&number) else { continue };

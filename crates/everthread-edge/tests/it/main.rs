@@ -52,6 +52,8 @@ mod run_token;
 #[cfg(test)]
 mod steer;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod stream;
 #[cfg(test)]
 mod takeover;

@@ -63,6 +63,8 @@ pub(super) struct Serving {
     echo: watch::Sender<u64>,
     /// When it did, unless the lane is being rebuilt.
     echoed_at: Mutex<Option<Instant>>,
+    /// When the last one did, also of a connection before this one; at first, when the lane was made.
+    proved_at: Mutex<Instant>,
 }
 
 /// What a lane needs to run.
@@ -95,6 +97,7 @@ impl Feed {
             probe_at: watch::Sender::new(probe_at),
             echo: watch::Sender::new(0),
             echoed_at: Mutex::default(),
+            proved_at: Mutex::new(Instant::now()),
         });
         lock(&self.lanes).insert(lane, serving.clone());
         serving
@@ -145,6 +148,13 @@ impl Feed {
         let mut probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some()).peekable();
         probed.peek().is_some()
             && probed.all(|serving| lock(&serving.echoed_at).is_some_and(|at| at.elapsed() < READY_FOR))
+    }
+
+    /// How long ago the last probe came back, of the lane where that is longest ago.
+    pub(super) fn probe_age(&self) -> Option<Duration> {
+        let lanes = lock(&self.lanes);
+        let probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some());
+        probed.map(|serving| lock(&serving.proved_at).elapsed()).max()
     }
 
     /// Connects a lane, serves it, and connects it again, for ever.
@@ -265,7 +275,9 @@ impl Feed {
                     return Err("it is not the primary any more".into());
                 }
                 Ok(Ok(primary)) => {
-                    *lock(&serving.echoed_at) = Some(Instant::now());
+                    let now = Instant::now();
+                    *lock(&serving.proved_at) = now;
+                    *lock(&serving.echoed_at) = Some(now);
                     if probe.primary.replace(primary.clone()).is_some_and(|before| before != primary) {
                         tracing::warn!("another primary serves the store");
                         let everybody = self.table().everybody(serving.lane);

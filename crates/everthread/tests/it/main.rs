@@ -27,10 +27,14 @@ mod joining;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]
+mod lost;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
 mod outage;
+#[cfg(test)]
+mod rolling;
 #[cfg(test)]
 mod slow;
