@@ -223,6 +223,7 @@ impl Node {
                 heartbeat: Duration::from_secs(1),
                 stall_max: Duration::from_secs(60),
                 presence: Times::default(),
+                acks: everthread_control::Acks::default(),
                 folding: folder::Options::default(),
                 archive: None,
                 retention: retention::Options::default(),

@@ -2,7 +2,7 @@
 
 use crate::Archive;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
 use everthread_store::*;
@@ -15,6 +15,22 @@ impl<S: Store> Store for Archive<S> {
 
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         self.whole(key, || self.store.write(key, write)).await
+    }
+
+    fn offers(&self, level: Level) -> bool {
+        self.store.offers(level)
+    }
+
+    fn usual_level(&self, key: &SessionKey) -> Level {
+        self.store.usual_level(key)
+    }
+
+    async fn confirm(&self, key: &SessionKey, written: &Written, level: Level) -> Result<(), Error> {
+        self.store.confirm(key, written, level).await
+    }
+
+    fn keeping(&self, key: &SessionKey) -> Keeping {
+        self.store.keeping(key)
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {

@@ -136,6 +136,7 @@ async fn compare<S: Store>(
         heartbeat: Duration::from_secs(25),
         stall_max: Duration::from_secs(60),
         presence: everthread_edge::presence::Times::default(),
+        acks: everthread_control::Acks::default(),
         folding: Options::default(),
         archive: None,
         retention: everthread_edge::retention::Options::default(),

@@ -32,7 +32,7 @@ mod worker;
 use archiving::Archiving;
 use auth::Auth;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
+use everthread_control::{Acks as Levels, Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use feed::Feeds;
@@ -61,6 +61,8 @@ pub struct Config {
     pub stall_max: Duration,
     /// The times of presence.
     pub presence: presence::Times,
+    /// How sure answers are where a request does not say.
+    pub acks: Levels,
     /// When logs are folded in the store.
     pub folding: folder::Options,
     /// When sessions are archived, if there is an archive.
@@ -128,7 +130,8 @@ impl<S: Store> Edge<S> {
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk = Desk::new(store.clone(), config.leases.clone());
-        let desk = desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks);
+        let desk =
+            desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks).with_acks(config.acks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());

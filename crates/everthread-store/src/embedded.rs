@@ -29,12 +29,12 @@ mod whole;
 mod writer;
 
 use crate::{
-    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed,
+    Taken, TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
 use std::collections::HashMap;
@@ -105,6 +105,8 @@ struct Shared {
     gone: gone::Gone,
     clock: Clock,
     failure: OnceLock<String>,
+    /// Whether what is answered is on the disk.
+    is_synced: bool,
 }
 
 type Interested = (Interest, Arc<dyn Follower>);
@@ -131,6 +133,7 @@ impl Embedded {
             gone: gone::Gone::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
+            is_synced: options.dir.is_some() && options.durability == Durability::PowerCut,
         });
         let writer = writer::Writer {
             shared: shared.clone(),
@@ -221,6 +224,27 @@ impl Store for Embedded {
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         let (key, write) = (key.clone(), Box::new(session::OwnedWrite::of(&write)));
         self.ask(|reply| Request::Write(key, write, reply)).await
+    }
+
+    fn offers(&self, level: Level) -> bool {
+        match level {
+            Level::Accepted => true,
+            Level::Replicated => false,
+            Level::Fsynced => self.0.shared.is_synced,
+        }
+    }
+
+    fn usual_level(&self, _key: &SessionKey) -> Level {
+        Level::Accepted
+    }
+
+    /// What was answered was committed before.
+    async fn confirm(&self, _key: &SessionKey, _written: &Written, level: Level) -> Result<(), Error> {
+        crate::check_level(self, level)
+    }
+
+    fn keeping(&self, _key: &SessionKey) -> Keeping {
+        Keeping::Answered
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {

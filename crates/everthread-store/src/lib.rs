@@ -17,6 +17,7 @@ mod plant;
 #[cfg(feature = "planted-faults")]
 pub mod planted;
 pub mod redis;
+mod sure;
 mod trim;
 mod types;
 mod whole;
@@ -26,13 +27,14 @@ pub use fold::{Fold, Folded};
 pub use pages::Pages;
 pub use people::*;
 pub use plant::*;
+pub use sure::{Keeping, check_level};
 pub use trim::{Base, Trim, Trimmed};
 pub use types::*;
 pub use whole::*;
 
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
-    TenantId, Version, WorkerId,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId,
+    SessionKey, TenantId, Version, WorkerId,
 };
 use std::sync::Arc;
 
@@ -54,6 +56,29 @@ pub trait Store: Send + Sync + 'static {
         key: &SessionKey,
         write: Write<'_>,
     ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Whether writes can be acknowledged at this level here. Once it could, it is true for good: of a replica that is gone for
+    /// the moment [`Store::confirm`] tells.
+    fn offers(&self, level: Level) -> bool;
+
+    /// The level at which decisions about the session are acknowledged where nobody says otherwise: replicated while a replica
+    /// follows closely, else accepted.
+    fn usual_level(&self, key: &SessionKey) -> Level;
+
+    /// Waits until what was written to the session, up to the write that was answered with `written`, is as sure as `level`
+    /// says. Of many that wait at once the store asks its servers once.
+    ///
+    /// [`Error::Indeterminate`] if it is not so in time, or if the log is not the one of that write any more: repeating the
+    /// write tells which, as its answer then is a duplicate that can be confirmed. [`Refusal::NoLevel`] if it never can be.
+    fn confirm(
+        &self,
+        key: &SessionKey,
+        written: &Written,
+        level: Level,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// When who writes to the session may forget what it wrote.
+    fn keeping(&self, key: &SessionKey) -> Keeping;
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
     /// one). The first may begin at or before `after`. They are contiguous whatever is folded meanwhile: older ones come

@@ -7,12 +7,13 @@
 //!
 //! [`address`] reads what the operator wrote, [`dial`] opens connections, [`sentinel`] knows where the primary is and
 //! [`cluster`] which primary has which slot ([`slots`]); [`shard`] is what is connected to one primary, [`route`] the way of
-//! a request to it; [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! a request to it; [`link`] keeps connections alive, [`confirm`] asks how sure writes are ([`sure`]), [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
 //! translate between them and the trait.
 
 mod address;
 mod check;
 mod cluster;
+mod confirm;
 mod dial;
 mod feed;
 mod fold;
@@ -29,6 +30,7 @@ mod script;
 mod sentinel;
 mod shard;
 mod slots;
+mod sure;
 mod trim;
 mod whole;
 mod write;
@@ -45,8 +47,8 @@ use self::script::Scripts;
 use self::sentinel::Sentinels;
 use self::shard::{Crew, Way};
 use crate::{
-    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
     TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
 };
 use everthread_protocol::{
@@ -132,6 +134,7 @@ impl Redis {
             scripts: scripts.clone(),
             command_connections: options.command_connections,
             feed: Arc::new(Feed::new(homes)),
+            response_timeout: timeout,
             moved: Arc::default(),
             lanes: AtomicU32::new(ONE.0),
         };
@@ -179,6 +182,8 @@ impl Redis {
         if connected.iter().all(Result::is_err) {
             connected.into_iter().collect::<Result<(), Error>>()?;
         }
+        // What writes may promise is known from the beginning.
+        futures_util::future::join_all(shards.iter().map(|shard| shard.confirmer.look())).await;
         let (mut lasting, findings) = (Vec::new(), examine(options).await);
         for finding in &findings {
             match finding.level {
@@ -208,6 +213,27 @@ impl Store for Redis {
 
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         self.write_once(key, &write).await
+    }
+
+    fn offers(&self, level: everthread_protocol::Level) -> bool {
+        self.offers_level(level)
+    }
+
+    fn usual_level(&self, key: &SessionKey) -> everthread_protocol::Level {
+        self.usual_level_of(key)
+    }
+
+    async fn confirm(
+        &self,
+        key: &SessionKey,
+        written: &Written,
+        level: everthread_protocol::Level,
+    ) -> Result<(), Error> {
+        self.confirm_write(key, written, level).await
+    }
+
+    fn keeping(&self, key: &SessionKey) -> Keeping {
+        self.keeping_of(key)
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {

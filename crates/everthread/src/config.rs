@@ -5,8 +5,9 @@ use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use everthread_control::Leases;
+use everthread_control::{Acks, Leases};
 use everthread_edge::presence::Times;
+use everthread_protocol::Level;
 use everthread_store::redis::Options;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,14 @@ pub struct NodeArgs {
     /// What the embedded store survives without losing an acknowledged entry.
     #[arg(long, env = "EVERTHREAD_DURABILITY", value_enum, default_value_t = Durability::PowerCut)]
     pub durability: Durability,
+    /// What a worker's write survives before it is acknowledged, where the write does not say: accepted, replicated or
+    /// fsynced.
+    #[arg(long, env = "EVERTHREAD_ACK", default_value_t = Level::Accepted)]
+    pub ack: Level,
+    /// The same of everything that is decided, such as input, controls and ends of runs. If not given: replicated while the
+    /// store has a replica that follows.
+    #[arg(long, env = "EVERTHREAD_ACK_DECISIONS")]
+    pub ack_decisions: Option<Level>,
     /// The token that clients and workers present. `dev` has one of its own if none is given.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -138,6 +147,11 @@ impl NodeArgs {
             return_grace: Duration::from_millis(self.return_grace_ms),
             cancel_grace: Duration::from_millis(self.cancel_grace_ms),
         })
+    }
+
+    /// How sure acknowledgements are.
+    pub fn acks(&self) -> Acks {
+        Acks { appends: self.ack, decisions: self.ack_decisions }
     }
 
     /// The times of presence, checked against each other.

@@ -94,6 +94,11 @@ impl Keys {
         self.name(session, "gone").to_string()
     }
 
+    /// String that expires at once: something that is written so that it comes after all that was.
+    pub(super) fn mark(&self, session: &SessionKey) -> String {
+        self.name(session, "mark").to_string()
+    }
+
     /// Hash: the last batch of each producer of a session.
     pub(super) fn producers(&self, session: &SessionKey) -> String {
         self.name(session, "producers").to_string()
@@ -182,6 +187,7 @@ mod tests {
         assert_eq!(keys.staged(&session, "x"), "et:{acme/s1}:staged:x");
         assert_eq!(keys.base(&session), "et:{acme/s1}:base");
         assert_eq!(keys.gone(&session), "et:{acme/s1}:gone");
+        assert_eq!(keys.mark(&session), "et:{acme/s1}:mark");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
         assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");

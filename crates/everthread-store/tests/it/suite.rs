@@ -11,6 +11,7 @@ pub mod leases;
 pub mod people;
 pub mod planting;
 pub mod reading;
+pub mod sureness;
 pub mod tenant;
 pub mod trimming;
 pub mod writing;
@@ -45,6 +46,7 @@ macro_rules! conformance {
             two_hundred_writers_get_dense_seqs_and_lose_nothing,
             of_many_deciders_at_one_version_exactly_one_wins,
         );
+        $crate::suite::conformance!(@ $open, sureness, every_write_is_accepted_and_more_is_had_or_refused);
         $crate::suite::conformance!(@ $open, reading,
             what_was_written_is_read_back_verbatim,
             pages_are_bounded_and_join_without_gap,

@@ -52,6 +52,7 @@ const USED: &[&str] = &[
     "EVALSHA 0 1 KEY",
     "SCRIPT LOAD return",
     "TIME",
+    "WAIT 0 1",
     "INFO replication",
 ];
 /// No server knows it: it spoils a transaction.
