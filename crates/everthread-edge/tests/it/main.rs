@@ -32,6 +32,8 @@ mod interrupt;
 #[cfg(test)]
 mod lease;
 #[cfg(test)]
+mod levels;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod pace;
