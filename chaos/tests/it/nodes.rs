@@ -224,6 +224,7 @@ impl Node {
                 stall_max: Duration::from_secs(60),
                 presence: Times::default(),
                 acks: everthread_control::Acks::default(),
+                rebuild_every: Duration::from_secs(600),
                 folding: folder::Options::default(),
                 archive: None,
                 retention: retention::Options::default(),

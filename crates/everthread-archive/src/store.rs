@@ -7,6 +7,7 @@ use everthread_protocol::{
 };
 use everthread_store::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl<S: Store> Store for Archive<S> {
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
@@ -222,6 +223,30 @@ impl<S: Store> Store for Archive<S> {
 
     async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
         self.store.present(key, told_max).await
+    }
+
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        self.store.scan(from, limit).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        self.store.waiting(pool, after, limit).await
+    }
+
+    async fn rebuild_turn(&self, node: &NodeId, wanted: Duration, lease: Duration) -> Result<Turn, Error> {
+        self.store.rebuild_turn(node, wanted, lease).await
+    }
+
+    async fn end_rebuild(&self, node: &NodeId) -> Result<(), Error> {
+        self.store.end_rebuild(node).await
+    }
+
+    fn upheavals(&self) -> u64 {
+        self.store.upheavals()
+    }
+
+    fn steady_for(&self, key: &SessionKey) -> Option<Duration> {
+        self.store.steady_for(key)
     }
 
     fn is_ready(&self) -> bool {

@@ -137,6 +137,7 @@ async fn compare<S: Store>(
         stall_max: Duration::from_secs(60),
         presence: everthread_edge::presence::Times::default(),
         acks: everthread_control::Acks::default(),
+        rebuild_every: Duration::from_secs(600),
         folding: Options::default(),
         archive: None,
         retention: everthread_edge::retention::Options::default(),

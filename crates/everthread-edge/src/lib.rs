@@ -32,7 +32,9 @@ mod worker;
 use archiving::Archiving;
 use auth::Auth;
 use devices::Acks;
-use everthread_control::{Acks as Levels, Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
+use everthread_control::{
+    Acks as Levels, Desk, Dispatcher, Keeper, Leases, Rebuilder, TaskGroup, Upkeep, Upkeeps,
+};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use feed::Feeds;
@@ -63,6 +65,8 @@ pub struct Config {
     pub presence: presence::Times,
     /// How sure answers are where a request does not say.
     pub acks: Levels,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover.
+    pub rebuild_every: Duration,
     /// When logs are folded in the store.
     pub folding: folder::Options,
     /// When sessions are archived, if there is an archive.
@@ -142,6 +146,8 @@ impl<S: Store> Edge<S> {
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
+        let rebuilder = Rebuilder::new(desk.clone(), config.node.clone(), config.rebuild_every);
+        tasks.spawn_until_stopped(rebuilder.run());
         Edge {
             shared: Arc::new(Shared {
                 config,

@@ -22,6 +22,7 @@ mod plant;
 mod pools;
 mod presence;
 mod registry;
+mod scan;
 mod session;
 mod trim;
 mod views;
@@ -30,8 +31,8 @@ mod writer;
 
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
-    Loaded, Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed,
-    Taken, TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Scanned, Store, Stub, StubInfo,
+    Stubbed, Taken, TenantFollower, Trim, Trimmed, Turn, Waiting, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
@@ -105,6 +106,7 @@ struct Shared {
     gone: gone::Gone,
     clock: Clock,
     failure: OnceLock<String>,
+    opened: Instant,
     /// Whether what is answered is on the disk.
     is_synced: bool,
 }
@@ -133,6 +135,7 @@ impl Embedded {
             gone: gone::Gone::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
+            opened: Instant::now(),
             is_synced: options.dir.is_some() && options.durability == Durability::PowerCut,
         });
         let writer = writer::Writer {
@@ -508,6 +511,33 @@ impl Store for Embedded {
 
     async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
         Ok(self.0.shared.presence.present(key, told_max, Instant::now()))
+    }
+
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        let from = from.map(str::to_owned);
+        self.on_disk(move |shared| shared.disk.scan(from.as_deref(), limit)).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        let (pool, after) = (pool.clone(), after.map(str::to_owned));
+        self.on_disk(move |shared| shared.disk.waiting(&pool, after.as_deref(), limit)).await
+    }
+
+    /// There is one node, and one commit has a session and its indexes.
+    async fn rebuild_turn(&self, _node: &NodeId, _wanted: Duration, _lease: Duration) -> Result<Turn, Error> {
+        Ok(Turn::Done)
+    }
+
+    async fn end_rebuild(&self, _node: &NodeId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn upheavals(&self) -> u64 {
+        0
+    }
+
+    fn steady_for(&self, _key: &SessionKey) -> Option<Duration> {
+        self.is_ready().then(|| self.0.shared.opened.elapsed())
     }
 
     fn is_ready(&self) -> bool {

@@ -25,6 +25,7 @@ mod people;
 mod plant;
 mod presence;
 mod read;
+mod rebuild;
 mod route;
 mod script;
 mod sentinel;
@@ -48,8 +49,8 @@ use self::sentinel::Sentinels;
 use self::shard::{Crew, Way};
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
-    Loaded, Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Renewal, Scanned, Store, Stub, StubInfo, Stubbed,
+    Taken, TenantFollower, Trim, Trimmed, Turn, Waiting, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
@@ -425,6 +426,31 @@ impl Store for Redis {
 
     async fn present(&self, key: &SessionKey, told_max: usize) -> Result<Vec<Present>, Error> {
         self.present_in(key, told_max).await
+    }
+
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        self.scan_sessions(from, limit).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        self.waiting_items(pool, after, limit).await
+    }
+
+    async fn rebuild_turn(&self, node: &NodeId, wanted: Duration, lease: Duration) -> Result<Turn, Error> {
+        self.turn_of(node, wanted, Some(lease)).await
+    }
+
+    async fn end_rebuild(&self, node: &NodeId) -> Result<(), Error> {
+        self.turn_of(node, Duration::ZERO, None).await.map(drop)
+    }
+
+    fn upheavals(&self) -> u64 {
+        self.inner.feed.upheavals()
+    }
+
+    fn steady_for(&self, key: &SessionKey) -> Option<Duration> {
+        let shard = self.inner.shards.shard(Tag::Session(key))?;
+        self.inner.feed.steady_for(shard.lane)
     }
 
     fn is_ready(&self) -> bool {

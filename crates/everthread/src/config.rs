@@ -84,6 +84,9 @@ pub struct NodeArgs {
     /// How long a stopping node waits for its connections, in milliseconds.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover of Redis, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000)]
+    pub rebuild_every_ms: u64,
     #[command(flatten)]
     pub keeping: KeepingArgs,
     #[command(flatten)]
@@ -141,6 +144,7 @@ impl NodeArgs {
         );
         ensure!(self.cancel_grace_ms > 0, "--cancel-grace-ms must be more than 0");
         ensure!(self.heartbeat_ms >= 1000, "--heartbeat-ms must be at least 1000");
+        ensure!(self.rebuild_every_ms >= 1000, "--rebuild-every-ms must be at least 1000");
         Ok(Leases {
             lease: Duration::from_millis(self.lease_ms),
             heartbeat: Duration::from_millis(self.worker_heartbeat_ms),

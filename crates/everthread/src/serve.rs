@@ -125,6 +125,7 @@ async fn node_until_stopped<S: Store>(
         stall_max,
         presence: args.presence()?,
         acks,
+        rebuild_every: Duration::from_millis(args.rebuild_every_ms),
         folding: args.keeping.folding()?,
         retention: args.keeping.retention()?,
         archive: archiving,

@@ -44,6 +44,8 @@ mod presence;
 #[cfg(test)]
 mod read;
 #[cfg(test)]
+mod rebuild;
+#[cfg(test)]
 mod receipts;
 #[cfg(test)]
 mod resilience;
