@@ -5,10 +5,10 @@
 //! written is dropped by whoever finds it.
 
 use crate::lister::Lister;
-use crate::{Leases, NoUpkeep, TaskGroup, Upkeep, millis};
+use crate::{Acks, Leases, NoUpkeep, TaskGroup, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
-    Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
+    Author, AuthorKind, Code, Fault, Fence, Level, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
 use everthread_session::state::{SCHEMA, schema_of};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -30,12 +30,15 @@ pub struct Desk<S> {
     upkeep: Arc<dyn Upkeep>,
     /// `None`: the list is up before a decision is answered.
     lister: Option<Lister>,
+    /// How sure its answers are.
+    pub(crate) acks: Acks,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
         let (store, lister) = (self.store.clone(), self.lister.clone());
-        Self { store, leases: self.leases.clone(), upkeep: self.upkeep.clone(), lister }
+        let (leases, upkeep) = (self.leases.clone(), self.upkeep.clone());
+        Self { store, leases, upkeep, lister, acks: self.acks }
     }
 }
 
@@ -82,6 +85,8 @@ pub struct Decided {
     pub written: Written,
     /// What was decided; `None` for a repeat of an earlier write.
     pub decision: Option<Decision>,
+    /// How sure it is.
+    pub level: Level,
 }
 
 /// Why a request was not carried out.
@@ -143,7 +148,7 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None }
+        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None, acks: Acks::default() }
     }
 
     /// The same with what is to be looked after in sessions besides.
@@ -323,8 +328,12 @@ impl<S: Store> Desk<S> {
                     Request::Update { .. } => self.arm_upkeep(key, &decision.state, written.at, false).await,
                     _ => {}
                 }
+                let level = match verbatim {
+                    Some(_) => self.settle_entries(key, &written).await?,
+                    None => self.settle_decision(key, &written).await?,
+                };
                 let decision = written.duplicate.is_none().then_some(decision);
-                Ok(Some(Decided { written, decision }))
+                Ok(Some(Decided { written, decision, level }))
             }
             Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -472,7 +481,10 @@ impl<S: Store> Desk<S> {
             not_after: None,
         };
         match self.store.write(key, write).await {
-            Ok(written) => Ok(Decided { written, decision: None }),
+            Ok(written) => {
+                let level = self.settle_decision(key, &written).await?;
+                Ok(Decided { written, decision: None, level })
+            }
             Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::HasWritten)) => {
                 Err(refusal.into())
             }

@@ -369,6 +369,12 @@ impl<S: Store> Dispatcher<S> {
                     if run.status == RunStatus::Requested {
                         return None;
                     }
+                    // No work is handed out on a claim that a failover may undo.
+                    if let Err(failure) = self.inner.desk.settle_loaded(key, &loaded).await {
+                        tracing::debug!(%key, %failure, "a claim is not sure yet");
+                        tokio::time::sleep(LATER_PAUSE_MAX).await;
+                        continue;
+                    }
                     let fence = loaded.fences.iter().find(|(run, _)| run == id).map(|(_, fence)| *fence);
                     let Some(fence) = fence.filter(|_| run.is_held_by(&seat.worker)) else {
                         return Some(Claim::NotNeeded);

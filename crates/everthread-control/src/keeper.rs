@@ -59,8 +59,10 @@ impl<S: Store> Keeper<S> {
                     self.keep_all(due).await;
                 }
                 Err(error) => {
-                    self.ready_since = None;
-                    tracing::warn!(%error, "cannot look at the deadlines");
+                    // Once: where the rest of the store works, this is tried many times.
+                    if self.ready_since.take().is_some() {
+                        tracing::warn!(%error, "cannot look at the deadlines");
+                    }
                 }
             }
         }
@@ -76,7 +78,15 @@ impl<S: Store> Keeper<S> {
                 let all = stream::iter(due.into_iter().zip(heads));
                 all.for_each_concurrent(SIDE_BY_SIDE, |(due, head)| self.keep(due, head)).await;
             }
-            Err(error) => tracing::warn!(%error, "deadlines fire again"),
+            // A part of the store may be down: the sessions of the others must not wait for it.
+            Err(_) => stream::iter(due).for_each_concurrent(SIDE_BY_SIDE, |due| self.keep_one(due)).await,
+        }
+    }
+
+    async fn keep_one(&self, due: Due) {
+        match self.desk.store().heads(std::slice::from_ref(&due.key)).await {
+            Ok(mut heads) => self.keep(due, heads.pop().flatten()).await,
+            Err(error) => tracing::debug!(key = %due.key, %error, "a deadline fires again"),
         }
     }
 
@@ -124,7 +134,7 @@ impl<S: Store> Keeper<S> {
     /// Does what the core has due in a session, and tells how it then stands.
     async fn settle(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let (loaded, state) = self.desk.load(key).await?;
-        let dead = self.dead(&loaded, &state);
+        let dead = self.dead(key, &loaded, &state);
         let is_due = state.next_due().is_some_and(|due| due <= loaded.now);
         if dead.is_empty() && !is_due {
             return Ok((loaded, state));
@@ -151,9 +161,13 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Runs whose lease is over: nobody has renewed it, for a full term of a store that was there.
-    fn dead(&self, loaded: &Loaded, state: &State) -> Vec<Dead> {
+    fn dead(&self, key: &SessionKey, loaded: &Loaded, state: &State) -> Vec<Dead> {
         let term = self.desk.leases().lease;
-        if self.ready_since.is_none_or(|since| since.elapsed() < term) {
+        let is_steady = |steady: Option<Duration>| steady.is_some_and(|steady| steady >= term);
+        // Of a store of many servers, the one that has the session is where leases are renewed.
+        if !is_steady(self.ready_since.map(|since| since.elapsed()))
+            || !is_steady(self.desk.store().steady_for(key))
+        {
             return Vec::new();
         }
         let over = state.active_runs().filter_map(|(run, worker)| {

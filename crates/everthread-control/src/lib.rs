@@ -3,7 +3,9 @@
 //! - [`Desk`] takes a request, lets the core decide on the session's current state, and makes the decision durable.
 //! - [`Dispatcher`] brings waiting runs to the workers that are connected to this node.
 //! - [`Keeper`] sees to it that every promise has its outcome by its deadline, whichever node made it.
+//! - [`Rebuilder`] builds pools and deadlines anew after a failover.
 //! - [`Upkeep`] is what the keeper sees to in a due session besides.
+//! - [`Acks`] says how sure answers are.
 //! - [`TaskGroup`] is the one way to spawn.
 //!
 //! Life of a control: a client's `cancel` is decided and logged by the desk of the node it reached; the store wakes the node
@@ -16,6 +18,8 @@ mod desk;
 mod dispatch;
 mod keeper;
 mod lister;
+mod rebuild;
+mod sure;
 mod task_group;
 mod upkeep;
 
@@ -23,6 +27,8 @@ pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, syste
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use everthread_protocol::millis;
 pub use keeper::Keeper;
+pub use rebuild::Rebuilder;
+pub use sure::Acks;
 pub use task_group::TaskGroup;
 pub use upkeep::{AtHead, NoUpkeep, Upkeep, Upkeeps};
 

@@ -5,11 +5,13 @@ use everthread_control::{Desk, Failure, Numbered};
 use everthread_protocol::control::{What, check_wait};
 use everthread_protocol::entry::{ControlKind, Target};
 use everthread_protocol::frame::{Receipt, Stage};
-use everthread_protocol::{AgentName, Author, Code, ControlId, Cursor, Fault, RequestId, RunId, SessionKey};
+use everthread_protocol::{
+    AgentName, Author, Code, ControlId, Cursor, Fault, Level, RequestId, RunId, SessionKey,
+};
 use everthread_session::decide::Ask;
 use everthread_session::state::{ControlStage, RunStatus};
 use everthread_session::{Refusal, Request, State};
-use everthread_store::{Follower, Following, Interest, Store, Written};
+use everthread_store::{Follower, Following, Interest, Loaded, Store, Written};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -18,16 +20,28 @@ use tokio::sync::Notify;
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Asks something of runs. The same id again gets the first outcome.
-pub async fn ask<S: Store>(desk: &Desk<S>, key: &SessionKey, ask: Ask) -> Result<Receipt, Fault> {
+pub async fn ask<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    ask: Ask,
+    asked: Option<Level>,
+) -> Result<Receipt, Fault> {
     check_wait(ask.expires_ms)?;
+    let desk = &desk.asked_for(asked).map_err(|error| error.fault())?;
     let id = ask.control.clone();
     match desk.decide(key, &ask.by.clone(), &Request::Control(Box::new(ask)), Numbered::No).await {
         Ok(decided) => {
             let state = decided.decision.map(|decision| decision.state);
             let stage = state.and_then(|state| stage_of(&state, &id)).unwrap_or(Stage::Accepted);
-            Ok(Receipt { control: id, stage, seq: decided.written.to })
+            let ack = crate::put::told_level(decided.level, asked);
+            Ok(Receipt { control: id, stage, seq: decided.written.to, ack })
         }
-        Err(Failure::Refused(Refusal::Known)) => receipt(desk, key, &id).await,
+        Err(Failure::Refused(Refusal::Known)) => {
+            let (receipt, loaded) = found(desk, key, &id).await?;
+            // The first answer may have been lost because it was not sure.
+            let level = desk.settle_loaded(key, &loaded).await.map_err(|failure| failure.fault())?;
+            Ok(Receipt { ack: crate::put::told_level(level, asked), ..receipt })
+        }
         Err(failure) => Err(failure.fault()),
     }
 }
@@ -65,10 +79,18 @@ pub async fn receipt_now<S: Store>(
 
 /// How far a control is, as the log has it.
 pub async fn receipt<S: Store>(desk: &Desk<S>, key: &SessionKey, id: &ControlId) -> Result<Receipt, Fault> {
+    found(desk, key, id).await.map(|(receipt, _)| receipt)
+}
+
+async fn found<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    id: &ControlId,
+) -> Result<(Receipt, Loaded), Fault> {
     let (loaded, state) = desk.load(key).await.map_err(|failure| failure.fault())?;
     let stage = stage_of(&state, id)
         .ok_or_else(|| Fault::new(Code::NotFound, "this control is not known to the session any more"))?;
-    Ok(Receipt { control: id.clone(), stage, seq: loaded.head })
+    Ok((Receipt { control: id.clone(), stage, seq: loaded.head, ack: None }, loaded))
 }
 
 fn stage_of(state: &State, id: &ControlId) -> Option<Stage> {

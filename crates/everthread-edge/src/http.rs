@@ -26,7 +26,8 @@ use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::Summary;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
-    AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
+    AgentName, Code, Cursor, DeviceId, Fault, Level, MessageId, Millis, RequestId, SessionId, SessionKey,
+    scan,
 };
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
@@ -396,6 +397,7 @@ struct Input {
     message: Option<MessageId>,
     when_busy: Option<WhenBusy>,
     replaces: Option<String>,
+    ack: Option<Level>,
 }
 
 async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
@@ -406,12 +408,12 @@ async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, req
         (None, Some(parts)) => parts,
         _ => return Err(Fault::bad_request("send either \"text\" or \"parts\"").into()),
     };
-    let Input { reply_to, agent, params, when_busy, .. } = input;
+    let Input { reply_to, agent, params, when_busy, ack, .. } = input;
     let message = input.message.unwrap_or_else(put::fresh_id);
     let put = Put { message, role: Role::User, parts, reply_to, agent, params, when_busy, branch: None };
     let intent = Intent::Message(put, input.replaces);
     let id = input.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent, ack).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 
@@ -429,6 +431,9 @@ fn put_body(done: &PutDone) -> Value {
     if done.duplicate {
         body["duplicate"] = true.into();
     }
+    if let Some(level) = done.ack {
+        body["ack"] = json!(level);
+    }
     body
 }
 
@@ -439,6 +444,7 @@ struct WriteEntries {
     agent: Option<AgentName>,
     when_busy: Option<WhenBusy>,
     replaces: Option<String>,
+    ack: Option<Level>,
     /// As they stand: what is written is what was sent.
     entries: Box<RawValue>,
 }
@@ -452,7 +458,7 @@ async fn write_entries<S: Store>(
     let write: WriteEntries = body(request).await?;
     let intent = Intent::read(write.entries.get(), write.agent, write.when_busy, write.replaces)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent, write.ack).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 

@@ -38,7 +38,9 @@ use archiving::Archiving;
 use auth::Auth;
 use departure::Departures;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
+use everthread_control::{
+    Acks as Levels, Desk, Dispatcher, Keeper, Leases, Rebuilder, TaskGroup, Upkeep, Upkeeps,
+};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use feed::Feeds;
@@ -70,6 +72,10 @@ pub struct Config {
     pub stall_max: Duration,
     /// The times of presence.
     pub presence: presence::Times,
+    /// How sure answers are where a request does not say.
+    pub acks: Levels,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover.
+    pub rebuild_every: Duration,
     /// When logs are folded in the store.
     pub folding: folder::Options,
     /// When sessions are archived, if there is an archive.
@@ -143,7 +149,8 @@ impl<S: Store> Edge<S> {
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk = Desk::new(store.clone(), config.leases.clone());
-        let desk = desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks);
+        let desk =
+            desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks).with_acks(config.acks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
@@ -154,6 +161,8 @@ impl<S: Store> Edge<S> {
         let tails = Tails::new(reader.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
+        let rebuilder = Rebuilder::new(desk.clone(), config.node.clone(), config.rebuild_every);
+        tasks.spawn_until_stopped(rebuilder.run());
         Edge {
             shared: Arc::new(Shared {
                 admission: Admission::new(config.upgrades_per_s),

@@ -9,6 +9,7 @@ mod controls;
 mod hosted;
 mod job;
 mod parts;
+mod safety;
 
 use crate::Edge;
 use crate::client::LINGER_MAX;
@@ -475,6 +476,7 @@ impl<S: Store> Connection<S> {
         }
         let hosted = hosted.into_iter().collect();
         self.jobs.push(Box::pin(job::renew(edge, me, holder, left, hosted)));
+        self.on_safety_tick();
         Ok(())
     }
 

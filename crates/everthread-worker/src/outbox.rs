@@ -16,7 +16,7 @@ use batch::{Gathered, append_frame, renumbered};
 use everthread_protocol::entry::RefusalReason;
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, FRAME_BYTES_MAX};
-use everthread_protocol::{Code, ControlId, Entry, Fault, Fence, RunId};
+use everthread_protocol::{Code, ControlId, Entry, Fault, Fence, Level, RunId};
 use everthread_socket::{Backoff, Utf8Bytes};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub(crate) struct Name {
     pub fence: Fence,
     /// First and only incarnation of its producer: the run's attempt.
     pub incarnation: u64,
+    /// How sure its entries are to be, where the deployment does not say.
+    pub ack: Option<Level>,
 }
 
 /// What a reply means for those who wait.
@@ -380,6 +382,13 @@ impl Outbox {
         while self.first() <= safe.min(batch) && self.forget_first() {}
         self.forget_old(now);
         events
+    }
+
+    /// Up to `batch` what is written may be forgotten.
+    pub(crate) fn safe(&mut self, batch: u64) {
+        // What is on its way again was lost once.
+        let sent = self.in_flight.unwrap_or(self.cursor);
+        while self.first() <= batch && self.first() < sent && self.forget_first() {}
     }
 
     /// Forgets batches that were written long ago.

@@ -5,9 +5,10 @@ use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use everthread_control::Leases;
 use everthread_edge::admission::UPGRADES_PER_S;
+use everthread_control::{Acks, Leases};
 use everthread_edge::presence::Times;
+use everthread_protocol::Level;
 use everthread_store::redis::Options;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,14 @@ pub struct NodeArgs {
     /// What the embedded store survives without losing an acknowledged entry.
     #[arg(long, env = "EVERTHREAD_DURABILITY", value_enum, default_value_t = Durability::PowerCut)]
     pub durability: Durability,
+    /// What a worker's write survives before it is acknowledged, where the write does not say: accepted, replicated or
+    /// fsynced.
+    #[arg(long, env = "EVERTHREAD_ACK", default_value_t = Level::Accepted)]
+    pub ack: Level,
+    /// The same of everything that is decided, such as input, controls and ends of runs. If not given: replicated while the
+    /// store has a replica that follows.
+    #[arg(long, env = "EVERTHREAD_ACK_DECISIONS")]
+    pub ack_decisions: Option<Level>,
     /// The token that clients and workers present. `dev` has one of its own if none is given.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -87,6 +96,9 @@ pub struct NodeArgs {
     #[arg(long, env = "EVERTHREAD_UPGRADES_PER_S", default_value_t = UPGRADES_PER_S,
         value_parser = clap::value_parser!(u32).range(1..))]
     pub upgrades_per_s: u32,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover of Redis, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000)]
+    pub rebuild_every_ms: u64,
     #[command(flatten)]
     pub keeping: KeepingArgs,
     #[command(flatten)]
@@ -144,12 +156,18 @@ impl NodeArgs {
         );
         ensure!(self.cancel_grace_ms > 0, "--cancel-grace-ms must be more than 0");
         ensure!(self.heartbeat_ms >= 1000, "--heartbeat-ms must be at least 1000");
+        ensure!(self.rebuild_every_ms >= 1000, "--rebuild-every-ms must be at least 1000");
         Ok(Leases {
             lease: Duration::from_millis(self.lease_ms),
             heartbeat: Duration::from_millis(self.worker_heartbeat_ms),
             return_grace: Duration::from_millis(self.return_grace_ms),
             cancel_grace: Duration::from_millis(self.cancel_grace_ms),
         })
+    }
+
+    /// How sure acknowledgements are.
+    pub fn acks(&self) -> Acks {
+        Acks { appends: self.ack, decisions: self.ack_decisions }
     }
 
     /// The times of presence, checked against each other.

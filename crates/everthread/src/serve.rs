@@ -111,6 +111,8 @@ async fn node_until_stopped<S: Store>(
     let archived_after = archive.as_ref().map(|options| options.after);
     let store = Arc::new(Archive::new(Arc::new(store), archive));
     store.begin().await.context("--archive")?;
+    let acks = args.acks();
+    acks.check(&*store).context("--ack and --ack-decisions")?;
     let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
@@ -121,6 +123,8 @@ async fn node_until_stopped<S: Store>(
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max,
         presence: args.presence()?,
+        acks,
+        rebuild_every: Duration::from_millis(args.rebuild_every_ms),
         folding: args.keeping.folding()?,
         retention: args.keeping.retention()?,
         archive: archiving,

@@ -165,9 +165,9 @@ impl<S: Store> Connection<S> {
             Ok(intent) => intent,
             Err(fault) => return self.error(Some(put.id.to_string()), fault),
         };
-        let (edge, id) = (self.edge.clone(), put.id.clone());
+        let (edge, id, ack) = (self.edge.clone(), put.id.clone(), put.ack);
         self.begin(put.id.to_string(), async move {
-            let outcome = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+            let outcome = put::carry_out(&edge, &key, &identity.author, &id, intent, ack).await?;
             let done = Done {
                 id,
                 cursor: Some(outcome.cursor),
@@ -175,13 +175,14 @@ impl<S: Store> Connection<S> {
                 run: outcome.run,
                 control: outcome.control,
                 duplicate: outcome.duplicate,
+                ack: outcome.ack,
             };
             Ok(Reply::Frames(vec![ServerFrame::Ok(done).encode()]))
         });
     }
 
     fn on_control(&mut self, asked: &Control<'_>, key: SessionKey, identity: Identity) {
-        let Control { id, kind, target, mode, payload, expires_ms, .. } = asked.clone();
+        let Control { id, kind, target, mode, payload, expires_ms, ack, .. } = asked.clone();
         let text = id.to_string();
         let ask = match control::read(id, identity.author, target, kind, mode, payload, expires_ms) {
             Ok(ask) => ask,
@@ -189,7 +190,7 @@ impl<S: Store> Connection<S> {
         };
         let edge = self.edge.clone();
         self.begin(text, async move {
-            let receipt = control::ask(&edge.desk, &key, ask).await?;
+            let receipt = control::ask(&edge.desk, &key, ask, ack).await?;
             Ok(Reply::Asked(key, receipt))
         });
     }
@@ -441,7 +442,7 @@ async fn open<S: Store>(
 }
 
 fn done(id: RequestId) -> Done {
-    Done { id, cursor: None, message: None, run: None, control: None, duplicate: false }
+    Done { id, cursor: None, message: None, run: None, control: None, duplicate: false, ack: None }
 }
 
 fn no_attachment() -> Fault {

@@ -3,6 +3,7 @@
 use super::Connection;
 use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
+use super::safety::{Confirmed, Question, Safety, Unsure};
 use crate::reader::fault_of;
 use crate::tail::STOPPED;
 use bytes::Bytes;
@@ -12,12 +13,13 @@ use everthread_protocol::worker_frame::{
     Ack, Append, Decline, PlainAppend, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
+    AgentName, Code, ControlId, Fault, Fence, Level, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
+use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What every write of a run names.
 pub(super) struct Writing {
@@ -55,6 +57,8 @@ pub(super) struct Hosted {
     pub told_children: HashSet<RunId>,
     /// The messages of steers are being read: later ones wait, to be told in their order.
     pub is_reading_steers: bool,
+    /// Which of its batches the worker may forget.
+    pub safety: Safety,
     pub watch: u32,
 }
 
@@ -88,7 +92,7 @@ impl Follower for Changes {
 
 impl Hosted {
     /// A run of which nothing is known here but who holds it.
-    fn new(kept: Kept, seat: Option<Arc<Seat>>, watch: u32) -> Hosted {
+    fn new(kept: Kept, seat: Option<Arc<Seat>>, keeping: Keeping, watch: u32) -> Hosted {
         let writing = Writing {
             by: format!("{{\"kind\":\"agent\",\"id\":\"{}\"}}", kept.agent),
             producer: run_producer(&kept.run),
@@ -111,6 +115,7 @@ impl Hosted {
             told_controls: HashSet::new(),
             told_children: HashSet::new(),
             is_reading_steers: false,
+            safety: Safety::new(keeping),
             watch,
         }
     }
@@ -126,7 +131,7 @@ pub(super) struct Queued {
 
 enum Unwritten {
     /// Entries of the run.
-    Append { fence: Fence, producer: Producer, entries: Bytes },
+    Append { fence: Fence, producer: Producer, entries: Bytes, ack: Option<Level> },
     /// A frame that asks for a decision: there are few, and each is read again in its turn.
     Other(Bytes),
 }
@@ -135,14 +140,16 @@ impl Queued {
     /// Part of the frame in `bytes`.
     pub fn append(append: Append<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries.get().as_bytes());
-        let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        let Append { id, run, fence, producer, ack, .. } = append;
+        let what = Unwritten::Append { fence, producer, entries, ack };
+        (run, Queued { id, bytes: bytes.len(), what })
     }
 
     /// The same, read the short way.
     pub fn plain(append: PlainAppend<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries);
-        let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
+        let PlainAppend { fence, producer, .. } = append;
+        let what = Unwritten::Append { fence, producer, entries, ack: None };
         (append.run, Queued { id: append.id, bytes: bytes.len(), what })
     }
 
@@ -185,7 +192,8 @@ impl<S: Store> Connection<S> {
             attempt,
             next: Producer { incarnation: u64::from(attempt), batch: 1 },
         };
-        let mut hosted = Hosted::new(claimed, Some(seat), self.watch(&assignment.key));
+        let keeping = self.edge.desk.store().keeping(&assignment.key);
+        let mut hosted = Hosted::new(claimed, Some(seat), keeping, self.watch(&assignment.key));
         hosted.since = assignment.seq;
         // An earlier attempt may have left something open.
         hosted.parts = (attempt == 1).then(Parts::default);
@@ -199,7 +207,8 @@ impl<S: Store> Connection<S> {
         let seat = self.seats.get(&kept.agent).cloned();
         let watch = self.watch(&kept.key);
         let run = kept.run.clone();
-        let mut hosted = Hosted::new(kept, seat, watch);
+        let keeping = self.edge.desk.store().keeping(&kept.key);
+        let mut hosted = Hosted::new(kept, seat, keeping, watch);
         hosted.is_handed = true;
         self.runs.insert(run, hosted);
         self.wake.mark(watch);
@@ -295,6 +304,7 @@ impl<S: Store> Connection<S> {
             match prepare(hosted, &queued) {
                 Ok(write) => {
                     hosted.is_busy = true;
+                    hosted.safety.sent(queued.bytes);
                     hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
                     return;
@@ -336,7 +346,7 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, writing, fence, producer, is_last, result } = done;
+        let job::WriteDone { id, writing, fence, producer, is_last, ack, result } = done;
         let run = &writing.run;
         match &result {
             Ok(written) if written.duplicate.is_none() => self.edge.metrics.appended.inc(),
@@ -350,14 +360,15 @@ impl<S: Store> Connection<S> {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
                 let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
-                let ack = Ack {
-                    id,
-                    run: run.clone(),
-                    batch,
-                    to: written.to,
-                    version: written.version,
-                    safe: batch,
+                let safe = match self.hosted(run, fence) {
+                    Some(hosted) => {
+                        let is_sure = ack.is_some_and(|level| level > Level::Accepted);
+                        hosted.safety.written(batch, producer.incarnation, &written, is_sure)
+                    }
+                    None => batch,
                 };
+                let (to, version) = (written.to, written.version);
+                let ack = Ack { id, run: run.clone(), batch, to, version, safe, ack };
                 self.outbox.text(ack.encode(is_repeat));
                 if let Some(hosted) = self.hosted(run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
@@ -374,6 +385,8 @@ impl<S: Store> Connection<S> {
                 }
                 if is_last && self.hosted(run, fence).is_some() {
                     self.drop_run(run);
+                } else if self.hosted(run, fence).is_some_and(|hosted| hosted.safety.is_pressing()) {
+                    self.confirm(Some(run));
                 }
             }
             Err(fault) => {
@@ -388,6 +401,44 @@ impl<S: Store> Connection<S> {
             }
         }
         self.pump(run);
+    }
+
+    /// Tells workers what has become safe by age, and asks about what can be asked about.
+    pub(super) fn on_safety_tick(&mut self) {
+        let now = Instant::now();
+        for (run, hosted) in &mut self.runs {
+            let keeping = self.edge.desk.store().keeping(&hosted.writing.key);
+            if let Some(batch) = hosted.safety.tick(keeping, now) {
+                self.outbox.text(WorkerServerFrame::Safe { run: run.clone(), batch }.encode());
+            }
+        }
+        self.confirm(None);
+    }
+
+    /// Asks the store whether what is written is sure: of one run, or all together.
+    fn confirm(&mut self, only: Option<&RunId>) {
+        let wanted = self
+            .runs
+            .iter_mut()
+            .filter(|(run, hosted)| only.is_none_or(|only| only == *run) && hosted.safety.wants_confirming());
+        let question = |(run, hosted): (&RunId, &mut Hosted)| -> Option<Question> {
+            let (batch, written) = hosted.safety.confirm()?;
+            let unsure = Unsure { run: run.clone(), fence: hosted.fence, batch, written };
+            Some((hosted.writing.key.clone(), unsure))
+        };
+        let questions: Vec<Question> = wanted.filter_map(question).collect();
+        if !questions.is_empty() {
+            self.jobs.push(Box::pin(job::confirm(self.edge.clone(), questions)));
+        }
+    }
+
+    fn on_confirmed(&mut self, all: Vec<Confirmed>) {
+        for Confirmed { run, fence, batch, is_sure } in all {
+            let Some(hosted) = self.hosted(&run, fence) else { continue };
+            if let Some(batch) = hosted.safety.confirmed(batch, is_sure) {
+                self.outbox.text(WorkerServerFrame::Safe { run, batch }.encode());
+            }
+        }
     }
 
     pub(super) fn fenced(&mut self, run: &RunId) {
@@ -455,6 +506,7 @@ impl<S: Store> Connection<S> {
             Job::Rebuilt((run, fence), result) => self.on_rebuilt(&run, fence, result),
             Job::Looked(number, result) => self.on_looked(number, result),
             Job::Steers(held, steers) => self.on_steers(&held, steers),
+            Job::Confirmed(all) => self.on_confirmed(all),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -475,12 +527,12 @@ fn not_held() -> Fault {
 /// Checks a write against the run, and makes it ready for the store.
 fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
     let (fence, producer, kind) = match &queued.what {
-        Unwritten::Append { fence, producer, entries } => {
+        Unwritten::Append { fence, producer, entries, ack } => {
             if *fence != hosted.fence {
                 return Err(not_held());
             }
             let count = check_append(hosted, *producer, entries)?;
-            (*fence, *producer, WriteKind::Append { entries: entries.clone(), count })
+            (*fence, *producer, WriteKind::Append { entries: entries.clone(), count, ack: *ack })
         }
         Unwritten::Other(bytes) => read_decision(&hosted.writing.run, bytes)?,
     };

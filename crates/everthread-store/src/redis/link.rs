@@ -12,7 +12,7 @@ use super::dial::{Dialer, Dialled};
 use super::script::{By, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -251,6 +251,11 @@ impl Link {
         }
     }
 
+    /// The connection of the moment, for requests that must all go by one.
+    pub(super) async fn same(&self) -> Result<Same, Failure> {
+        self.live(OUTAGE_PATIENCE).await.map(Same)
+    }
+
     fn down(&self) -> Failure {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         Failure::Down(format!("redis is not connected: {trouble}"))
@@ -312,6 +317,18 @@ impl Link {
             answer = pipeline(false).query_async(&mut live.connection).await;
         }
         answer.map_err(|e| live.failed(e))
+    }
+}
+
+/// One connection to one server, however long that lives: it does not come back.
+pub(super) struct Same(Live);
+
+impl Same {
+    /// Sends several commands at once; each has an answer of its own.
+    pub(super) async fn pipeline(&mut self, pipeline: &Pipeline) -> Result<Vec<RedisResult<Value>>, Failure> {
+        let mut pipeline = pipeline.clone();
+        let answers = pipeline.ignore_errors().query_async(&mut self.0.connection).await;
+        answers.map_err(|e| self.0.failed(e))
     }
 }
 

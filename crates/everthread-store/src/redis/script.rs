@@ -112,6 +112,8 @@ pub(super) struct Scripts {
     pub(super) sessions: Script,
     /// Sends a node's probe through the live feed.
     pub(super) probe: Script,
+    /// Decides who builds the indexes anew.
+    pub(super) rebuild: Script,
 }
 
 impl Scripts {
@@ -146,6 +148,7 @@ impl Scripts {
             unindex: Script::new(include_str!("lua/unindex.lua")),
             sessions: Script::new(include_str!("lua/sessions.lua")),
             probe: Script::new(include_str!("lua/probe.lua")),
+            rebuild: Script::new(include_str!("lua/rebuild.lua")),
         }
     }
 
@@ -176,6 +179,7 @@ impl Scripts {
             &self.unindex,
             &self.sessions,
             &self.probe,
+            &self.rebuild,
         ];
         let mut pipeline = ::redis::pipe();
         for script in all {

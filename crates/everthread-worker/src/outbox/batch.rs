@@ -130,11 +130,12 @@ fn escape(text: &str) -> String {
 
 /// The `append` frame of a batch. Made as text: every id in it is of letters that need no escape.
 pub(super) fn append_frame(name: &Name, batch: u64, gathered: Gathered) -> String {
-    let Name { local, run, fence, incarnation } = name;
+    let Name { local, run, fence, incarnation, ack } = name;
     let entries = gathered.close();
+    let ack = ack.map(|level| format!(",\"ack\":\"{level}\"")).unwrap_or_default();
     format!(
         "{{\"t\":\"append\",\"id\":\"{local}-{batch}\",\"run\":\"{run}\",\"fence\":\"{fence}\",\
-         \"producer\":{{\"incarnation\":{incarnation},\"batch\":{batch}}},\"entries\":{entries}}}"
+         \"producer\":{{\"incarnation\":{incarnation},\"batch\":{batch}}}{ack},\"entries\":{entries}}}"
     )
 }
 
@@ -213,7 +214,7 @@ impl Request {
 
     /// The frame of this request as batch `batch`.
     pub(super) fn frame(self, name: &Name, batch: u64) -> String {
-        let Name { local, run, fence, incarnation } = name.clone();
+        let Name { local, run, fence, incarnation, .. } = name.clone();
         let producer = Producer { incarnation, batch };
         let Ok(id) = format!("{local}-{batch}").parse::<RequestId>() else {
             // Digits and a dash are an id.
