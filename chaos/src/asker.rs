@@ -1,7 +1,8 @@
 //! People who ask for runs, leave marks, and press every button, over HTTP, and repeat each request under its id until it is
 //! answered. They note what they ask before they ask it, and what they are told.
 
-use crate::history::{Place, Recorder, What};
+use crate::history::{Recorder, What};
+use crate::ledger::{Ledger, Request};
 use crate::random::Random;
 use crate::worker::{PHOENIX, Task, WRITER};
 use anyhow::Context as _;
@@ -51,7 +52,8 @@ pub struct Pace {
 }
 
 /// What a request came to.
-enum Answer {
+pub enum Answer {
+    /// What was answered.
     Done(Value),
     /// Asking again changes nothing.
     Refused(String),
@@ -73,7 +75,8 @@ impl Shared {
         Ok(Arc::new(Shared { urls, token, recorder, stopping, giving_up, http, next, pace }))
     }
 
-    fn fresh(&self, what: &str) -> String {
+    /// A name that nothing has yet.
+    pub fn fresh(&self, what: &str) -> String {
         format!("{what}-{}", self.next.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -97,7 +100,7 @@ impl Shared {
     }
 
     /// Asks until there is an answer.
-    async fn insist(&self, random: &mut Random, path: &str, body: Option<&Value>) -> Answer {
+    pub async fn insist(&self, random: &mut Random, path: &str, body: Option<&Value>) -> Answer {
         loop {
             let url = &self.urls[random.index(self.urls.len())];
             match self.try_once(url, path, body).await {
@@ -136,11 +139,6 @@ impl Shared {
     }
 }
 
-fn place_of(cursor: &Value) -> Option<Place> {
-    let (epoch, seq) = cursor.as_str()?.split_once('.')?;
-    Some(Place { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
-}
-
 fn choose_task(shared: &Shared, random: &mut Random) -> Task {
     let Pace { tokens_max, pause_ms, .. } = shared.pace;
     let tokens = random.between(tokens_max / 4 + 1, tokens_max);
@@ -156,7 +154,7 @@ fn choose_task(shared: &Shared, random: &mut Random) -> Task {
 /// Asks for one run after the other, so that somebody nearly always writes; some wait in the queue, some interrupt.
 pub async fn ask_for_runs(shared: Arc<Shared>, session: String, seed: u64) {
     let mut random = Random::seeded(seed);
-    let who = format!("asker-{session}");
+    let mut ledger = Ledger::new(shared.clone(), &session, format!("asker-{session}"));
     while !shared.stopping.is_cancelled() {
         let (id, name) = (shared.fresh("in"), shared.fresh("q"));
         let text = choose_task(&shared, &mut random).text();
@@ -165,48 +163,25 @@ pub async fn ask_for_runs(shared: Arc<Shared>, session: String, seed: u64) {
         if random.below(6) == 0 {
             body["when_busy"] = "interrupt".into();
         }
-        let put = What::Put { session: session.clone(), id: id.clone(), name, text };
-        shared.recorder.note(&who, put);
-        match shared.insist(&mut random, &format!("/v1/sessions/{session}/input"), Some(&body)).await {
-            Answer::Done(answer) => {
-                let run = answer["run"].as_str().map(str::to_owned);
-                if let Some(place) = place_of(&answer["cursor"]) {
-                    shared.recorder.note(&who, What::PutAcked { session: session.clone(), id, place, run });
-                }
-            }
-            Answer::Refused(why) => shared.recorder.note(&who, What::Left { why }),
-            Answer::GivenUp => return,
-        }
+        ledger.put(&mut random, Request { id, name, text, way: "input", body }).await;
         // At most one waits behind the one at work.
         while !shared.stopping.is_cancelled() && shared.open_runs(&mut random, &session).await.len() > 1 {
             shared.pause(100 + random.below(200)).await;
         }
         shared.pause(random.below(400)).await;
     }
+    ledger.close(&mut random).await;
 }
 
 /// Leaves one mark after the other.
 pub async fn leave_marks(shared: Arc<Shared>, session: String, seed: u64) {
     let mut random = Random::seeded(seed);
-    let who = format!("marker-{session}");
+    let mut ledger = Ledger::new(shared.clone(), &session, format!("marker-{session}"));
     while !shared.stopping.is_cancelled() {
-        let name = shared.fresh("mark");
-        let body = json!({ "id": name, "entries": [{ "type": "x-mark", "mark": name }] });
-        let put =
-            What::Put { session: session.clone(), id: name.clone(), name: name.clone(), text: String::new() };
-        shared.recorder.note(&who, put);
-        match shared.insist(&mut random, &format!("/v1/sessions/{session}/entries"), Some(&body)).await {
-            Answer::Done(answer) => {
-                if let Some(place) = place_of(&answer["cursor"]) {
-                    let acked = What::PutAcked { session: session.clone(), id: name, place, run: None };
-                    shared.recorder.note(&who, acked);
-                }
-            }
-            Answer::Refused(why) => shared.recorder.note(&who, What::Left { why }),
-            Answer::GivenUp => return,
-        }
+        ledger.leave_mark(&mut random).await;
         shared.pause(random.below(shared.pace.mark_ms)).await;
     }
+    ledger.close(&mut random).await;
 }
 
 /// Presses buttons: cancels, steers, pauses, resumes, and answers what is asked, sometimes twice at once.

@@ -2,18 +2,20 @@
 //!
 //! - [`clients`]: every client's sequence is contiguous, whoever stood on a lost tail was told so, and what everybody holds in
 //!   the end is what the log holds.
-//! - [`acks`]: nothing that was acknowledged is missing, and nothing is there twice.
+//! - [`acks`]: nothing that was acknowledged is missing at its level, and nothing is there twice.
 //! - [`runs`]: nobody wrote a run but the holder of its fence; every run, control and approval has exactly one outcome.
+//! - [`tails`]: how much was lost by failovers, which is no violation where no more was promised, and is counted.
 //!
 //! It knows nothing of what was broken: that is no excuse for anything.
 
 mod acks;
 mod clients;
 mod runs;
+mod tails;
 #[cfg(test)]
 mod tests;
 
-use crate::history::Event;
+use crate::history::{Event, Level};
 use crate::log::Log;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -87,6 +89,32 @@ impl Looked {
     }
 }
 
+/// What became of what was acknowledged at a level.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Inputs and marks.
+    pub acknowledged: u64,
+    /// Of these, stood on a tail that was lost, and are there again.
+    pub healed: u64,
+    /// Of these, are gone with such a tail.
+    pub gone: u64,
+    /// Tokens that were confirmed to workers.
+    pub tokens: u64,
+    /// Of these, are gone with a tail.
+    pub tokens_gone: u64,
+}
+
+/// What was lost by failovers, whether or not it is there again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Tails {
+    /// How many times a session lost its tail.
+    pub count: u64,
+    /// Entries that somebody had been sent or told of.
+    pub entries: u64,
+    /// The longest.
+    pub longest: u64,
+}
+
 /// What came of a check.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
@@ -94,6 +122,10 @@ pub struct Verdict {
     pub violations: Vec<Violation>,
     /// What was looked at.
     pub looked: Looked,
+    /// What became of what was acknowledged.
+    pub levels: BTreeMap<Level, Kept>,
+    /// What was lost by failovers.
+    pub tails: Tails,
 }
 
 impl Verdict {
@@ -118,9 +150,16 @@ impl Verdict {
 pub enum Promise {
     /// It is kept, whatever happens.
     Kept,
-    /// A tail of the log may be lost with the place where it was: then what was acknowledged there may be gone, unless whoever
-    /// wrote it has written it again.
+    /// A tail of the log may be lost with the place where it was: then what was acknowledged there as no more than
+    /// [`Level::Accepted`] may be gone, unless whoever wrote it has written it again.
     MayLoseTail,
+}
+
+impl Promise {
+    /// Whether what was acknowledged so may be gone with a tail.
+    fn may_lose(self, level: Level) -> bool {
+        self == Promise::MayLoseTail && level == Level::Accepted
+    }
 }
 
 /// Checks histories against logs; `logs` has each session as each node tells it, all nodes of a session side by side.
@@ -137,7 +176,8 @@ pub fn check(events: &[Event], logs: &BTreeMap<String, Vec<Log>>, promise: Promi
         runs::check(first, &mut verdict);
         one_each.insert(session.as_str(), first);
     }
-    clients::check(events, &one_each, &mut verdict);
+    clients::check(events, &one_each, promise, &mut verdict);
     acks::check(events, &one_each, promise, &mut verdict);
+    tails::count(events, &one_each, &mut verdict);
     verdict
 }

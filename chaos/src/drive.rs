@@ -3,11 +3,11 @@
 use crate::asker::{self, Pace, Shared};
 use crate::check::{Verdict, check};
 use crate::client::{Client, Options};
-use crate::history::{self, Event, Recorder, What};
+use crate::history::{self, Event, Recorder, What, now};
 use crate::log::Log;
 use crate::schedule::{Planned, plan};
 use crate::world::{PATIENCE, TOKEN, World};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Load {
     pub clients: usize,
     /// How much is written.
     pub pace: Pace,
+    /// Names of the kinds of faults; all if there are none.
+    pub only: Vec<String>,
     /// Decides everything that is chosen.
     pub seed: u64,
     /// How long things are broken.
@@ -48,6 +50,9 @@ pub struct Outcome {
 
 /// Tasks that ask, and those that follow.
 struct Tasks {
+    /// Who puts things, until nothing new is to be asked for.
+    putting: JoinSet<()>,
+    /// Who presses buttons, until all runs have ended.
     asking: JoinSet<()>,
     following: JoinSet<()>,
     ends: watch::Sender<Option<BTreeMap<String, u64>>>,
@@ -59,7 +64,10 @@ struct Tasks {
 pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)) -> anyhow::Result<Outcome> {
     let recorder = Recorder::buffered(&dir.join("history"))?;
     let mut tasks = begin(world, load, &recorder).await?;
-    let planned = plan(load.seed, load.length, &world.faults());
+    let mut kinds = world.faults();
+    kinds.retain(|kind| load.only.is_empty() || load.only.contains(&kind.to_string().replace(' ', "-")));
+    ensure!(!kinds.is_empty(), "no such faults here: {}", load.only.join(", "));
+    let planned = plan(load.seed, load.length, &kinds);
     for one in &planned {
         say(&one.to_string());
     }
@@ -67,6 +75,10 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
     say("mending, and waiting until all is at rest");
     world.mend().await?;
     tasks.shared.stopping.cancel();
+    // What they put last may ask for runs.
+    if !all_end(&mut tasks.putting).await? {
+        say("NOT AT REST: some who put things never get their answers");
+    }
     let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
     let rested = rest(&http, world, &tasks.sessions).await;
     if let Err(error) = &rested {
@@ -114,12 +126,12 @@ async fn begin(world: &World, load: &Load, recorder: &Recorder) -> anyhow::Resul
     let shared = Shared::new(entrances.clone(), TOKEN, recorder.clone(), load.pace)?;
     let sessions: Vec<String> = (0..load.sessions).map(|number| format!("s{number}")).collect();
     let (ends, seen) = watch::channel(None);
-    let (mut asking, mut following) = (JoinSet::new(), JoinSet::new());
+    let (mut putting, mut asking, mut following) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
     for (number, session) in sessions.iter().enumerate() {
         shared.make(session, crate::worker::WRITER).await?;
         let seed = load.seed.wrapping_mul(1_000).wrapping_add(number as u64 * 3);
-        asking.spawn(asker::ask_for_runs(shared.clone(), session.clone(), seed));
-        asking.spawn(asker::leave_marks(shared.clone(), session.clone(), seed + 1));
+        putting.spawn(asker::ask_for_runs(shared.clone(), session.clone(), seed));
+        putting.spawn(asker::leave_marks(shared.clone(), session.clone(), seed + 1));
         asking.spawn(asker::press_buttons(shared.clone(), session.clone(), seed + 2));
     }
     for number in 0..load.clients {
@@ -135,7 +147,7 @@ async fn begin(world: &World, load: &Load, recorder: &Recorder) -> anyhow::Resul
         };
         following.spawn(Client::new(options, recorder.clone(), seen.clone()).run());
     }
-    Ok(Tasks { asking, following, ends, shared, sessions })
+    Ok(Tasks { putting, asking, following, ends, shared, sessions })
 }
 
 /// Carries the plan out.
@@ -149,28 +161,46 @@ async fn break_things(
     let began = Instant::now();
     let note = |one: &Planned, target: &str, phase: &str| {
         let (kind, target, phase) = (one.kind.to_string(), target.to_owned(), phase.to_owned());
-        recorder.note("driver", What::Fault { number: one.number, kind, target, phase });
+        What::Fault { number: one.number, kind, target, phase }
     };
     let mut moments: Vec<(Duration, bool, &Planned)> =
         planned.iter().flat_map(|one| [(one.at, true, one), (one.at + one.lasts, false, one)]).collect();
     moments.sort_by_key(|(at, is_begin, one)| (*at, !is_begin, one.number));
+    // What takes long, such as waiting for replicas that must be back before the next fault, moves the rest of the plan.
+    let mut late = Duration::ZERO;
     for (at, is_begin, one) in moments {
-        tokio::time::sleep_until(began + at).await;
+        let moment = began + at + late;
+        tokio::time::sleep_until(moment).await;
         if is_begin {
-            match world.begin(one).await {
-                Ok(target) => note(one, &target, "begin"),
+            // What it is done to is known only after it was done, and that may take a while.
+            let prepared = world.store.prepare(one).await;
+            let before = now();
+            let begun = match prepared {
+                Ok(()) => world.begin(one).await,
+                Err(error) => Err(error),
+            };
+            match begun {
+                Ok(target) => recorder.note_at(before, "driver", note(one, &target, "begin")),
                 // Two faults may want the same process, which one of them has killed already.
                 Err(error) => {
                     say(&format!("{one}: not done: {error:#}"));
-                    note(one, "", &format!("not done: {error:#}"));
+                    recorder.note("driver", note(one, "", &format!("not done: {error:#}")));
                 }
             }
         } else {
-            world.end(one).await.with_context(|| format!("mending: {one}"))?;
-            note(one, "", "end");
+            // The others go on: what stays broken is found in the end, when all must be mended.
+            let phase = match world.end(one).await {
+                Ok(()) => "end".to_owned(),
+                Err(error) => format!("not mended: {error:#}"),
+            };
+            if phase != "end" {
+                say(&format!("{one}: {phase}"));
+            }
+            recorder.note("driver", note(one, "", &phase));
         }
+        late += moment.elapsed();
     }
-    tokio::time::sleep_until(began + length).await;
+    tokio::time::sleep_until(began + length + late).await;
     Ok(())
 }
 

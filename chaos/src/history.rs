@@ -3,6 +3,7 @@
 //! Nobody judges here. A client notes what it was sent and asked, a worker what was confirmed to it, the driver what it broke;
 //! [`crate::check`] reads all of it together with the logs as the nodes export them in the end.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write as _};
@@ -29,6 +30,39 @@ pub struct Place {
     pub epoch: u64,
     /// Everything up to here.
     pub seq: u64,
+}
+
+/// What an acknowledgement promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// The primary has it: lost with a primary whose replica had not got it yet.
+    #[default]
+    Accepted,
+    /// Every replica that was connected has it.
+    Replicated,
+    /// It is on disk.
+    Fsynced,
+}
+
+impl Level {
+    /// As nodes are told it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Accepted => "accepted",
+            Level::Replicated => "replicated",
+            Level::Fsynced => "fsynced",
+        }
+    }
+
+    /// As an answer names it; the least where it names none.
+    pub fn named(name: Option<&str>) -> Level {
+        match name {
+            Some("replicated") => Level::Replicated,
+            Some("fsynced") => Level::Fsynced,
+            _ => Level::Accepted,
+        }
+    }
 }
 
 /// What happened to somebody.
@@ -130,6 +164,9 @@ pub enum What {
         place: Place,
         /// The run that was asked for with it.
         run: Option<String>,
+        /// What the answer promises.
+        #[serde(default)]
+        level: Level,
     },
     /// A control is about to be asked for.
     Asked {
@@ -172,6 +209,9 @@ pub enum What {
         attempt: u32,
         /// How many tokens.
         tokens: u64,
+        /// What the confirmation promises.
+        #[serde(default)]
+        level: Level,
     },
     /// A worker is done with a run.
     Done {

@@ -13,6 +13,7 @@ pub mod check;
 pub mod client;
 pub mod drive;
 pub mod history;
+pub mod ledger;
 pub mod log;
 pub mod process;
 pub mod random;

@@ -2,14 +2,14 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on stdout")]
 
 use anyhow::{Context as _, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use everthread_chaos::asker::Pace;
 use everthread_chaos::drive::{self, Load};
-use everthread_chaos::history::Recorder;
-use everthread_chaos::setup::Standalone;
+use everthread_chaos::history::{Level, Recorder};
+use everthread_chaos::setup::{Replicated, Shape, Standalone, StoreSetup};
 use everthread_chaos::world::{Size, World};
 use everthread_chaos::{process, report, worker};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -29,6 +29,18 @@ enum Verb {
     Worker(WorkerArgs),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Redis {
+    /// One server that keeps what it has answered.
+    Standalone,
+    /// A primary, two replicas and three sentinels.
+    Sentinel,
+    /// Three primaries with a replica each.
+    Cluster,
+    /// All of these.
+    All,
+}
+
 #[derive(Debug, Args)]
 struct RunArgs {
     /// How long things are broken.
@@ -37,9 +49,12 @@ struct RunArgs {
     /// Decides what is broken when, and everything else that is chosen.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The everthread binary.
+    /// What Redis the nodes have; `all`: one after the other, each for its share of the time.
+    #[arg(long, value_enum, default_value_t = Redis::Standalone)]
+    redis: Redis,
+    /// The everthread binary; the one that EVERTHREAD_BIN names otherwise.
     #[arg(long)]
-    binary: PathBuf,
+    binary: Option<PathBuf>,
     /// Where histories, logs and the report go; a directory of its own otherwise, which is kept if anything is found.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -55,6 +70,12 @@ struct RunArgs {
     /// Sessions.
     #[arg(long, default_value_t = 12)]
     sessions: usize,
+    /// Only these kinds of faults, as reports name them, with hyphens: `partition-primary,kill-edge`.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<String>,
+    /// How sure it is what nodes acknowledge to workers, and what is checked of it.
+    #[arg(long, value_enum, default_value_t = Level::Accepted)]
+    ack: Level,
     /// A fault planted in the nodes, whose binary must have them: what the checker should find.
     #[arg(long)]
     planted: Option<String>,
@@ -73,6 +94,8 @@ struct WorkerArgs {
     name: String,
     #[arg(long)]
     history: PathBuf,
+    #[arg(long, value_enum, default_value_t = Level::Accepted)]
+    ack: Level,
 }
 
 fn main() -> ExitCode {
@@ -128,13 +151,15 @@ async fn work(args: WorkerArgs) -> anyhow::Result<()> {
             .try_init(),
     );
     let recorder = Recorder::direct(&args.history)?;
-    worker::serve(&args.url, &args.token, &args.name, recorder, everthread_worker::CancellationToken::new())
-        .await
+    let stop = everthread_worker::CancellationToken::new();
+    worker::serve(&args.url, &args.token, &args.name, args.ack, recorder, stop).await
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     drop(rustls::crypto::ring::default_provider().install_default());
-    ensure!(args.binary.is_file(), "{} is not there", args.binary.display());
+    let named = || std::env::var_os("EVERTHREAD_BIN").map(PathBuf::from);
+    let binary = args.binary.clone().or_else(named).context("--binary is missing")?;
+    ensure!(binary.is_file(), "{} is not there", binary.display());
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
         None => tempfile::Builder::new().prefix("everthread-chaos-").tempdir()?.keep(),
@@ -144,26 +169,58 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if !args.own_network {
         println!("SKIPPED: partitions. They take root, iptables and unshare");
     }
-    let store = Standalone::start(args.edges, args.own_network).await?;
-    let size = Size { edges: args.edges, workers: args.workers, proxies: 4 };
-    let mut world = World::start(&dir, &args.binary, &size, Box::new(store), args.planted.as_deref()).await?;
+    let all = [Redis::Standalone, Redis::Sentinel, Redis::Cluster];
+    let setups = if args.redis == Redis::All { &all[..] } else { std::slice::from_ref(&args.redis) };
+    let minutes = args.minutes / f64::from(u8::try_from(setups.len())?);
+    let mut is_clean = true;
+    for setup in setups {
+        let dir = if setups.len() == 1 { dir.clone() } else { dir.join(format!("{setup:?}").to_lowercase()) };
+        // The next one is run whatever comes of this one.
+        match run_one(*setup, minutes, &args, &binary, &dir).await {
+            Ok(clean) => is_clean &= clean,
+            Err(error) => {
+                println!("error: {setup:?}: {error:#}");
+                is_clean = false;
+            }
+        }
+    }
+    if is_clean && args.dir.is_none() {
+        std::fs::remove_dir_all(&dir)?;
+    }
+    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether nothing was found.
+async fn run_one(
+    setup: Redis,
+    minutes: f64,
+    args: &RunArgs,
+    binary: &Path,
+    dir: &Path,
+) -> anyhow::Result<bool> {
+    std::fs::create_dir_all(dir)?;
+    let (edges, own_network) = (args.edges, args.own_network);
+    let store: Box<dyn StoreSetup> = match setup {
+        Redis::Sentinel => Box::new(Replicated::start(Shape::Sentinel, edges, own_network).await?),
+        Redis::Cluster => Box::new(Replicated::start(Shape::Cluster, edges, own_network).await?),
+        Redis::Standalone | Redis::All => Box::new(Standalone::start(edges, own_network).await?),
+    };
+    let planted = args.planted.clone();
+    let size = Size { edges, workers: args.workers, proxies: 4, ack: args.ack, planted };
+    let mut world = World::start(dir, binary, &size, store).await?;
     let load = Load {
         sessions: args.sessions,
         clients: args.clients,
         pace: Pace { tokens_max: 120, pause_ms: 60, mark_ms: 800 },
+        only: args.faults.clone(),
         seed: args.seed,
-        length: Duration::from_secs_f64(args.minutes * 60.0),
+        length: Duration::from_secs_f64(minutes * 60.0),
     };
-    let outcome = drive::run(&mut world, &load, &dir, &|line| println!("{line}")).await?;
-    let title = format!("{}, seed {}, {} minutes", world.store.name(), args.seed, args.minutes);
+    let outcome = drive::run(&mut world, &load, dir, &|line| println!("{line}")).await?;
+    let title = format!("{}, seed {}, {minutes:.1} minutes", world.store.name(), args.seed);
     let text = report::markdown(&title, &outcome);
     println!("{text}");
     std::fs::write(dir.join("report.md"), &text)?;
     std::fs::write(dir.join("report.json"), report::json(&title, &outcome)?)?;
-    let is_clean = outcome.verdict.violations.is_empty();
-    if is_clean && args.dir.is_none() {
-        drop(world);
-        std::fs::remove_dir_all(&dir)?;
-    }
-    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(outcome.verdict.violations.is_empty())
 }

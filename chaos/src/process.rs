@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -16,6 +17,8 @@ pub struct Recipe {
     pub args: Vec<String>,
     /// In what environment, besides its parent's.
     pub env: Vec<(String, String)>,
+    /// The group that it runs as, if not its parent's.
+    pub group: Option<u32>,
     /// Where its log goes.
     pub dir: PathBuf,
 }
@@ -38,11 +41,14 @@ impl Process {
     /// Starts it again; kills it first if it runs.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.kill9();
-        let Recipe { name, program, args, env, dir } = &self.recipe;
+        let Recipe { name, program, args, env, group, dir } = &self.recipe;
         let log = OpenOptions::new().create(true).append(true).open(dir.join(format!("log-{name}")))?;
         let mut command = Command::new(program);
         command.args(args).envs(env.iter().cloned()).env_remove("OPENAI_BASE_URL");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(group) = group {
+            command.gid(*group);
+        }
         self.child = Some(command.spawn().with_context(|| format!("{} does not start", program.display()))?);
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! What a run comes to, for people and for programs: how much was delivered, what was broken, how long clients stood still.
 
+use crate::check::{Kept, Tails, Verdict};
 use crate::drive::Outcome;
 use crate::history::{Event, What};
+use crate::schedule::Kind;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -88,6 +90,68 @@ pub fn by_kind(events: &[Event]) -> BTreeMap<String, OfKind> {
     kinds
 }
 
+/// A primary that was replaced, and when sessions went on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Failover {
+    /// Number of the fault in the plan.
+    pub number: usize,
+    /// What was done.
+    pub kind: String,
+    /// To whom.
+    pub target: String,
+    /// Sessions of which clients saw that the log went on, on another primary.
+    pub sessions: usize,
+    /// From the fault to the first entry written there that any client was sent, in milliseconds.
+    pub first_ms: u64,
+    /// The same, in the session that came last: its first client.
+    pub last_session_ms: u64,
+    /// The same, for the client that came last.
+    pub last_client_ms: u64,
+}
+
+/// All of them. An incarnation of a log is named by when the store began it, in microseconds: so what a client is sent tells
+/// by itself whether it was written after a fault, and on another primary.
+pub fn failovers(events: &[Event]) -> Vec<Failover> {
+    const KINDS: [Kind; 4] = [Kind::KillPrimary, Kind::FreezePrimary, Kind::PartitionPrimary, Kind::Failover];
+    let kinds = KINDS.map(|kind| kind.to_string());
+    let begun = events.iter().filter_map(|event| match &event.what {
+        What::Fault { number, kind, target, phase } if phase == "begin" && kinds.contains(kind) => {
+            Some((event.at, *number, kind, target))
+        }
+        _ => None,
+    });
+    let mut begun: Vec<_> = begun.collect();
+    begun.sort_unstable();
+    let mut all = Vec::new();
+    for (at, (began, number, kind, target)) in begun.iter().enumerate() {
+        let until = begun.get(at + 1).map_or(u64::MAX, |next| next.0);
+        let mut firsts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for event in events {
+            if let What::Frames { session, epoch, first, .. } = &event.what
+                && (*began..until).contains(epoch)
+            {
+                let known = firsts.entry((session, &event.who)).or_insert(u64::MAX);
+                *known = (*known).min(first.saturating_sub(*began) / 1_000);
+            }
+        }
+        let mut sessions: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((session, _), first) in &firsts {
+            let known = sessions.entry(session).or_insert(u64::MAX);
+            *known = (*known).min(*first);
+        }
+        all.push(Failover {
+            number: *number,
+            kind: (*kind).clone(),
+            target: (*target).clone(),
+            sessions: sessions.len(),
+            first_ms: sessions.values().copied().min().unwrap_or(0),
+            last_session_ms: sessions.values().copied().max().unwrap_or(0),
+            last_client_ms: firsts.values().copied().max().unwrap_or(0),
+        });
+    }
+    all
+}
+
 /// As a table.
 pub fn markdown(title: &str, outcome: &Outcome) -> String {
     let mut out = format!("## {title}\n\n");
@@ -98,6 +162,7 @@ pub fn markdown(title: &str, outcome: &Outcome) -> String {
     for violation in outcome.verdict.violations.iter().take(50) {
         out.push_str(&format!("- {violation}\n"));
     }
+    lost(&mut out, &outcome.verdict);
     out.push_str("| Fault | Injected | Longest stall | First frame after it: median | p99 | longest |\n");
     out.push_str("| --- | --- | --- | --- | --- | --- |\n");
     for (kind, of) in by_kind(&outcome.events) {
@@ -110,7 +175,36 @@ pub fn markdown(title: &str, outcome: &Outcome) -> String {
             of.first_frame_max_ms
         ));
     }
+    let failovers = failovers(&outcome.events);
+    if !failovers.is_empty() {
+        out.push_str("\n| Failover | By | Sessions | First token after it | In the last session | At the last client |\n");
+        out.push_str("| --- | --- | --- | --- | --- | --- |\n");
+    }
+    for Failover { number, kind, target, sessions, first_ms, last_session_ms, last_client_ms } in failovers {
+        out.push_str(&format!(
+            "| {number} | {kind}: {target} | {sessions} | {first_ms} ms | {last_session_ms} ms | {last_client_ms} ms |\n"
+        ));
+    }
     out
+}
+
+/// What failovers have lost, and what became of it.
+fn lost(out: &mut String, verdict: &Verdict) {
+    let Tails { count, entries, longest } = verdict.tails;
+    out.push_str(&format!(
+        "Tails that the store lost: {count}, with {entries} entries that somebody had seen, the longest {longest}.\n\n"
+    ));
+    out.push_str(
+        "| Acknowledged as | Inputs and marks | Lost and healed | Gone | Tokens confirmed | Gone |\n",
+    );
+    out.push_str("| --- | --- | --- | --- | --- | --- |\n");
+    for (level, Kept { acknowledged, healed, gone, tokens, tokens_gone }) in &verdict.levels {
+        let level = format!("{level:?}").to_lowercase();
+        out.push_str(&format!(
+            "| {level} | {acknowledged} | {healed} | {gone} | {tokens} | {tokens_gone} |\n"
+        ));
+    }
+    out.push('\n');
 }
 
 /// As JSON.
@@ -119,6 +213,7 @@ pub fn json(title: &str, outcome: &Outcome) -> serde_json::Result<String> {
         "title": title,
         "verdict": outcome.verdict,
         "faults": by_kind(&outcome.events),
+        "failovers": failovers(&outcome.events),
         "plan": outcome.planned,
     }))
 }

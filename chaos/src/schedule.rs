@@ -89,13 +89,13 @@ impl Kind {
     /// How long it lasts, in milliseconds: some of each kind outlive a lease of four seconds, a failover, or a heartbeat.
     fn lasts(self) -> (u64, u64) {
         match self {
-            Kind::CutSubscriptions | Kind::Failover => (0, 0),
+            Kind::CutSubscriptions | Kind::Failover | Kind::MoveSlots => (0, 0),
             Kind::CutClients => (0, 1_500),
             Kind::KillEdge | Kind::KillWorker | Kind::DrainEdge => (200, 4_000),
             Kind::FreezeEdge | Kind::FreezeWorker | Kind::PartitionEdge => (500, 9_000),
             Kind::RestartStore => (50, 3_000),
             Kind::FreezeStore | Kind::DelayClients | Kind::StepClock => (1_000, 6_000),
-            Kind::HalfOpenClients | Kind::MoveSlots => (2_000, 10_000),
+            Kind::HalfOpenClients => (2_000, 10_000),
             // As long as it takes until another is primary, and then some.
             Kind::FreezePrimary | Kind::PartitionPrimary | Kind::KillPrimary => (6_000, 10_000),
         }

@@ -1,14 +1,21 @@
-//! The store as a deployment has it, and what can be done to it: standalone here; others come beside it.
+//! The store as a deployment has it, and what can be done to it.
+//!
+//! [`Standalone`] is one Redis that keeps what it has answered. [`Replicated`] is Redis with replicas that take over, Sentinel or
+//! Cluster, where replication is asynchronous: what a primary has answered may be lost with it.
+
+mod cuts;
+mod replicated;
+mod standalone;
+
+pub use replicated::{Replicated, Shape};
+pub use standalone::Standalone;
 
 use crate::check::Promise;
-use crate::process::run;
 use crate::schedule::{Kind, Planned};
-use anyhow::{Context as _, bail};
 use async_trait::async_trait;
-use everthread_testkit::{RedisOptions, RedisServer};
 
 /// A store that faults can be done to.
-#[async_trait]
+#[async_trait(?Send)]
 pub trait StoreSetup: Send {
     /// For the report.
     fn name(&self) -> &'static str;
@@ -19,108 +26,32 @@ pub trait StoreSetup: Send {
     /// Where a node finds it.
     fn url(&self, edge: usize) -> String;
 
+    /// The group that a node must run as, for its packets to be told from those of others.
+    fn group(&self, _edge: usize) -> Option<u32> {
+        None
+    }
+
     /// What can be broken of it.
     fn faults(&self) -> Vec<Kind>;
+
+    /// Waits until something can be broken; an error if it should not be.
+    async fn prepare(&mut self, _planned: &Planned) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Breaks something; what was hit.
     async fn begin(&mut self, planned: &Planned) -> anyhow::Result<String>;
 
     /// Mends it.
     async fn end(&mut self, planned: &Planned) -> anyhow::Result<()>;
-}
 
-/// One Redis that keeps what it has answered. Each node reaches it at an address of its own, so that it can be cut off alone.
-pub struct Standalone {
-    server: RedisServer,
-    port: u16,
-    edges: usize,
-    /// Packets can be dropped: this process has a network of its own.
-    has_network: bool,
-}
-
-impl Standalone {
-    /// Starts it for so many nodes.
-    pub async fn start(edges: usize, has_network: bool) -> anyhow::Result<Standalone> {
-        let mut args = vec!["--bind".to_owned(), "127.0.0.1".to_owned()];
-        args.extend((0..edges).map(address));
-        args.extend(["--protected-mode".to_owned(), "no".to_owned()]);
-        let options = RedisOptions { append_only: true, tcp: true, args, leashed: false };
-        let server = RedisServer::start_with(options).await?;
-        let address = server.tcp_address();
-        let (_, port) = address.rsplit_once(':').context("an address without a port")?;
-        let port = port.parse()?;
-        Ok(Standalone { server, port, edges, has_network })
+    /// Waits until it is as it was at the beginning.
+    async fn mend(&mut self) -> anyhow::Result<()> {
+        Ok(())
     }
-
-    /// Adds (`-I`) or removes (`-D`) what drops a node's packets.
-    fn packets(&self, verb: &str, planned: &Planned) -> anyhow::Result<String> {
-        let edge = index(planned.target, self.edges);
-        let (address, port) = (address(edge), self.port.to_string());
-        let to = ["-d", &address, "-p", "tcp", "--dport", &port, "-j", "DROP"];
-        let from = ["-s", &address, "-p", "tcp", "--sport", &port, "-j", "DROP"];
-        let (rules, what) = match planned.how % 4 {
-            0 => (vec![to], "what it sends"),
-            1 => (vec![from], "what it is sent"),
-            _ => (vec![to, from], "both ways"),
-        };
-        for rule in rules {
-            run("iptables", &[&["-w", verb, "INPUT"], rule.as_slice()].concat())?;
-        }
-        Ok(format!("edge {edge}, {what}"))
-    }
-}
-
-fn address(edge: usize) -> String {
-    format!("127.0.2.{}", edge + 1)
 }
 
 /// Which of `len` a target is.
 pub fn index(target: u64, len: usize) -> usize {
     usize::try_from(target).unwrap_or(0) % len.max(1)
-}
-
-#[async_trait]
-impl StoreSetup for Standalone {
-    fn name(&self) -> &'static str {
-        "standalone"
-    }
-
-    fn promise(&self) -> Promise {
-        Promise::Kept
-    }
-
-    fn url(&self, edge: usize) -> String {
-        format!("redis://{}:{}", address(edge), self.port)
-    }
-
-    fn faults(&self) -> Vec<Kind> {
-        let mut kinds = vec![Kind::RestartStore, Kind::FreezeStore, Kind::CutSubscriptions];
-        if self.has_network {
-            kinds.push(Kind::PartitionEdge);
-        }
-        kinds
-    }
-
-    async fn begin(&mut self, planned: &Planned) -> anyhow::Result<String> {
-        match planned.kind {
-            Kind::RestartStore => self.server.kill9(),
-            Kind::FreezeStore => self.server.stop()?,
-            Kind::CutSubscriptions => {
-                let answer = self.server.command("CLIENT KILL TYPE pubsub").await?;
-                return Ok(format!("{} connections", answer.trim().trim_start_matches(':')));
-            }
-            Kind::PartitionEdge => return self.packets("-I", planned),
-            other => bail!("{other} is not for a store that stands alone"),
-        }
-        Ok("the store".to_owned())
-    }
-
-    async fn end(&mut self, planned: &Planned) -> anyhow::Result<()> {
-        match planned.kind {
-            Kind::RestartStore => self.server.restart().await,
-            Kind::FreezeStore => self.server.cont(),
-            Kind::PartitionEdge => self.packets("-D", planned).map(drop),
-            _ => Ok(()),
-        }
-    }
 }

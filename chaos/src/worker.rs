@@ -3,7 +3,7 @@
 //! What a run does is in its input: `write 40 15 8` writes 40 tokens with 15 ms between them and waits after every 8 until they
 //! are confirmed; `pay 10 15 8` asks people first. A worker is a process of its own, for it is killed and frozen.
 
-use crate::history::{Recorder, What};
+use crate::history::{Level, Recorder, What};
 use anyhow::Context as _;
 use everthread_worker::{AgentOptions, Approval, CancellationToken, Error, Role, Run, Worker};
 use std::time::Duration;
@@ -44,16 +44,32 @@ impl Task {
     }
 }
 
-/// Serves both agents at `url` until `stop`.
+/// Who notes what in which history.
+#[derive(Clone)]
+struct Diary {
+    name: String,
+    /// What confirmations promise here.
+    level: Level,
+    recorder: Recorder,
+}
+
+impl Diary {
+    fn note(&self, what: What) {
+        self.recorder.note(&self.name, what);
+    }
+}
+
+/// Serves both agents at `url` until `stop`, where what is confirmed is as sure as `level` says.
 pub async fn serve(
     url: &str,
     token: &str,
     name: &str,
+    level: Level,
     recorder: Recorder,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let name = name.to_owned();
-    let act = move |run: Run| act(run, name.clone(), recorder.clone());
+    let diary = Diary { name: name.to_owned(), level, recorder };
+    let act = move |run: Run| act(run, diary.clone());
     let worker = Worker::builder(url, token)
         .agent_with(WRITER, CAPACITY, AgentOptions::new().steerable(), act.clone())
         .agent_with(PHOENIX, CAPACITY, AgentOptions::new().steerable().retry_lost(), act)
@@ -62,20 +78,20 @@ pub async fn serve(
     worker.run(stop).await.context("the worker has stopped")
 }
 
-async fn act(run: Run, name: String, recorder: Recorder) -> Result<(), Error> {
+async fn act(run: Run, diary: Diary) -> Result<(), Error> {
     let (session, id, attempt) = (run.session().to_string(), run.id().to_string(), run.attempt());
-    recorder.note(&name, What::Began { session: session.clone(), run: id.clone(), attempt });
-    let result = perform(&run, &name, &recorder).await;
+    diary.note(What::Began { session: session.clone(), run: id.clone(), attempt });
+    let result = perform(&run, &diary).await;
     let how = match (&result, run.cause()) {
         (_, Some(cause)) => format!("{cause:?}"),
         (Ok(()), None) => "done".to_owned(),
         (Err(error), None) => error.to_string(),
     };
-    recorder.note(&name, What::Done { session, run: id, attempt, how });
+    diary.note(What::Done { session, run: id, attempt, how });
     result
 }
 
-async fn perform(run: &Run, name: &str, recorder: &Recorder) -> Result<(), Error> {
+async fn perform(run: &Run, diary: &Diary) -> Result<(), Error> {
     // A steer that became the input of a run of its own is no task: then there is little to do.
     let idle = Task { asks: false, tokens: 3, pause_ms: 1, confirm_every: 1 };
     let task = Task::parse(&run.input_text()).unwrap_or(idle);
@@ -94,18 +110,18 @@ async fn perform(run: &Run, name: &str, recorder: &Recorder) -> Result<(), Error
             drop(steer.consume()?);
         }
         if (number + 1) % task.confirm_every == 0 {
-            confirmed(run, name, recorder, number + 1).await?;
+            confirmed(run, diary, number + 1).await?;
         }
         tokio::time::sleep(Duration::from_millis(task.pause_ms)).await;
     }
     message.complete().await?;
-    confirmed(run, name, recorder, task.tokens).await
+    confirmed(run, diary, task.tokens).await
 }
 
-async fn confirmed(run: &Run, name: &str, recorder: &Recorder, tokens: u64) -> Result<(), Error> {
+async fn confirmed(run: &Run, diary: &Diary, tokens: u64) -> Result<(), Error> {
     run.flushed().await?;
-    let (session, attempt) = (run.session().to_string(), run.attempt());
-    recorder.note(name, What::Confirmed { session, run: run.id().to_string(), attempt, tokens });
+    let (session, attempt, level) = (run.session().to_string(), run.attempt(), diary.level);
+    diary.note(What::Confirmed { session, run: run.id().to_string(), attempt, tokens, level });
     Ok(())
 }
 

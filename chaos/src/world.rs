@@ -1,5 +1,6 @@
 //! The deployment: nodes behind HAProxy, workers, fault proxies before it all, and a store; and what can be done to each.
 
+use crate::history::Level;
 use crate::process::{Process, Recipe};
 use crate::schedule::{Kind, Planned};
 use crate::setup::{StoreSetup, index};
@@ -31,6 +32,10 @@ pub struct Size {
     pub workers: usize,
     /// Fault proxies before HAProxy; the last one cuts connections at a fixed age.
     pub proxies: usize,
+    /// How sure it is what nodes acknowledge to workers.
+    pub ack: Level,
+    /// A fault planted in the nodes.
+    pub planted: Option<String>,
 }
 
 /// Everything that runs.
@@ -63,7 +68,6 @@ impl World {
         binary: &Path,
         size: &Size,
         store: Box<dyn StoreSetup>,
-        planted: Option<&str>,
     ) -> anyhow::Result<World> {
         let ports = free_ports(2 * size.edges + 1)?;
         let (listens, rest) = ports.split_at(size.edges);
@@ -90,12 +94,15 @@ impl World {
             .map(str::to_owned)
             .collect();
             let mut env = clock(dir, &format!("edge-{number}"), has_faketime)?;
-            env.extend(planted.map(|fault| ("EVERTHREAD_PLANTED_FAULT".to_owned(), fault.to_owned())));
+            let planted = size.planted.iter();
+            env.extend(planted.map(|fault| ("EVERTHREAD_PLANTED_FAULT".to_owned(), fault.clone())));
+            env.push(("EVERTHREAD_ACK".to_owned(), size.ack.as_str().to_owned()));
             let recipe = Recipe {
                 name: format!("edge-{number}"),
                 program: binary.to_owned(),
                 args,
                 env,
+                group: store.group(number),
                 dir: dir.to_owned(),
             };
             edges.push(Process::start(recipe)?);
@@ -123,11 +130,14 @@ impl World {
                 &name,
                 "--history",
                 &history,
+                "--ack",
+                size.ack.as_str(),
             ];
             let args = args.map(str::to_owned).to_vec();
             let program = std::env::current_exe()?;
             let env = clock(dir, &name, has_faketime)?;
-            workers.push(Process::start(Recipe { name, program, args, env, dir: dir.to_owned() })?);
+            let (group, dir) = (None, dir.to_owned());
+            workers.push(Process::start(Recipe { name, program, args, env, group, dir })?);
         }
         let urls = listens.iter().map(|port| format!("http://{}", local(port))).collect();
         let admins = admins.iter().map(|port| format!("http://{}", local(port))).collect();
@@ -242,6 +252,7 @@ impl World {
         for proxy in &self.proxies {
             proxy.heal();
         }
+        self.store.mend().await?;
         for process in self.edges.iter_mut().chain(&mut self.workers) {
             // One that is not frozen does not mind.
             if !process.is_alive() || process.wake().is_err() {
@@ -296,6 +307,7 @@ fn start_balancer(dir: &Path, port: u16, listens: &[u16], admins: &[u16]) -> any
         program: "haproxy".into(),
         args,
         env: Vec::new(),
+        group: None,
         dir: dir.to_owned(),
     };
     Process::start(recipe)

@@ -1,7 +1,7 @@
 //! What was acknowledged: all of it is in the log, each thing once, where the answer said.
 
 use super::{Promise, Rule, Verdict};
-use crate::history::{Event, Place, What};
+use crate::history::{Event, Level, Place, What};
 use crate::log::{Log, Logged};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -40,11 +40,27 @@ impl<'a> Index<'a> {
     }
 }
 
+impl Index<'_> {
+    /// Whether a tail that was lost may have had what comes behind the last thing that an attempt at a run has written.
+    fn has_lost_end_of(&self, run: &str, attempt: u32) -> bool {
+        let is_its = |logged: &&Logged| {
+            let is_written = logged.by_run.as_deref() == Some(run)
+                && super::runs::attempt_of(&logged.body) == Some(u64::from(attempt));
+            is_written || (logged.kind == "run.requested" && logged.body["run"] == run)
+        };
+        let last = self.log.entries.iter().rev().find(is_its).map_or(0, |logged| logged.last);
+        self.log.epochs.iter().skip(1).any(|(_, since)| *since > last)
+    }
+}
+
 /// Something that was asked for under one id.
 struct Put<'a> {
     name: &'a str,
     text: &'a str,
-    acked: Option<Place>,
+    /// Where it stands by the last answer, and what that promises.
+    acked: Option<(Place, Level)>,
+    /// The same by the first answer.
+    first: Option<(Place, Level)>,
 }
 
 /// Compares what askers and workers were told with the logs.
@@ -52,31 +68,30 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
     let indexes: BTreeMap<&str, Index<'_>> =
         logs.iter().map(|(session, log)| (*session, Index::of(log))).collect();
     let mut puts: BTreeMap<(&str, &str), Put<'_>> = BTreeMap::new();
+    let mut confirmed: BTreeMap<(&str, &str, u32, Level), u64> = BTreeMap::new();
     for event in events {
         let Some(index) = session_of(&event.what).and_then(|session| indexes.get(session)) else { continue };
         let session = index.log.session.as_str();
         match &event.what {
             What::Put { id, name, text, .. } => {
-                puts.entry((session, id.as_str())).or_insert(Put { name, text, acked: None });
+                puts.entry((session, id.as_str())).or_insert(Put { name, text, acked: None, first: None });
             }
-            What::PutAcked { id, place, run, .. } => {
+            What::PutAcked { id, place, run, level, .. } => {
                 if let Some(put) = puts.get_mut(&(session, id.as_str())) {
-                    put.acked = Some(*place);
+                    put.acked = Some((*place, *level));
+                    put.first = put.first.or(put.acked);
                 }
-                if is_forgiven(index.log, *place, promise) {
+                if is_forgiven(index.log, *place, *level, promise) {
                     continue;
                 }
                 if let Some(run) = run.as_ref().filter(|run| !index.runs.contains(run.as_str())) {
                     verdict.found(Rule::Lost, session, &event.who, format!("run {run} was acknowledged"));
                 }
             }
-            What::Confirmed { run, attempt, tokens, .. } => {
+            What::Confirmed { run, attempt, tokens, level, .. } => {
                 verdict.looked.add("confirmations", 1);
-                let there = index.tokens.get(run.as_str()).and_then(|counts| counts.get(attempt)).copied();
-                if there.unwrap_or(0) < *tokens && promise == Promise::Kept {
-                    let text = format!("{tokens} tokens of {run} were confirmed, {there:?} are there");
-                    verdict.found(Rule::Lost, session, &event.who, text);
-                }
+                let most = confirmed.entry((session, run.as_str(), *attempt, *level)).or_default();
+                *most = (*most).max(*tokens);
             }
             What::Receipt { control, outcome, .. } => {
                 verdict.looked.add("receipts", 1);
@@ -90,8 +105,28 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
     for ((session, id), put) in puts {
         let Some(index) = indexes.get(session) else { continue };
         verdict.looked.add("acknowledged", u64::from(put.acked.is_some()));
+        if let Some((place, level)) = put.first {
+            let is_there = index.puts.contains_key(put.name);
+            let is_moved = !index.log.is_valid(place.epoch, place.seq);
+            let kept = verdict.levels.entry(level).or_default();
+            kept.acknowledged += 1;
+            kept.healed += u64::from(is_there && is_moved);
+            kept.gone += u64::from(!is_there);
+        }
         if let Some((rule, what)) = wrong(index, &put, promise) {
             verdict.found(rule, session, "asker", format!("{} (request {id}) {what}", put.name));
+        }
+    }
+    for ((session, run, attempt, level), tokens) in confirmed {
+        let Some(index) = indexes.get(session) else { continue };
+        let there = index.tokens.get(run).and_then(|counts| counts.get(&attempt)).copied().unwrap_or(0);
+        let gone = tokens.saturating_sub(there);
+        let kept = verdict.levels.entry(level).or_default();
+        (kept.tokens, kept.tokens_gone) = (kept.tokens + tokens, kept.tokens_gone + gone);
+        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, attempt)) {
+            let text =
+                format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
+            verdict.found(Rule::Lost, session, "worker", text);
         }
     }
 }
@@ -107,21 +142,23 @@ fn session_of(what: &What) -> Option<&str> {
 }
 
 /// Whether what was acknowledged there may be gone.
-fn is_forgiven(log: &Log, place: Place, promise: Promise) -> bool {
-    promise == Promise::MayLoseTail && !log.is_valid(place.epoch, place.seq)
+fn is_forgiven(log: &Log, place: Place, level: Level, promise: Promise) -> bool {
+    promise.may_lose(level) && !log.is_valid(place.epoch, place.seq)
 }
 
 /// What is wrong with something that was asked for.
 fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, String)> {
     let found = index.puts.get(put.name).map(Vec::as_slice).unwrap_or_default();
     match (found, put.acked) {
-        ([], Some(place)) if is_forgiven(index.log, place, promise) => None,
-        ([], Some(place)) => Some((Rule::Lost, format!("was acknowledged at {place:?}"))),
+        ([], Some((place, level))) if is_forgiven(index.log, place, level, promise) => None,
+        ([], Some((place, level))) => {
+            Some((Rule::Lost, format!("was acknowledged at {place:?} as {level:?}")))
+        }
         ([], None) => None,
         ([one], acked) => {
             let is_text = one.kind == "x-mark" || one.body["parts"][0]["value"] == put.text;
             // Where the log was lost and has grown again, it may stand elsewhere.
-            let is_elsewhere = |place: &Place| {
+            let is_elsewhere = |(place, _): &(Place, Level)| {
                 index.log.is_valid(place.epoch, place.seq)
                     && (one.first > place.seq || one.first + BLOCK_ENTRIES_MAX <= place.seq)
             };
@@ -129,8 +166,9 @@ fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, St
                 Some((Rule::Lost, format!("has another text: {}", one.body)))
             } else {
                 let elsewhere = acked.filter(is_elsewhere);
-                elsewhere
-                    .map(|place| (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first)))
+                elsewhere.map(|(place, _)| {
+                    (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first))
+                })
             }
         }
         (several, _) => Some((Rule::Doubled, format!("is there {} times", several.len()))),

@@ -1,6 +1,6 @@
 //! What every client was sent: contiguous, in order, once, with a reset where one is due and only there.
 
-use super::{Rule, Verdict};
+use super::{Promise, Rule, Verdict};
 use crate::history::{Event, Place, What};
 use crate::log::{Log, digest};
 use std::collections::BTreeMap;
@@ -11,22 +11,24 @@ struct Client {
     at: Option<Place>,
     /// What it holds ends here in the log's final form.
     holds: bool,
+    /// Where it stood when it was reset without need, as it looks: what it is sent next tells.
+    reset_from: Option<Place>,
 }
 
 type Clients<'a> = BTreeMap<(&'a str, &'a str), Client>;
 
 /// Replays every client's history.
-pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, verdict: &mut Verdict) {
+pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Promise, verdict: &mut Verdict) {
     let mut clients = Clients::new();
     for event in events {
         let Some(session) = session_of(&event.what) else { continue };
-        let client =
-            clients.entry((session, event.who.as_str())).or_insert(Client { at: None, holds: false });
+        let new = Client { at: None, holds: false, reset_from: None };
+        let client = clients.entry((session, event.who.as_str())).or_insert(new);
         let Some(log) = logs.get(session) else {
             verdict.found(Rule::NotArrived, session, &event.who, "nobody could read this session in the end");
             continue;
         };
-        step(client, event, log, verdict);
+        step(client, event, log, promise, verdict);
     }
     for ((session, who), _) in clients.iter().filter(|(_, client)| !client.holds) {
         verdict.found(Rule::NotArrived, session, who, "it has never said what it holds in the end");
@@ -46,14 +48,18 @@ fn session_of(what: &What) -> Option<&str> {
     }
 }
 
-fn step(client: &mut Client, event: &Event, log: &Log, verdict: &mut Verdict) {
-    let mut found = |rule, text: String| verdict.found(rule, &log.session, &event.who, text);
+fn step(client: &mut Client, event: &Event, log: &Log, promise: Promise, verdict: &mut Verdict) {
     match &event.what {
         What::Attached { from, recent, epoch, .. } => {
             if let (Some(from), Some(at)) = (from, client.at)
                 && *from != at
             {
-                found(Rule::Gap, format!("it goes on from {from:?} and was sent everything up to {at:?}"));
+                verdict.found(
+                    Rule::Gap,
+                    &log.session,
+                    &event.who,
+                    format!("it goes on from {from:?} and was sent everything up to {at:?}"),
+                );
             }
             client.at = match from {
                 Some(place) => Some(*place),
@@ -66,16 +72,23 @@ fn step(client: &mut Client, event: &Event, log: &Log, verdict: &mut Verdict) {
                 && log.is_valid(epoch, seq)
                 && seq + 1 >= log.floor
             {
-                found(
-                    Rule::NeedlessReset,
-                    format!("{reason}: {epoch}.{seq} is of this log: {:?}", log.epochs),
-                );
+                client.reset_from = client.at;
+                if promise == Promise::Kept {
+                    needless(reason, epoch, seq, log, event, verdict);
+                }
             }
             client.at = None;
             verdict.looked.add("resets", 1);
         }
         What::Snapshot { epoch, seq, .. } => {
             client.at = Some(Place { epoch: *epoch, seq: *seq });
+            let Some(from) = client.reset_from.take() else { return };
+            // A primary that is cut off knows nothing of the incarnation that has begun elsewhere.
+            if promise == Promise::MayLoseTail && *epoch < from.epoch {
+                verdict.looked.add("resets by a primary that was cut off", 1);
+            } else if promise == Promise::MayLoseTail {
+                needless("snapshot", from.epoch, from.seq, log, event, verdict);
+            }
         }
         What::Frames { epoch, since, from, to, count, .. } => {
             verdict.looked.add("frames", *count);
@@ -94,7 +107,12 @@ fn step(client: &mut Client, event: &Event, log: &Log, verdict: &mut Verdict) {
         }
         What::Live { seq, .. } => {
             if let Some(at) = client.at.filter(|at| at.seq < *seq) {
-                found(Rule::Gap, format!("it is live at {seq}, and it was sent nothing after {}", at.seq));
+                verdict.found(
+                    Rule::Gap,
+                    &log.session,
+                    &event.who,
+                    format!("it is live at {seq}, and it was sent nothing after {}", at.seq),
+                );
             }
         }
         What::Holds { place, messages, whole, digest: held, .. } => {
@@ -102,19 +120,22 @@ fn step(client: &mut Client, event: &Event, log: &Log, verdict: &mut Verdict) {
             if client.at != Some(*place) || place.seq != log.head || !log.is_valid(place.epoch, place.seq) {
                 let text =
                     format!("it stands at {place:?}, was sent {:?}, the log ends at {}", client.at, log.head);
-                found(Rule::NotArrived, text);
+                verdict.found(Rule::NotArrived, &log.session, &event.who, text);
             }
             let all = log.view.messages();
             let known = all.len().checked_sub(*messages).map(|from| digest(&all[from..]));
             if known != Some(*held) || (*whole && *messages != all.len()) {
-                found(
-                    Rule::Differs,
-                    format!("its last {messages} messages are not the log's, which has {}", all.len()),
-                );
+                let text = format!("its last {messages} messages are not the log's, which has {}", all.len());
+                verdict.found(Rule::Differs, &log.session, &event.who, text);
             }
         }
         _ => {}
     }
+}
+
+fn needless(why: &str, epoch: u64, seq: u64, log: &Log, event: &Event, verdict: &mut Verdict) {
+    let text = format!("{why}: {epoch}.{seq} is of this log: {:?}", log.epochs);
+    verdict.found(Rule::NeedlessReset, &log.session, &event.who, text);
 }
 
 /// What is wrong with a frame for somebody who stands there.

@@ -114,7 +114,7 @@ fn written(log: &Log, logged: &Logged, run: &Run, verdict: &mut Verdict) {
 }
 
 /// The attempt that wrote an entry, as the name of its message says: `m1`, `a2m1`.
-fn attempt_of(body: &serde_json::Value) -> Option<u64> {
+pub(super) fn attempt_of(body: &serde_json::Value) -> Option<u64> {
     let message = body["message"].as_str()?;
     match message.strip_prefix('a').and_then(|rest| rest.split_once('m')) {
         Some((attempt, _)) => attempt.parse().ok(),

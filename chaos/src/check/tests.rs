@@ -89,7 +89,9 @@ fn put(id: &str, name: &str, text: &str, acked: Option<u64>) -> Vec<Event> {
         What::Put { session: session.clone(), id: id.clone(), name: name.into(), text: text.into() },
     )];
     let place = acked.map(|seq| Place { epoch: EPOCH, seq });
-    events.extend(place.map(|place| event("asker", What::PutAcked { session, id, place, run: None })));
+    events.extend(place.map(|place| {
+        event("asker", What::PutAcked { session, id, place, run: None, level: Level::Accepted })
+    }));
     events
 }
 
@@ -122,7 +124,10 @@ fn a_story_in_which_all_is_right_has_no_violation() {
     events.extend(put("k1", "k1", "", Some(14)));
     events.extend(put("in-2", "never answered", "", None));
     let (session, run) = ("s".to_owned(), "r1".to_owned());
-    events.push(event("w", What::Confirmed { session: session.clone(), run, attempt: 1, tokens: 3 }));
+    events.push(event(
+        "w",
+        What::Confirmed { session: session.clone(), run, attempt: 1, tokens: 3, level: Level::Accepted },
+    ));
     let (control, outcome) = ("c1".to_owned(), Some("applied".to_owned()));
     events.push(event("b", What::Receipt { session, control, stage: "settled".into(), outcome }));
     assert_eq!(rules(&events, &log), []);
@@ -135,7 +140,13 @@ fn what_was_acknowledged_and_is_missing_elsewhere_or_doubled_is_found() {
     let twice = with_more((None, json!({ "type": "x-mark", "mark": "k1" })));
     assert_eq!(rules(&put("k1", "k1", "", Some(14)), &twice), [Rule::Doubled]);
     assert_eq!(rules(&put("in-1", "q1", "another text", Some(3)), &log(&story())), [Rule::Lost]);
-    let confirmed = What::Confirmed { session: "s".into(), run: "r1".into(), attempt: 1, tokens: 4 };
+    let confirmed = What::Confirmed {
+        session: "s".into(),
+        run: "r1".into(),
+        attempt: 1,
+        tokens: 4,
+        level: Level::Accepted,
+    };
     assert_eq!(rules(&[event("w", confirmed)], &log(&story())), [Rule::Lost]);
 }
 
@@ -149,6 +160,78 @@ fn what_was_acknowledged_on_a_tail_that_is_lost_may_be_gone_where_nothing_else_w
     assert_eq!(check(&lost, &logs, Promise::Kept).violations.len(), 1);
     let kept = put("k1", "k1", "", Some(11));
     assert_eq!(check(&kept, &logs, Promise::MayLoseTail).violations.len(), 1, "that place is not lost");
+}
+
+fn acked(id: &str, epoch: u64, seq: u64, level: Level) -> Event {
+    let place = Place { epoch, seq };
+    event("asker", What::PutAcked { session: "s".into(), id: id.into(), place, run: None, level })
+}
+
+#[test]
+fn what_was_acknowledged_as_replicated_may_never_be_gone_and_what_was_put_again_is_healed() {
+    // A tail that began at 12 was lost.
+    let lost = log_with(&story()[..13], &[(EPOCH, 1), (6, 12)]);
+    let whole = log_with(&story(), &[(EPOCH, 1), (6, 12)]);
+    let check = |events: &[Event], log: &Log| {
+        check(events, &BTreeMap::from([("s".to_owned(), vec![log.clone()])]), Promise::MayLoseTail)
+    };
+    let asked = put("k1", "k1", "", None).remove(0);
+    let replicated = [asked.clone(), acked("k1", EPOCH, 14, Level::Replicated)];
+    assert_eq!(check(&replicated, &lost).by_rule().into_keys().collect::<Vec<_>>(), [Rule::Lost]);
+    let accepted = [asked.clone(), acked("k1", EPOCH, 14, Level::Accepted)];
+    let verdict = check(&accepted, &lost);
+    assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].gone), (0, 1));
+    let healed =
+        [asked.clone(), acked("k1", EPOCH, 13, Level::Accepted), acked("k1", 6, 14, Level::Accepted)];
+    let verdict = check(&healed, &whole);
+    assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].healed), (0, 1));
+    // Whoever was told by the new log that it is there relies on it.
+    let again = [asked, acked("k1", EPOCH, 14, Level::Accepted), acked("k1", 6, 13, Level::Accepted)];
+    assert_eq!(check(&again, &lost).by_rule().into_keys().collect::<Vec<_>>(), [Rule::Lost]);
+}
+
+#[test]
+fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_behind_what_is_left_of_their_attempt() {
+    let confirmed = |attempt, level| {
+        let (session, run) = ("s".to_owned(), "r1".to_owned());
+        event("w", What::Confirmed { session, run, attempt, tokens: 4, level })
+    };
+    let check = |event: Event, log: &Log| {
+        check(&[event], &BTreeMap::from([("s".to_owned(), vec![log.clone()])]), Promise::MayLoseTail)
+    };
+    let behind = log_with(&story(), &[(EPOCH, 1), (6, 13)]);
+    let verdict = check(confirmed(1, Level::Accepted), &behind);
+    assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].tokens_gone), (0, 1));
+    assert_eq!(check(confirmed(1, Level::Replicated), &behind).violations.len(), 1);
+    let before = log_with(&story(), &[(EPOCH, 1), (6, 8)]);
+    assert_eq!(check(confirmed(1, Level::Accepted), &before).violations.len(), 1);
+}
+
+#[test]
+fn tails_that_somebody_saw_and_the_log_has_lost_are_counted() {
+    let log = log_with(&story(), &[(EPOCH, 1), (8, 9)]);
+    // Five entries of the first incarnation, and all seven of one that was lost with its primary.
+    let events = [frames(EPOCH, 1, 1, 13), frames(7, 12, 12, 18), frames(8, 9, 9, 14)];
+    let mut verdict = Verdict::default();
+    tails::count(&events, &BTreeMap::from([("s", &log)]), &mut verdict);
+    assert_eq!(verdict.tails, Tails { count: 2, entries: 12, longest: 7 });
+}
+
+#[test]
+fn a_primary_that_is_cut_off_may_reset_whoever_comes_from_the_new_one_and_nobody_else_may() {
+    let log = log_with(&story(), &[(EPOCH, 1), (6, 9)]);
+    let reset = event("c", What::Reset { session: "s".into(), reason: "epoch".into() });
+    let snapshot = |epoch, seq| event("c", What::Snapshot { session: "s".into(), epoch, seq, floor: 1 });
+    let logs = BTreeMap::from([("s".to_owned(), vec![log.clone()])]);
+    let stands = [attached(None), frames(EPOCH, 1, 1, 8), frames(6, 9, 9, 12), reset.clone()];
+    let mut stale = stands.to_vec();
+    // And once more where that ends.
+    stale.extend([snapshot(EPOCH, 11), reset, snapshot(6, 14), holds(&log, 6)]);
+    assert_eq!(check(&stale, &logs, Promise::MayLoseTail).violations, []);
+    let mut needless = stands.to_vec();
+    needless.extend([snapshot(6, 14), holds(&log, 6)]);
+    let found = check(&needless, &logs, Promise::MayLoseTail).by_rule().into_keys().collect::<Vec<_>>();
+    assert_eq!(found, [Rule::NeedlessReset]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use axum::serve::ListenerExt as _;
 use everthread_chaos::asker::{self, Pace, Shared};
 use everthread_chaos::check::{Promise, Rule, Verdict, check};
 use everthread_chaos::client::{Client, Options as ClientOptions};
-use everthread_chaos::history::Recorder;
+use everthread_chaos::history::{Level, Recorder};
 use everthread_chaos::log::Log;
 use everthread_chaos::worker::{self, WRITER};
 use everthread_control::{Leases, TaskGroup};
@@ -74,7 +74,10 @@ impl Small {
         for (number, url) in urls.iter().enumerate() {
             let (url, recorder, stop) = (url.clone(), recorder.clone(), stop.clone());
             let name = format!("worker-{number}");
-            tasks.spawn(async move { worker::serve(&url, TOKEN, &name, recorder, stop).await.unwrap() });
+            let serve = async move {
+                worker::serve(&url, TOKEN, &name, Level::Accepted, recorder, stop).await.unwrap()
+            };
+            tasks.spawn(serve);
         }
         let sessions: Vec<String> = (0..SESSIONS).map(|number| format!("s{number}")).collect();
         let (ends, seen) = watch::channel(None);

@@ -44,8 +44,17 @@ impl RedisCluster {
 
     /// The same, with other options for the servers.
     pub async fn start_with(options: RedisOptions) -> anyhow::Result<Self> {
+        Self::start_at(|_| None, options).await
+    }
+
+    /// The same; each node has an address of its own.
+    pub async fn start_at(
+        host: impl Fn(usize) -> Option<String>,
+        options: RedisOptions,
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self { nodes: Vec::new(), options };
-        for _ in 0..6 {
+        for n in 0..6 {
+            cluster.options.host = host(n);
             let node = cluster.node().await?;
             cluster.nodes.push(node);
         }
@@ -149,8 +158,8 @@ impl RedisCluster {
             if keys.is_empty() {
                 return Ok(());
             }
-            let port = self.nodes[to].port();
-            ok(&self.nodes[from], &format!("MIGRATE 127.0.0.1 {port} \"\" 0 5000 KEYS {}", keys.join(" ")))
+            let (host, port) = (self.nodes[to].host(), self.nodes[to].port());
+            ok(&self.nodes[from], &format!("MIGRATE {host} {port} \"\" 0 5000 KEYS {}", keys.join(" ")))
                 .await?;
         }
     }
@@ -197,6 +206,32 @@ impl RedisCluster {
         Ok(())
     }
 
+    /// Which of the six nodes of the beginning are primaries, by their own word.
+    pub async fn primaries(&self) -> anyhow::Result<Vec<usize>> {
+        let mut primaries = Vec::new();
+        for (n, node) in self.nodes.iter().enumerate().take(6) {
+            if node.runs() && node.command("ROLE").await?.contains("master") {
+                primaries.push(n);
+            }
+        }
+        Ok(primaries)
+    }
+
+    /// Waits until every node runs, all slots are served, and every primary of the beginning's six has its replica; says who is one.
+    pub async fn has_replicas(&self) -> anyhow::Result<Vec<usize>> {
+        self.is_whole().await?;
+        wait_for("a replica of every primary", FAILOVER_MAX, async || {
+            let primaries = self.primaries().await?;
+            for n in &primaries {
+                if !self.nodes[*n].command("INFO replication").await?.contains("state=online") {
+                    return Ok(None);
+                }
+            }
+            Ok((primaries.len() == 3).then_some(primaries))
+        })
+        .await
+    }
+
     /// Waits until every node that runs says that all slots are served.
     pub async fn is_whole(&self) -> anyhow::Result<()> {
         for node in self.nodes.iter().filter(|node| node.runs()) {
@@ -210,8 +245,8 @@ impl RedisCluster {
 
     /// Tells a node of the first one.
     async fn meet(&self, n: usize) -> anyhow::Result<()> {
-        let (port, bus) = (self.nodes[0].port(), bus_port(&self.nodes[0]).await?);
-        ok(&self.nodes[n], &format!("CLUSTER MEET 127.0.0.1 {port} {bus}")).await
+        let (host, port, bus) = (self.nodes[0].host(), self.nodes[0].port(), bus_port(&self.nodes[0]).await?);
+        ok(&self.nodes[n], &format!("CLUSTER MEET {host} {port} {bus}")).await
     }
 
     async fn all_know(&self, count: usize) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@
 
 use crate::redis_server::{RedisOptions, RedisServer, free_port};
 use crate::wait_for;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -15,6 +15,8 @@ use tokio::time::timeout;
 
 /// What the sentinels call the primary.
 const NAME: &str = "everthread";
+/// The number of the first sentinel where hosts are asked for.
+const FIRST_SENTINEL: usize = 3;
 /// How long all may take until they know of each other.
 const START_MAX: Duration = Duration::from_secs(20);
 /// How long the sentinels may take to replace a primary.
@@ -38,15 +40,19 @@ impl RedisSentinels {
 
     /// The same, with more arguments for the servers.
     pub async fn start_with(args: Vec<String>) -> anyhow::Result<Self> {
-        let options = RedisOptions { tcp: true, args, ..RedisOptions::default() };
-        let primary = RedisServer::start_with(options.clone()).await?;
-        let mut replica = options;
-        let port = primary.port().to_string();
-        replica.args.extend(["--replicaof", "127.0.0.1", &port].map(str::to_owned));
-        replica.args.extend(["--repl-diskless-sync-delay", "0"].map(str::to_owned));
-        let mut servers = vec![primary];
-        for _ in 0..2 {
-            servers.push(RedisServer::start_with(replica.clone()).await?);
+        Self::start_at(|_| None, args).await
+    }
+
+    /// The same, each at an address of its own: servers are asked for as 0 to 2, sentinels as 3 to 5.
+    pub async fn start_at(host: impl Fn(usize) -> Option<String>, args: Vec<String>) -> anyhow::Result<Self> {
+        let mut options = RedisOptions { tcp: true, args, host: host(0), ..RedisOptions::default() };
+        options.args.extend(["--repl-diskless-sync-delay", "0"].map(str::to_owned));
+        let mut servers = vec![RedisServer::start_with(options.clone()).await?];
+        for n in 1..3 {
+            options.host = host(n);
+            let mut replica = options.clone();
+            replica.args.extend(replica_of(&servers[0]));
+            servers.push(RedisServer::start_with(replica).await?);
         }
         wait_for("replicas that follow", START_MAX, async || {
             let told = servers[0].command("INFO replication").await?;
@@ -55,7 +61,8 @@ impl RedisSentinels {
         .await?;
         let mut sentinels = Vec::new();
         for _ in 0..3 {
-            sentinels.push(Sentinel::start(servers[0].port()).await?);
+            let host = host(FIRST_SENTINEL + sentinels.len());
+            sentinels.push(Sentinel::start(&servers[0], host).await?);
         }
         let all = Self { servers, sentinels };
         for sentinel in &all.sentinels {
@@ -72,14 +79,47 @@ impl RedisSentinels {
 
     /// The address of the primary by way of the sentinels.
     pub fn url(&self) -> String {
-        let sentinels: Vec<_> =
-            self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+        let address = |sentinel: &Sentinel| format!("{}:{}", sentinel.host, sentinel.port);
+        let sentinels: Vec<_> = self.sentinels.iter().map(address).collect();
         format!("redis-sentinel://{}/{NAME}", sentinels.join(","))
     }
 
     /// A server; 0 was the primary at the start.
     pub fn server(&mut self, n: usize) -> &mut RedisServer {
         &mut self.servers[n]
+    }
+
+    /// Asks a sentinel to make a replica the primary.
+    pub async fn fail_over(&self) -> anyhow::Result<()> {
+        let sentinel = &self.sentinels[0];
+        let answer = sentinel.command(&format!("SENTINEL FAILOVER {NAME}")).await?;
+        ensure!(answer.starts_with('+'), "SENTINEL FAILOVER: {answer}");
+        Ok(())
+    }
+
+    /// Starts a server that was killed, as a replica of who is the primary now: as its configuration file would say, which
+    /// the sentinels write.
+    pub async fn rejoin(&mut self, n: usize) -> anyhow::Result<()> {
+        let primary = self.primary().await?;
+        let mut args = self.servers[n].args().to_vec();
+        if let Some(at) = args.iter().position(|arg| arg == "--replicaof") {
+            args.drain(at..at + 3);
+        }
+        if primary != n {
+            args.extend(replica_of(&self.servers[primary]));
+        }
+        self.servers[n].set_args(args);
+        self.servers[n].restart().await
+    }
+
+    /// Waits until all replicas follow the primary, which is the one by word of all sentinels; says which it is.
+    pub async fn is_whole(&self) -> anyhow::Result<usize> {
+        wait_for("replicas that all follow", FAILOVER_MAX, async || {
+            let primary = self.primary().await?;
+            let told = self.servers[primary].command("INFO replication").await?;
+            Ok((told.matches("state=online").count() == 2).then_some(primary))
+        })
+        .await
     }
 
     /// Ends a sentinel.
@@ -111,9 +151,14 @@ impl RedisSentinels {
     }
 }
 
+fn replica_of(primary: &RedisServer) -> [String; 3] {
+    ["--replicaof".to_owned(), primary.host().to_owned(), primary.port().to_string()]
+}
+
 /// A process that watches.
 #[derive(Debug)]
 struct Sentinel {
+    host: String,
     port: u16,
     child: Option<Child>,
     /// Its configuration, which it writes itself.
@@ -121,13 +166,16 @@ struct Sentinel {
 }
 
 impl Sentinel {
-    async fn start(primary: u16) -> anyhow::Result<Self> {
+    async fn start(primary: &RedisServer, host: Option<String>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("sentinel-").tempdir()?;
         let port = free_port().await?;
+        let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let lines = [
             format!("port {port}"),
-            "bind 127.0.0.1".to_owned(),
-            format!("sentinel monitor {NAME} 127.0.0.1 {primary} 2"),
+            format!("bind {host}"),
+            // From where it connects.
+            format!("bind-source-addr {host}"),
+            format!("sentinel monitor {NAME} {} {} 2", primary.host(), primary.port()),
             format!("sentinel down-after-milliseconds {NAME} 2000"),
             format!("sentinel failover-timeout {NAME} 4000"),
             format!("sentinel parallel-syncs {NAME} 2"),
@@ -143,7 +191,7 @@ impl Sentinel {
             .stderr(Stdio::null())
             .spawn()
             .context("redis-server does not start: is it installed?")?;
-        let sentinel = Self { port, child: Some(child), _dir: dir };
+        let sentinel = Self { host, port, child: Some(child), _dir: dir };
         wait_for("a sentinel that answers", START_MAX, async || {
             Ok(sentinel.command("PING").await?.starts_with("+PONG").then_some(()))
         })
@@ -169,7 +217,7 @@ impl Sentinel {
 
     async fn command(&self, line: &str) -> anyhow::Result<String> {
         let ask = async {
-            let mut socket = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            let mut socket = TcpStream::connect((self.host.as_str(), self.port)).await?;
             socket.write_all(format!("{line}\r\n").as_bytes()).await?;
             let mut answer = vec![0; 16 * 1024];
             let len = socket.read(&mut answer).await?;

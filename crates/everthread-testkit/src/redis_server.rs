@@ -35,6 +35,8 @@ pub struct RedisOptions {
     pub tcp: bool,
     /// More arguments for the command line; `PORT` stands for the TCP port.
     pub args: Vec<String>,
+    /// Listens on this address and connects from it, instead of 127.0.0.1: links between servers can then be told apart.
+    pub host: Option<String>,
     /// For a server that tests share and nobody drops: it ends, and its directory goes, when this process does. It cannot
     /// be frozen or started again.
     pub leashed: bool,
@@ -86,7 +88,12 @@ impl RedisServer {
 
     /// `host:port`, as a [`crate::Proxy`] takes it. Panics if the server was not started with [`RedisOptions::tcp`].
     pub fn tcp_address(&self) -> String {
-        format!("127.0.0.1:{}", self.port())
+        format!("{}:{}", self.host(), self.port())
+    }
+
+    /// The address that it listens on.
+    pub fn host(&self) -> &str {
+        self.options.host.as_deref().unwrap_or("127.0.0.1")
     }
 
     /// Ends the process at once, as a crash does.
@@ -112,7 +119,9 @@ impl RedisServer {
         }
         command
             .current_dir(self.dir.path())
-            .args(["--save", "", "--daemonize", "no", "--bind", "127.0.0.1", "--unixsocket"])
+            .args(["--save", "", "--daemonize", "no", "--bind", self.host()])
+            .args(self.options.host.iter().flat_map(|host| ["--bind-source-addr", host]))
+            .arg("--unixsocket")
             .arg(self.socket())
             .args(["--port", &port])
             .args(["--appendonly", if self.options.append_only { "yes" } else { "no" }])
@@ -177,6 +186,11 @@ impl RedisServer {
     /// Arguments for the next [`RedisServer::restart`].
     pub fn set_args(&mut self, args: Vec<String>) {
         self.options.args = args;
+    }
+
+    /// What [`RedisServer::set_args`] sets.
+    pub fn args(&self) -> &[String] {
+        &self.options.args
     }
 
     fn socket(&self) -> PathBuf {

@@ -7,6 +7,7 @@ mod deploy;
 mod documents;
 mod markdown;
 mod parts;
+mod regressions;
 mod sources;
 mod tables;
 mod words;
@@ -68,6 +69,7 @@ const CHECKS: &[Check] = &[
     documents::runbook,
     documents::settings,
     documents::links,
+    regressions::tests,
     deploy::names,
     deploy::runbooks,
 ];

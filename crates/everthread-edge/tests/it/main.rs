@@ -48,6 +48,8 @@ mod rebuild;
 #[cfg(test)]
 mod receipts;
 #[cfg(test)]
+mod regressions;
+#[cfg(test)]
 mod resilience;
 #[cfg(test)]
 mod retention;

@@ -30,8 +30,13 @@ impl Drop for Serving {
 impl Streamer {
     /// Serves the agent `streamer` until the guard is dropped.
     pub fn serve(self, node: &Node, capacity: usize) -> Serving {
+        self.serve_at(&node.url, capacity)
+    }
+
+    /// The same, by another way to a node.
+    pub fn serve_at(self, url: &str, capacity: usize) -> Serving {
         let stop = CancellationToken::new();
-        let worker = Worker::builder(&node.url, TOKEN)
+        let worker = Worker::builder(url, TOKEN)
             .agent("streamer", u32::try_from(capacity).unwrap(), move |run| self.write(run))
             .drain_deadline(Duration::ZERO)
             .connect()

@@ -19,6 +19,8 @@ mod death;
 #[cfg(test)]
 mod demo;
 #[cfg(test)]
+mod failover;
+#[cfg(test)]
 mod follower;
 #[cfg(test)]
 mod history;
@@ -30,6 +32,8 @@ mod kill;
 mod lost;
 #[cfg(test)]
 mod many;
+#[cfg(test)]
+mod mesh;
 #[cfg(test)]
 mod node;
 #[cfg(test)]

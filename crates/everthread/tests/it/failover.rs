@@ -1,0 +1,57 @@
+//! Nodes whose primary is replaced.
+
+use crate::follower::{Streamer, is_over};
+use crate::node::{Node, PATIENCE, TOKEN};
+use everthread_client::{Client, Event, From};
+use everthread_testkit::RedisSentinels;
+use serde_json::json;
+use tokio::time::timeout;
+
+/// One after the other. If only the look every 20 seconds brought them, these took minutes.
+const MARKS: usize = 40;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_of_sentinels_subscriptions_live_and_readiness_has_told_the_truth() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut redis = RedisSentinels::start().await.unwrap();
+    let url = redis.url();
+    let nodes = [
+        Node::start(dir.path(), &["serve", "--redis", &url]).await,
+        Node::start(dir.path(), &["serve", "--redis", &url]).await,
+    ];
+    let _worker = Streamer { tokens: 5, pause_ms: 1, each_alone: false }.serve(&nodes[0], 1);
+    nodes[0].ask("s", "streamer", "go").await;
+    let client = Client::builder(&nodes[1].url, TOKEN).connect();
+    let mut follow = client.follow("s".parse().unwrap(), From::Start).await.unwrap();
+    while !follow.view().is_some_and(is_over) {
+        follow.next().await.unwrap();
+    }
+    redis.server(0).replicated().await.unwrap();
+
+    redis.server(0).kill9();
+    for node in &nodes {
+        node.wait_until("red", async |node: &Node| !node.is_ready().await).await;
+    }
+    redis.failover_from(0).await.unwrap();
+    for node in &nodes {
+        node.wait_until("green", async |node: &Node| node.is_ready().await).await;
+    }
+
+    let marks = async {
+        for number in 0..MARKS {
+            let mark = format!("mark-{number}");
+            let body = json!({ "id": mark, "entries": [{ "type": "x-mark", "mark": mark }] });
+            nodes[0].post("/v1/sessions/s/entries", body).await;
+            loop {
+                match follow.next().await.unwrap() {
+                    Event::Entries(frame) if format!("{:?}", frame.entries()).contains(&mark) => break,
+                    Event::Reset(reason) => panic!("nothing was lost: {reason:?}"),
+                    _ => {}
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, marks).await.expect("what is written there is pushed here");
+    let state = nodes[0].get("/v1/sessions/s/state").await;
+    assert_eq!(serde_json::to_value(follow.view().unwrap()).unwrap(), state);
+}
