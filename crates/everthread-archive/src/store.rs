@@ -253,7 +253,7 @@ impl<S: Store> Store for Archive<S> {
         self.store.is_ready()
     }
 
-    fn probe_age(&self) -> Option<std::time::Duration> {
+    fn probe_age(&self) -> Option<Duration> {
         self.store.probe_age()
     }
 }
