@@ -211,4 +211,8 @@ impl<S: Store> Store for Archive<S> {
     fn is_ready(&self) -> bool {
         self.store.is_ready()
     }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.store.collectors()
+    }
 }

@@ -5,7 +5,7 @@
 //! written is dropped by whoever finds it.
 
 use crate::lister::Lister;
-use crate::{Leases, NoUpkeep, TaskGroup, Upkeep, millis};
+use crate::{Counts, Leases, NoUpkeep, TaskGroup, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
@@ -30,12 +30,13 @@ pub struct Desk<S> {
     upkeep: Arc<dyn Upkeep>,
     /// `None`: the list is up before a decision is answered.
     lister: Option<Lister>,
+    counts: Counts,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
-        let (store, lister) = (self.store.clone(), self.lister.clone());
-        Self { store, leases: self.leases.clone(), upkeep: self.upkeep.clone(), lister }
+        let (store, lister, counts) = (self.store.clone(), self.lister.clone(), self.counts.clone());
+        Self { store, leases: self.leases.clone(), upkeep: self.upkeep.clone(), lister, counts }
     }
 }
 
@@ -143,7 +144,7 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None }
+        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None, counts: Counts::new() }
     }
 
     /// The same with what is to be looked after in sessions besides.
@@ -161,6 +162,11 @@ impl<S: Store> Desk<S> {
     /// What is looked after in sessions besides.
     pub fn upkeep(&self) -> &Arc<dyn Upkeep> {
         &self.upkeep
+    }
+
+    /// What is counted of what is decided here.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// The store.

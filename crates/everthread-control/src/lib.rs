@@ -12,6 +12,7 @@
 //!
 //! This crate holds nothing that another node cannot rebuild from the store.
 
+mod counts;
 mod desk;
 mod dispatch;
 mod keeper;
@@ -19,6 +20,7 @@ mod lister;
 mod task_group;
 mod upkeep;
 
+pub use counts::Counts;
 pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use everthread_protocol::millis;

@@ -158,6 +158,7 @@ impl<S: Store> Connection<S> {
             if is_stopped { End::Close(close::DRAINING) } else { polled.await }
         };
         if let End::Close(code) = end {
+            self.edge.metrics.closed("client", code);
             let reconnect = code >= 4500;
             let after_ms = if reconnect { spread(&self.id) } else { 0 };
             self.outbox.text(ServerFrame::Bye(Bye { code, reconnect, after_ms }).encode());
@@ -166,8 +167,6 @@ impl<S: Store> Connection<S> {
             let _sent = tokio::time::timeout(Duration::from_millis(200), self.flush_all()).await;
         }
         self.attachments.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.store_acks(id));
-        let left = i64::try_from(self.attachments.len()).unwrap_or(0);
-        self.edge.metrics.attachments.sub(left);
     }
 
     async fn flush_all(&mut self) -> std::io::Result<()> {
@@ -441,7 +440,6 @@ impl<S: Store> Connection<S> {
         attachment.wants_fetch = false;
         let (reader, key, cursor) =
             (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
-        self.edge.metrics.replays.inc();
         self.fetching = Some(id);
         self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
     }

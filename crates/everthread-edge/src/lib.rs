@@ -120,6 +120,7 @@ impl<S: Store> Edge<S> {
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
         let metrics = Metrics::new();
+        metrics.also(store.collectors());
         let reader = Reader::new(store.clone());
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         let options = config.retention.clone();
@@ -128,6 +129,7 @@ impl<S: Store> Edge<S> {
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk = Desk::new(store.clone(), config.leases.clone());
+        metrics.also(desk.counts().collectors());
         let desk = desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
@@ -136,7 +138,7 @@ impl<S: Store> Edge<S> {
         let times = config.presence.clone();
         let feeds = Feeds::new(store.clone(), &metrics, &tasks);
         let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
-        let tails = Tails::new(reader.clone(), tasks.clone());
+        let tails = Tails::new(reader.clone(), metrics.repairs.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
         Edge {

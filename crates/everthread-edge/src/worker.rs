@@ -158,6 +158,7 @@ impl<S: Store> Connection<S> {
             if is_stopped { End::Close(close::DRAINING) } else { polled.await }
         };
         if let End::Close(code) = end {
+            self.edge.metrics.closed("worker", code);
             let bye = Bye { code, reconnect: code >= 4500, after_ms: 200 };
             self.outbox.text(WorkerServerFrame::Bye(bye).encode());
             self.outbox.close(code);
@@ -471,8 +472,12 @@ impl<S: Store> Connection<S> {
                 if !matches!(edge.desk.store().holder(&me.tenant, &me.worker).await, Ok(None)) {
                     return;
                 }
-                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
-                    tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                match edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
+                    Ok(true) => edge.desk.counts().lease_closed(),
+                    Ok(false) => {}
+                    Err(failure) => {
+                        tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                    }
                 }
             }
         });

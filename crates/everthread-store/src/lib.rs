@@ -304,6 +304,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether reads, writes and the live feed work now: the last probe through all of them came back.
     fn is_ready(&self) -> bool;
+
+    /// What the engine counts, for whoever shows it.
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        Vec::new()
+    }
 }
 
 /// How long an item that was taken from a pool stays hidden from other consumers.

@@ -13,6 +13,7 @@
 mod address;
 mod check;
 mod cluster;
+mod counts;
 mod dial;
 mod feed;
 mod fold;
@@ -403,5 +404,9 @@ impl Store for Redis {
 
     fn is_ready(&self) -> bool {
         self.inner.feed.is_ready()
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.inner.scripts.counts.collectors()
     }
 }

@@ -1,5 +1,6 @@
 //! The admin port: liveness, readiness, metrics.
 
+use crate::metrics::Process;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -9,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Routes of the admin port. `draining` turns readiness off before anything else happens.
-pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> Router {
-    let metrics = edge.metrics.clone();
-    Router::new()
+pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> anyhow::Result<Router> {
+    let process = Arc::new(Process::new(edge.metrics.clone(), draining.clone())?);
+    Ok(Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route(
             "/readyz",
@@ -25,5 +26,5 @@ pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> Router {
                 }
             }),
         )
-        .route("/metrics", get(move || async move { metrics.render() }))
+        .route("/metrics", get(move || async move { process.render() })))
 }

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod health;
 mod keeping;
+mod metrics;
 mod openai;
 mod serve;
 mod tail;

@@ -141,7 +141,7 @@ async fn node_until_stopped<S: Store>(
     let servers = TaskGroup::new();
     serve_on(&servers, sockets.public, routes, stall_max, stop_accepting.clone());
     // The admin port answers until the very end.
-    let routes = admin::router(edge.clone(), draining.clone());
+    let routes = admin::router(edge.clone(), draining.clone())?;
     serve_on(&servers, sockets.admin, routes, stall_max, servers.token());
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");

@@ -3,6 +3,7 @@
 use super::Connection;
 use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
+use crate::metrics;
 use crate::reader::fault_of;
 use crate::tail::STOPPED;
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use everthread_session::Request;
 use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What every write of a run names.
 pub(super) struct Writing {
@@ -50,6 +52,8 @@ pub(super) struct Hosted {
     pub queue: VecDeque<Queued>,
     /// Whether a write or a rebuild is under way.
     pub is_busy: bool,
+    /// When what is being written was read, if its time is taken.
+    pub read: Option<Instant>,
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
@@ -108,6 +112,7 @@ impl Hosted {
             is_rebuilt: false,
             queue: VecDeque::new(),
             is_busy: false,
+            read: None,
             told_controls: HashSet::new(),
             told_children: HashSet::new(),
             is_reading_steers: false,
@@ -121,6 +126,8 @@ pub(super) struct Queued {
     id: RequestId,
     /// Of the frame.
     bytes: usize,
+    /// When it was read, if its time is taken.
+    read: Option<Instant>,
     what: Unwritten,
 }
 
@@ -135,20 +142,22 @@ impl Queued {
     /// Part of the frame in `bytes`.
     pub fn append(append: Append<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries.get().as_bytes());
+        let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
         let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, what })
     }
 
     /// The same, read the short way.
     pub fn plain(append: PlainAppend<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries);
+        let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
         let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, what })
     }
 
     /// The frame in `bytes`.
     pub fn other(id: RequestId, bytes: Bytes) -> Queued {
-        Queued { id, bytes: bytes.len(), what: Unwritten::Other(bytes) }
+        Queued { id, bytes: bytes.len(), read: None, what: Unwritten::Other(bytes) }
     }
 }
 
@@ -294,7 +303,7 @@ impl<S: Store> Connection<S> {
             self.queued_bytes -= queued.bytes;
             match prepare(hosted, &queued) {
                 Ok(write) => {
-                    hosted.is_busy = true;
+                    (hosted.is_busy, hosted.read) = (true, queued.read);
                     hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
                     return;
@@ -343,9 +352,10 @@ impl<S: Store> Connection<S> {
             Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
             Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
         }
-        if let Some(hosted) = self.hosted(run, fence) {
+        let read = self.hosted(run, fence).and_then(|hosted| {
             hosted.is_busy = false;
-        }
+            hosted.read.take()
+        });
         match result {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
@@ -359,6 +369,7 @@ impl<S: Store> Connection<S> {
                     safe: batch,
                 };
                 self.outbox.text(ack.encode(is_repeat));
+                self.edge.metrics.acked(read);
                 if let Some(hosted) = self.hosted(run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
                     let is_new = producer == hosted.next && !is_repeat;
