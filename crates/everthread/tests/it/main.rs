@@ -29,6 +29,8 @@ mod kill;
 #[cfg(test)]
 mod many;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod outage;
