@@ -13,6 +13,8 @@ mod commands;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod counted;
+#[cfg(test)]
 mod crew;
 #[cfg(test)]
 mod death;
@@ -28,8 +30,6 @@ mod joining;
 mod kill;
 #[cfg(test)]
 mod many;
-#[cfg(test)]
-mod metrics;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
