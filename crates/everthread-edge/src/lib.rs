@@ -27,6 +27,7 @@ mod run_token;
 pub mod socket;
 mod sse;
 pub mod tail;
+pub mod trace;
 mod worker;
 
 use archiving::Archiving;
@@ -41,10 +42,11 @@ use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
 use retention::Retainer;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tail::Tails;
 use tokio::sync::Semaphore;
+use trace::Tracer;
 
 /// What an edge node is told at its start.
 #[derive(Debug, Clone)]
@@ -113,6 +115,8 @@ pub struct Shared<S> {
     pub tasks: TaskGroup,
     /// What is counted.
     pub metrics: Metrics,
+    /// Traces, if they are on.
+    pub(crate) tracer: OnceLock<Tracer>,
 }
 
 impl<S: Store> Edge<S> {
@@ -155,6 +159,7 @@ impl<S: Store> Edge<S> {
                 presences,
                 tasks,
                 metrics,
+                tracer: OnceLock::new(),
             }),
         }
     }

@@ -91,6 +91,8 @@ pub struct Metrics {
     pub dropped_bytes: IntCounter,
     /// Requests refused or failed, by error code.
     pub errors: IntCounterVec,
+    /// Spans of traces by what became of them: exported, dropped, failed.
+    pub spans: IntCounterVec,
 }
 
 /// Where an attachment stands that has not everything, as a label.
@@ -322,6 +324,12 @@ impl Metrics {
                 "Requests refused or failed by error code.",
                 "code",
                 codes(),
+            ),
+            spans: make.counters(
+                "everthread_spans_total",
+                "Spans of traces by what became of them.",
+                "result",
+                ["exported", "dropped", "failed"],
             ),
             registry: make.0,
         }

@@ -126,6 +126,7 @@ impl<S: Store> Events<S> {
                     self.queue.push_back(entries_event(at, suffix));
                 }
                 self.edge.metrics.sent(&self.mode, frames.arrived, frames.to.seq.0);
+                self.edge.trace_delivery(&self.tail, self.mode.get(), &frames);
                 self.cursor = frames.to;
                 Ok(Step::Events)
             }

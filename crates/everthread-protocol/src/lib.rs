@@ -17,6 +17,7 @@ mod plain;
 pub mod position;
 pub mod record;
 pub mod scan;
+pub mod trace;
 pub mod worker_frame;
 
 pub use entry::Entry;
@@ -24,3 +25,4 @@ pub use error::{Code, Fault};
 pub use id::*;
 pub use position::{Cursor, Epoch, Fence, Millis, Seq, Version, millis};
 pub use record::{Author, AuthorKind, Block, Record};
+pub use trace::TraceContext;

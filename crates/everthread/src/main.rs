@@ -12,6 +12,7 @@ mod health;
 mod keeping;
 mod metrics;
 mod openai;
+mod otlp;
 mod serve;
 mod tail;
 

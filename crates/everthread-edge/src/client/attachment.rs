@@ -170,6 +170,7 @@ impl<S: Store> Connection<S> {
                     self.outbox.entries(&attachment.prefix, suffix);
                 }
                 self.edge.metrics.sent(&attachment.mode, frames.arrived, frames.to.seq.0);
+                self.edge.trace_delivery(&attachment.tail, attachment.mode.get(), &frames);
                 attachment.cursor = frames.to;
                 // What comes behind that marks it.
                 if !frames.is_all || attachment.mode != Mode::Live || attachment.pace.is_some() {

@@ -74,6 +74,11 @@ impl PartialEq<Mode> for Counted {
 }
 
 impl Counted {
+    /// Which one it is in.
+    pub(crate) fn get(&self) -> Mode {
+        self.mode
+    }
+
     /// It is in this one from now on.
     pub(crate) fn set(&mut self, mode: Mode) {
         self.all.0[self.mode.index()].dec();

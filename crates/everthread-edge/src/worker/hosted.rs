@@ -6,6 +6,7 @@ use super::parts::Parts;
 use crate::metrics;
 use crate::reader::fault_of;
 use crate::tail::STOPPED;
+use crate::trace::{About, Traced};
 use bytes::Bytes;
 use everthread_control::{Assignment, Seat, run_producer};
 use everthread_protocol::entry::{self, PartAppend, Token, Writer};
@@ -13,7 +14,7 @@ use everthread_protocol::worker_frame::{
     Ack, Append, Decline, PlainAppend, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
+    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, TraceContext, Version, scan,
 };
 use everthread_session::Request;
 use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
@@ -128,6 +129,9 @@ pub(super) struct Queued {
     bytes: usize,
     /// When it was read, if its time is taken.
     read: Option<Instant>,
+    /// What its worker says led to it.
+    asked: Option<Box<TraceContext>>,
+    trace: Option<Box<Traced>>,
     what: Unwritten,
 }
 
@@ -144,7 +148,8 @@ impl Queued {
         let entries = bytes.slice_ref(append.entries.get().as_bytes());
         let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
         let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), read, what })
+        let asked = append.traceparent.and_then(|text| text.parse().ok()).map(Box::new);
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, asked, trace: None, what })
     }
 
     /// The same, read the short way.
@@ -152,12 +157,17 @@ impl Queued {
         let entries = bytes.slice_ref(append.entries);
         let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
         let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), read, what })
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, asked: None, trace: None, what })
+    }
+
+    fn is_append(&self) -> bool {
+        matches!(self.what, Unwritten::Append { .. })
     }
 
     /// The frame in `bytes`.
     pub fn other(id: RequestId, bytes: Bytes) -> Queued {
-        Queued { id, bytes: bytes.len(), read: None, what: Unwritten::Other(bytes) }
+        let (read, asked, trace) = (None, None, None);
+        Queued { id, bytes: bytes.len(), read, asked, trace, what: Unwritten::Other(bytes) }
     }
 }
 
@@ -274,7 +284,10 @@ impl<S: Store> Connection<S> {
     }
 
     /// `append` and the like: written when all earlier ones of the run are.
-    pub(super) fn on_write(&mut self, run: &RunId, queued: Queued) {
+    pub(super) fn on_write(&mut self, run: &RunId, mut queued: Queued) {
+        if let Some(tracer) = self.edge.tracer.get().filter(|_| queued.is_append()) {
+            queued.trace = tracer.begin(queued.asked.as_deref());
+        }
         let Some(hosted) = self.runs.get_mut(run) else {
             return self.error(Some(queued.id.to_string()), not_held());
         };
@@ -299,10 +312,11 @@ impl<S: Store> Connection<S> {
                 self.jobs.push(Box::pin(work));
                 return;
             }
-            let Some(queued) = hosted.queue.pop_front() else { return };
+            let Some(mut queued) = hosted.queue.pop_front() else { return };
             self.queued_bytes -= queued.bytes;
             match prepare(hosted, &queued) {
-                Ok(write) => {
+                Ok(mut write) => {
+                    write.trace = queued.trace.take();
                     (hosted.is_busy, hosted.read) = (true, queued.read);
                     hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
@@ -345,12 +359,17 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, writing, fence, producer, is_last, result } = done;
+        let job::WriteDone { id, writing, fence, producer, is_last, trace, result } = done;
         let run = &writing.run;
         match &result {
             Ok(written) if written.duplicate.is_none() => self.edge.metrics.appended.inc(),
             Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
             Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
+        }
+        if let Some((trace, tracer)) = trace.zip(self.edge.tracer.get()) {
+            let (key, agent, batch) = (&writing.key, writing.agent.as_str(), producer.batch);
+            let about = About { key, run: run.as_str(), agent, batch };
+            tracer.acked(&trace, about, result.as_ref().map(|written| written.to));
         }
         let read = self.hosted(run, fence).and_then(|hosted| {
             hosted.is_busy = false;
@@ -498,7 +517,7 @@ fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
     if fence != hosted.fence {
         return Err(not_held());
     }
-    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind })
+    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind, trace: None })
 }
 
 fn read_decision(run: &RunId, bytes: &Bytes) -> Result<(Fence, Producer, WriteKind), Fault> {

@@ -6,6 +6,7 @@ use super::parts::Parts;
 use crate::Edge;
 use crate::reader::fault_of;
 use crate::run_token::RunRight;
+use crate::trace::Traced;
 use bytes::Bytes;
 use everthread_control::{Assignment, Numbered};
 use everthread_protocol::worker_frame::{
@@ -68,6 +69,7 @@ pub(super) struct Write {
     pub fence: Fence,
     pub producer: Producer,
     pub kind: WriteKind,
+    pub trace: Option<Box<Traced>>,
 }
 
 /// What is written.
@@ -93,6 +95,7 @@ pub(super) struct WriteDone {
     pub producer: Producer,
     /// Once it is written the run is not the worker's any more.
     pub is_last: bool,
+    pub trace: Option<Box<Traced>>,
     pub result: Result<Written, Fault>,
 }
 
@@ -205,15 +208,15 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
-    let Write { id, writing, fence, producer, kind } = write;
+    let Write { id, writing, fence, producer, kind, mut trace } = write;
     let (is_last, result) = match kind {
         WriteKind::Append { entries, count } => {
-            (false, append(&edge, &writing, fence, producer, &entries, count).await)
+            (false, append(&edge, &writing, fence, producer, (&entries, count), trace.as_deref_mut()).await)
         }
         // Apart and rare: what it takes would make every append's future larger.
         WriteKind::Decided(request) => Box::pin(decide(&edge, &writing, fence, producer, *request)).await,
     };
-    Job::Written(WriteDone { id, writing, fence, producer, is_last, result })
+    Job::Written(WriteDone { id, writing, fence, producer, is_last, trace, result })
 }
 
 async fn decide<S: Store>(
@@ -244,9 +247,13 @@ async fn append<S: Store>(
     Writing { key, run, by, producer: producer_key, .. }: &Writing,
     fence: Fence,
     producer: Producer,
-    entries: &[u8],
-    count: u32,
+    (entries, count): (&[u8], u32),
+    mut trace: Option<&mut Traced>,
 ) -> Result<Written, Fault> {
+    if let Some(trace) = trace.as_deref_mut() {
+        trace.send(by);
+    }
+    let by = trace.as_deref().map_or(by.as_str(), |trace| trace.by.as_str());
     // Checked to be UTF-8 by the scan.
     let entries = std::str::from_utf8(entries).map_err(|_| Fault::bad_request("entries: not UTF-8"))?;
     let write = everthread_store::Write {
@@ -264,7 +271,9 @@ async fn append<S: Store>(
         change: None,
         not_after: None,
     };
-    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error));
+    edge.trace_write(trace.as_deref(), key, &written);
+    let written = written?;
     edge.folder.after_write(key, &written, false);
     Ok(written)
 }

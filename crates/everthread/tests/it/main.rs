@@ -36,3 +36,5 @@ mod node;
 mod outage;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod traces;
