@@ -136,10 +136,8 @@ impl<S: Store> Keeper<S> {
         for Dead { run, worker, attempt, lease } in dead {
             // The lease may have been renewed since this node looked.
             let (loaded, _) = self.desk.load(key).await?;
-            if lease_of(&loaded, &run) == lease {
-                if self.desk.worker_died(key, &run, &worker, attempt).await? {
-                    self.desk.counts().lease_expired();
-                }
+            if lease_of(&loaded, &run) == lease && self.desk.worker_died(key, &run, &worker, attempt).await? {
+                self.desk.counts().lease_expired();
             }
         }
         match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {

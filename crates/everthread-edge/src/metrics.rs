@@ -207,6 +207,33 @@ impl Maker {
         made
     }
 
+    fn folds(&self) -> IntCounterVec {
+        self.counters(
+            "everthread_folds_total",
+            "Folds of logs in the store by result.",
+            "result",
+            ["done", "raced", "stale", "dropped", "error"],
+        )
+    }
+
+    fn retained(&self) -> IntCounterVec {
+        self.counters(
+            "everthread_retention_total",
+            "What retention did to sessions.",
+            "what",
+            ["trimmed", "deleted", "raced"],
+        )
+    }
+
+    fn spans(&self) -> IntCounterVec {
+        self.counters(
+            "everthread_spans_total",
+            "Spans of traces by what became of them.",
+            "result",
+            ["exported", "dropped", "failed"],
+        )
+    }
+
     fn closes(&self) -> IntCounterVec {
         let options = Opts::new("everthread_closes_total", "Connections that the node closed.");
         let made = self.list(IntCounterVec::new(options, &["kind", "reason"]).unwrap());
@@ -303,20 +330,10 @@ impl Metrics {
                 "result",
                 acks,
             ),
-            folds: make.counters(
-                "everthread_folds_total",
-                "Folds of logs in the store by result.",
-                "result",
-                ["done", "raced", "stale", "dropped", "error"],
-            ),
+            folds: make.folds(),
             folded_entries: make
                 .counter("everthread_folded_entries_total", "Entries that were folded in the store."),
-            retained: make.counters(
-                "everthread_retention_total",
-                "What retention did to sessions.",
-                "what",
-                ["trimmed", "deleted", "raced"],
-            ),
+            retained: make.retained(),
             dropped_bytes: make
                 .counter("everthread_dropped_bytes_total", "Bytes of old blocks that were dropped."),
             errors: make.counters(
@@ -325,12 +342,7 @@ impl Metrics {
                 "code",
                 codes(),
             ),
-            spans: make.counters(
-                "everthread_spans_total",
-                "Spans of traces by what became of them.",
-                "result",
-                ["exported", "dropped", "failed"],
-            ),
+            spans: make.spans(),
             registry: make.0,
         }
     }

@@ -19,8 +19,8 @@ const BATCH_MAX: usize = 512;
 const GATHER: Duration = Duration::from_secs(1);
 /// How long a request may take.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
-/// The same when the node stops.
-const LAST_REQUEST_MAX: Duration = Duration::from_secs(1);
+/// The same for all that is left when the node stops.
+const LAST_REQUESTS_MAX: Duration = Duration::from_secs(1);
 
 /// The flags of traces.
 #[derive(Debug, Clone, Args)]
@@ -104,9 +104,19 @@ impl Exporter {
                 () = stop.cancelled() => break,
             }
         }
-        self.top_up(&mut batch);
-        if !batch.is_empty() && tokio::time::timeout(LAST_REQUEST_MAX, self.send(&mut batch)).await.is_err() {
-            self.count("failed", batch.len());
+        let last = tokio::time::timeout(LAST_REQUESTS_MAX, self.send_all(&mut batch)).await;
+        if last.is_err() {
+            self.count("failed", batch.len() + self.spans.len());
+        }
+    }
+
+    async fn send_all(&mut self, batch: &mut Vec<Span>) {
+        loop {
+            self.top_up(batch);
+            if batch.is_empty() {
+                return;
+            }
+            self.send(batch).await;
         }
     }
 
