@@ -294,6 +294,21 @@ class Monitoring(unittest.TestCase):
                 file.write(config)
             demand("promtool", "check", "config", f"{place}/prometheus.yml")
 
+    def test_every_query_of_the_dashboard_is_one(self):
+        variables = {"$job": "everthread", "$instance": ".*", "$__rate_interval": "1m", "$__range": "1h"}
+        rules = []
+        for panel in json.loads(read("grafana/everthread.json"))["panels"]:
+            for target in panel.get("targets", []):
+                query = target["expr"]
+                for name, value in variables.items():
+                    query = query.replace(name, value)
+                self.assertNotIn("$", query, panel["title"])
+                rules.append({"record": f"query:{len(rules)}", "expr": query})
+        with folder() as place:
+            with open(f"{place}/queries.yml", "w", encoding="utf-8") as file:
+                json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)
+            demand("promtool", "check", "rules", f"{place}/queries.yml")
+
     def test_the_dashboard_is_whole(self):
         board = json.loads(read("grafana/everthread.json"))
         panels = board["panels"]

@@ -256,4 +256,8 @@ impl<S: Store> Store for Archive<S> {
     fn probe_age(&self) -> Option<Duration> {
         self.store.probe_age()
     }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.store.collectors()
+    }
 }

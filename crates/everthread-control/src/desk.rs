@@ -5,7 +5,7 @@
 //! written is dropped by whoever finds it.
 
 use crate::lister::Lister;
-use crate::{Acks, Leases, NoUpkeep, TaskGroup, Upkeep, millis};
+use crate::{Acks, Counts, Leases, NoUpkeep, TaskGroup, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
     Author, AuthorKind, Code, Fault, Fence, Level, Millis, PoolKey, RunId, SessionKey, worker_frame,
@@ -32,13 +32,14 @@ pub struct Desk<S> {
     lister: Option<Lister>,
     /// How sure its answers are.
     pub(crate) acks: Acks,
+    counts: Counts,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
-        let (store, lister) = (self.store.clone(), self.lister.clone());
+        let (store, lister, counts) = (self.store.clone(), self.lister.clone(), self.counts.clone());
         let (leases, upkeep) = (self.leases.clone(), self.upkeep.clone());
-        Self { store, leases, upkeep, lister, acks: self.acks }
+        Self { store, leases, upkeep, lister, acks: self.acks, counts }
     }
 }
 
@@ -148,7 +149,8 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None, acks: Acks::default() }
+        let (acks, counts) = (Acks::default(), Counts::new());
+        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None, acks, counts }
     }
 
     /// The same with what is to be looked after in sessions besides.
@@ -166,6 +168,11 @@ impl<S: Store> Desk<S> {
     /// What is looked after in sessions besides.
     pub fn upkeep(&self) -> &Arc<dyn Upkeep> {
         &self.upkeep
+    }
+
+    /// What is counted of what is decided here.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// The store.

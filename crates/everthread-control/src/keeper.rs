@@ -139,11 +139,15 @@ impl<S: Store> Keeper<S> {
         if dead.is_empty() && !is_due {
             return Ok((loaded, state));
         }
+        let ends = dead.iter().filter_map(|dead| dead.lease);
+        if let Some(due) = state.next_due().filter(|_| is_due).into_iter().chain(ends).min() {
+            self.desk.counts().late(loaded.now.0.saturating_sub(due.0));
+        }
         for Dead { run, worker, attempt, lease } in dead {
             // The lease may have been renewed since this node looked.
             let (loaded, _) = self.desk.load(key).await?;
-            if lease_of(&loaded, &run) == lease {
-                self.desk.worker_died(key, &run, &worker, attempt).await?;
+            if lease_of(&loaded, &run) == lease && self.desk.worker_died(key, &run, &worker, attempt).await? {
+                self.desk.counts().lease_expired();
             }
         }
         match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {
@@ -208,17 +212,18 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written. Nothing happens to a later attempt.
+    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written. Nothing happens to a later attempt:
+    /// false.
     pub async fn worker_died(
         &self,
         key: &SessionKey,
         run: &RunId,
         worker: &WorkerId,
         attempt: u32,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let (loaded, state) = match self.load(key).await {
             // It was deleted, and the run with it.
-            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
+            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(false),
             loaded => loaded?,
         };
         let mut wrote = has_written(&loaded, &state, run);
@@ -227,9 +232,9 @@ impl<S: Store> Desk<S> {
             match self.decide(key, &system_author(), &request, Numbered::No).await {
                 Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) if !wrote => wrote = true,
                 // It ended or moved meanwhile, or was deleted.
-                Ok(_)
-                | Err(Failure::Refused(Refusal::NotHeld))
-                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
+                Err(Failure::Refused(Refusal::NotHeld))
+                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(false),
+                Ok(_) => return Ok(true),
                 Err(failure) => return Err(failure),
             }
         }

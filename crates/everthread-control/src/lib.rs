@@ -14,6 +14,7 @@
 //!
 //! This crate holds nothing that another node cannot rebuild from the store.
 
+mod counts;
 mod desk;
 mod dispatch;
 mod keeper;
@@ -23,6 +24,7 @@ mod sure;
 mod task_group;
 mod upkeep;
 
+pub use counts::Counts;
 pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use everthread_protocol::millis;

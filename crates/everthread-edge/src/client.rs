@@ -167,6 +167,7 @@ impl<S: Store> Connection<S> {
             poll_fn(|cx| self.poll(cx, timer.as_mut())).await
         };
         if let End::Close(code) = end {
+            self.edge.metrics.closed("client", code);
             let reconnect = code >= 4500;
             let after_ms =
                 if reconnect { self.edge.departures.pause_ms(&self.guest, Role::Client) } else { 0 };
@@ -178,8 +179,6 @@ impl<S: Store> Connection<S> {
             }
         }
         self.attachments.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.store_acks(id));
-        let left = i64::try_from(self.attachments.len()).unwrap_or(0);
-        self.edge.metrics.attachments.sub(left);
     }
 
     async fn flush_all(&mut self) -> std::io::Result<()> {
@@ -467,7 +466,6 @@ impl<S: Store> Connection<S> {
         attachment.wants_fetch = false;
         let (reader, key, cursor) =
             (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
-        self.edge.metrics.replays.inc();
         self.fetching = Some(id);
         self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
     }

@@ -31,6 +31,7 @@ mod run_token;
 pub mod socket;
 mod sse;
 pub mod tail;
+pub mod trace;
 mod worker;
 
 use admission::Admission;
@@ -49,10 +50,11 @@ use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
 use retention::Retainer;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tail::Tails;
 use tokio::sync::Semaphore;
+use trace::Tracer;
 
 /// How long what works behind the connections may take to end.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
@@ -134,6 +136,8 @@ pub struct Shared<S> {
     pub tasks: TaskGroup,
     /// What is counted.
     pub metrics: Metrics,
+    /// Traces, if they are on.
+    pub(crate) tracer: OnceLock<Tracer>,
 }
 
 impl<S: Store> Edge<S> {
@@ -141,6 +145,7 @@ impl<S: Store> Edge<S> {
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
         let metrics = Metrics::new();
+        metrics.also(store.collectors());
         let reader = Reader::new(store.clone());
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         let options = config.retention.clone();
@@ -149,6 +154,7 @@ impl<S: Store> Edge<S> {
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk = Desk::new(store.clone(), config.leases.clone());
+        metrics.also(desk.counts().collectors());
         let desk =
             desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks).with_acks(config.acks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
@@ -158,7 +164,7 @@ impl<S: Store> Edge<S> {
         let times = config.presence.clone();
         let feeds = Feeds::new(store.clone(), &metrics, &tasks);
         let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
-        let tails = Tails::new(reader.clone(), tasks.clone());
+        let tails = Tails::new(reader.clone(), metrics.repairs.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
         let rebuilder = Rebuilder::new(desk.clone(), config.node.clone(), config.rebuild_every);
@@ -179,6 +185,7 @@ impl<S: Store> Edge<S> {
                 presences,
                 tasks,
                 metrics,
+                tracer: OnceLock::new(),
             }),
         }
     }

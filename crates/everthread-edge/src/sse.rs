@@ -4,6 +4,7 @@
 use crate::Edge;
 use crate::departure::{Departures, Guest, Role};
 use crate::http::{Answer, Named, enter, query, read_after, stream_response};
+use crate::metrics::{Mode, Replayed, Source};
 use crate::reader::fault_of;
 use crate::tail::{Found, Tail, Wake, lost, since_of, start_of};
 use axum::body::Body;
@@ -46,8 +47,8 @@ pub(crate) async fn follow<S: Store>(
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
     let (cursor, queue) = (start_of(&page), VecDeque::new());
-    let guest = edge.departures.enter();
-    let mut events = Events { cursor, edge, tail, told_live: false, is_over: false, queue, guest };
+    let (guest, mode) = (edge.departures.enter(), edge.metrics.attachments.joining());
+    let mut events = Events { cursor, edge, tail, mode, is_over: false, queue, guest };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
         Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
@@ -66,7 +67,8 @@ struct Events<S> {
     edge: Edge<S>,
     tail: Arc<Tail>,
     cursor: Cursor,
-    told_live: bool,
+    /// `live` once it was told so.
+    mode: crate::metrics::Counted,
     is_over: bool,
     queue: VecDeque<Bytes>,
     guest: Guest,
@@ -138,15 +140,17 @@ impl<S: Store> Events<S> {
                     let at = (index == last).then_some(frames.to);
                     self.queue.push_back(entries_event(at, suffix));
                 }
+                self.edge.metrics.sent(&self.mode, frames.arrived, frames.to.seq.0);
+                self.edge.trace_delivery(&self.tail, self.mode.get(), &frames);
                 self.cursor = frames.to;
                 Ok(Step::Events)
             }
             Found::Nothing(head) => {
                 self.cursor = head;
-                if self.told_live {
+                if self.mode == Mode::Live {
                     return Ok(Step::Wait);
                 }
-                self.told_live = true;
+                self.mode.set(Mode::Live);
                 self.queue.push_back(event("live", Some(head), &format!("{{\"seq\":{}}}", head.seq)));
                 Ok(Step::Events)
             }
@@ -162,13 +166,18 @@ impl<S: Store> Events<S> {
     }
 
     async fn read_log(&mut self) -> Result<Step, Error> {
-        self.told_live = false;
+        if self.mode == Mode::Live {
+            self.mode.set(Mode::Lagging);
+        }
         let key = self.tail.key().clone();
-        self.edge.metrics.replays.inc();
-        let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
+        let read = self.edge.reader.folded_page(&key, self.cursor.seq).await;
+        let page = read.inspect_err(|_| self.edge.metrics.replayed(Source::Log, Replayed::Error))?;
         if lost(&page, self.cursor).is_some() {
+            self.edge.metrics.replayed(Source::Log, Replayed::Reset);
             return self.reset().await;
         }
+        let result = if page.records.is_empty() { Replayed::Empty } else { Replayed::Ok };
+        self.edge.metrics.replayed(Source::Log, result);
         if page.records.is_empty() {
             // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
             self.tail.doubt();
@@ -198,6 +207,7 @@ impl<S: Store> Events<S> {
         self.edge.metrics.resets.inc();
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
+        self.edge.metrics.replayed(Source::Snapshot, Replayed::Ok);
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
         self.queue.push_back(reset_event(self.cursor, &view)?);
         Ok(Step::Events)

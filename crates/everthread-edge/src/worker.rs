@@ -177,6 +177,7 @@ impl<S: Store> Connection<S> {
             poll_fn(|cx| self.poll(cx, &mut tick)).await
         };
         if let End::Close(code) = end {
+            self.edge.metrics.closed("worker", code);
             self.say_bye(code).await;
         }
         self.leave();
@@ -536,8 +537,12 @@ impl<S: Store> Connection<S> {
                 if !matches!(edge.desk.store().holder(&me.tenant, &me.worker).await, Ok(None)) {
                     return;
                 }
-                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
-                    tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                match edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
+                    Ok(true) => edge.desk.counts().lease_closed(),
+                    Ok(false) => {}
+                    Err(failure) => {
+                        tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                    }
                 }
             }
         });

@@ -18,6 +18,7 @@ mod plain;
 pub mod position;
 pub mod record;
 pub mod scan;
+pub mod trace;
 pub mod worker_frame;
 
 pub use entry::Entry;
@@ -26,3 +27,4 @@ pub use id::*;
 pub use level::{Level, NoLevel};
 pub use position::{Cursor, Epoch, Fence, Millis, Seq, Version, millis};
 pub use record::{Author, AuthorKind, Block, Record};
+pub use trace::TraceContext;

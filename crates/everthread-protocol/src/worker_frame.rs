@@ -19,6 +19,7 @@ use crate::record::Author;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 /// A frame from a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -172,6 +173,9 @@ pub struct Append<'a> {
     /// How sure the acknowledgement is to be; as the deployment has it if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack: Option<Level>,
+    /// What led to it, as W3C Trace Context writes it. What is none is ignored.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Cow<'a, str>>,
     /// What is written.
     #[serde(borrow)]
     pub entries: &'a RawValue,

@@ -367,6 +367,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// How long ago such a probe came back last, where that is longest ago; `None` where there is nothing to probe.
     fn probe_age(&self) -> Option<std::time::Duration>;
+
+    /// What the engine counts, for whoever shows it.
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        Vec::new()
+    }
 }
 
 /// How long an item that was taken from a pool stays hidden from other consumers.

@@ -15,6 +15,7 @@ mod appends;
 mod check;
 mod cluster;
 mod confirm;
+mod counts;
 mod dial;
 mod feed;
 mod fold;
@@ -460,5 +461,9 @@ impl Store for Redis {
 
     fn probe_age(&self) -> Option<Duration> {
         self.inner.feed.probe_age()
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.inner.scripts.counts.collectors()
     }
 }

@@ -1,5 +1,6 @@
 //! The admin port: liveness, readiness, metrics.
 
+use crate::metrics::Process;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -11,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Routes of the admin port. `draining` turns readiness off before anything else happens.
-pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> Router {
-    let (metrics, probed) = (edge.metrics.clone(), edge.clone());
-    let probe_age = ProbeAge::shown_by(&edge);
-    Router::new()
+pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> anyhow::Result<Router> {
+    let process = Arc::new(Process::new(edge.metrics.clone(), draining.clone())?);
+    let (probed, probe_age) = (edge.clone(), ProbeAge::shown_by(&edge));
+    Ok(Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route(
             "/readyz",
@@ -32,9 +33,9 @@ pub fn router<S: Store>(edge: Edge<S>, draining: Arc<AtomicBool>) -> Router {
             "/metrics",
             get(move || async move {
                 probe_age.look(&probed);
-                metrics.render()
+                process.render()
             }),
-        )
+        ))
 }
 
 /// How old the last probe of the store is that came back, looked at whenever somebody asks.

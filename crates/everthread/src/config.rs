@@ -3,6 +3,7 @@
 use crate::archive::ArchiveArgs;
 use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
+use crate::otlp::OtlpArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use everthread_control::{Acks, Leases};
@@ -103,6 +104,8 @@ pub struct NodeArgs {
     pub keeping: KeepingArgs,
     #[command(flatten)]
     pub archive: ArchiveArgs,
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     /// Form of the log.
     #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -312,6 +315,7 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.token(Mode::Serve)?;
     args.keeping.folding()?;
     args.keeping.retention()?;
+    args.otlp.target()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
     if let Some(url) = &args.redis {
         let node = args.node.as_deref().unwrap_or("check").parse().context("--node")?;

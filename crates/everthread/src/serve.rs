@@ -1,6 +1,7 @@
 //! `dev` and `serve`: bind everything, start, wait for a signal, drain.
 
 use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
+use crate::otlp::{Exporter, OtlpArgs};
 use crate::{admin, config, console, demo, openai};
 use anyhow::Context as _;
 use everthread_archive::Archive;
@@ -40,6 +41,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
     args.keeping.folding()?;
     args.keeping.retention()?;
+    args.otlp.target()?;
     let node: NodeId = match &args.node {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
@@ -132,6 +134,8 @@ async fn node_until_stopped<S: Store>(
     };
     let edge = Edge::start(store.clone(), config);
     edge.metrics.also(counts);
+    let traces = TaskGroup::new();
+    start_traces(&args.otlp, &edge, &traces)?;
     let draining = Arc::new(AtomicBool::new(false));
     let stop_accepting = CancellationToken::new();
 
@@ -145,7 +149,7 @@ async fn node_until_stopped<S: Store>(
     let servers = TaskGroup::new();
     serve_on(&servers, sockets.public, routes, stall_max, stop_accepting.clone());
     // The admin port answers until the very end.
-    let routes = admin::router(edge.clone(), draining.clone());
+    let routes = admin::router(edge.clone(), draining.clone())?;
     serve_on(&servers, sockets.admin, routes, stall_max, servers.token());
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");
@@ -172,9 +176,20 @@ async fn node_until_stopped<S: Store>(
         tracing::warn!("some connections did not take their leave in time");
     }
     servers.close(Duration::from_secs(1)).await;
+    traces.close(Duration::from_secs(2)).await;
     // What is on its way into the archive or back is whole where it was.
     store.close(Duration::from_secs(1)).await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Traces what goes on in the node, if somebody is to get it.
+fn start_traces<S: Store>(args: &OtlpArgs, edge: &Edge<S>, tasks: &TaskGroup) -> anyhow::Result<()> {
+    let Some(target) = args.target()? else { return Ok(()) };
+    let node = edge.config.node.as_str();
+    let (tracer, exporter) = Exporter::new(target, args.otlp_ratio, node, &edge.metrics)?;
+    edge.trace(tracer);
+    tasks.spawn(exporter.run(tasks.token()));
     Ok(())
 }
 

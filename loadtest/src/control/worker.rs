@@ -120,8 +120,8 @@ impl Worker {
         run.length += WORDS.len();
         let entries = RawValue::from_string(entries)?;
         let (t, fence, (request, producer)) = (AppendTag::Append, run.fence, run.next()?);
-        let append =
-            Append { t, id: request, run: id.clone(), fence, producer, ack: None, entries: &entries };
+        let (run, ack, traceparent) = (id.clone(), None, None);
+        let append = Append { t, id: request, run, fence, producer, ack, traceparent, entries: &entries };
         self.send(&WorkerFrame::Append(append))
     }
 

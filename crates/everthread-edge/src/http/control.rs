@@ -50,8 +50,8 @@ pub(super) async fn ask<S: Store>(
     let Asked { id, kind, target, mode, payload, expires_ms, ack } = body(request).await?;
     let id = id.unwrap_or_else(put::fresh_id);
     let asked = control::read(id, identity.author, target, kind, mode, payload.as_deref(), expires_ms)?;
-    let receipt = control::ask(&edge.desk, &key, asked, ack).await?;
-    let receipt = control::wait_for(&edge, &key, receipt, wait).await?;
+    let asked = control::ask(&edge, &key, asked, ack).await?;
+    let receipt = control::wait_for(&edge, &key, asked.receipt, asked.at, wait).await?;
     let status = if control::is_settled(&receipt) { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(json_response(status, &receipt))
 }
@@ -65,7 +65,7 @@ pub(super) async fn show<S: Store>(
     let wait = query::<WaitQuery>(&request)?.wait();
     let id: ControlId = control.parse().map_err(|e| Fault::bad_request(format!("control: {e}")))?;
     let receipt = control::receipt_now(&edge.desk, &key, &id).await?;
-    let receipt = control::wait_for(&edge, &key, receipt, wait).await?;
+    let receipt = control::wait_for(&edge, &key, receipt, None, wait).await?;
     Ok(json_response(StatusCode::OK, &receipt))
 }
 

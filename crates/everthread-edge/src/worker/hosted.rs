@@ -4,8 +4,10 @@ use super::Connection;
 use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
 use super::safety::{Confirmed, Question, Safety, Unsure};
+use crate::metrics;
 use crate::reader::fault_of;
 use crate::tail::STOPPED;
+use crate::trace::{About, Traced};
 use bytes::Bytes;
 use everthread_control::{Assignment, Seat, run_producer};
 use everthread_protocol::entry::{self, PartAppend, Token, Writer};
@@ -13,13 +15,14 @@ use everthread_protocol::worker_frame::{
     Ack, Append, Decline, PlainAppend, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Code, ControlId, Fault, Fence, Level, RequestId, RunId, Seq, SessionKey, Version, scan,
+    AgentName, Code, ControlId, Fault, Fence, Level, RequestId, RunId, Seq, SessionKey, TraceContext,
+    Version, scan,
 };
 use everthread_session::Request;
 use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use tokio::time::Instant;
+use std::time::Instant;
 
 /// What every write of a run names.
 pub(super) struct Writing {
@@ -52,6 +55,8 @@ pub(super) struct Hosted {
     pub queue: VecDeque<Queued>,
     /// Whether a write or a rebuild is under way.
     pub is_busy: bool,
+    /// When what is being written was read, if its time is taken.
+    pub read: Option<Instant>,
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
@@ -112,6 +117,7 @@ impl Hosted {
             is_rebuilt: false,
             queue: VecDeque::new(),
             is_busy: false,
+            read: None,
             told_controls: HashSet::new(),
             told_children: HashSet::new(),
             is_reading_steers: false,
@@ -126,6 +132,11 @@ pub(super) struct Queued {
     id: RequestId,
     /// Of the frame.
     bytes: usize,
+    /// When it was read, if its time is taken.
+    read: Option<Instant>,
+    /// What its worker says led to it.
+    asked: Option<Box<TraceContext>>,
+    trace: Option<Box<Traced>>,
     what: Unwritten,
 }
 
@@ -140,22 +151,30 @@ impl Queued {
     /// Part of the frame in `bytes`.
     pub fn append(append: Append<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries.get().as_bytes());
-        let Append { id, run, fence, producer, ack, .. } = append;
+        let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
+        let Append { id, run, fence, producer, ack, traceparent, .. } = append;
         let what = Unwritten::Append { fence, producer, entries, ack };
-        (run, Queued { id, bytes: bytes.len(), what })
+        let asked = traceparent.and_then(|text| text.parse().ok()).map(Box::new);
+        (run, Queued { id, bytes: bytes.len(), read, asked, trace: None, what })
     }
 
     /// The same, read the short way.
     pub fn plain(append: PlainAppend<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries);
         let PlainAppend { fence, producer, .. } = append;
+        let read = metrics::is_sampled(producer.batch).then(Instant::now);
         let what = Unwritten::Append { fence, producer, entries, ack: None };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, asked: None, trace: None, what })
+    }
+
+    fn is_append(&self) -> bool {
+        matches!(self.what, Unwritten::Append { .. })
     }
 
     /// The frame in `bytes`.
     pub fn other(id: RequestId, bytes: Bytes) -> Queued {
-        Queued { id, bytes: bytes.len(), what: Unwritten::Other(bytes) }
+        let (read, asked, trace) = (None, None, None);
+        Queued { id, bytes: bytes.len(), read, asked, trace, what: Unwritten::Other(bytes) }
     }
 }
 
@@ -274,7 +293,10 @@ impl<S: Store> Connection<S> {
     }
 
     /// `append` and the like: written when all earlier ones of the run are.
-    pub(super) fn on_write(&mut self, run: &RunId, queued: Queued) {
+    pub(super) fn on_write(&mut self, run: &RunId, mut queued: Queued) {
+        if let Some(tracer) = self.edge.tracer.get().filter(|_| queued.is_append()) {
+            queued.trace = tracer.begin(queued.asked.as_deref());
+        }
         let Some(hosted) = self.runs.get_mut(run) else {
             return self.error(Some(queued.id.to_string()), not_held());
         };
@@ -299,11 +321,12 @@ impl<S: Store> Connection<S> {
                 self.jobs.push(Box::pin(work));
                 return;
             }
-            let Some(queued) = hosted.queue.pop_front() else { return };
+            let Some(mut queued) = hosted.queue.pop_front() else { return };
             self.queued_bytes -= queued.bytes;
             match prepare(hosted, &queued) {
-                Ok(write) => {
-                    hosted.is_busy = true;
+                Ok(mut write) => {
+                    write.trace = queued.trace.take();
+                    (hosted.is_busy, hosted.read) = (true, queued.read);
                     hosted.safety.sent(queued.bytes);
                     hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
@@ -346,16 +369,22 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, writing, fence, producer, is_last, ack, result } = done;
+        let job::WriteDone { id, writing, fence, producer, is_last, ack, trace, result } = done;
         let run = &writing.run;
         match &result {
             Ok(written) if written.duplicate.is_none() => self.edge.metrics.appended.inc(),
             Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
             Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
         }
-        if let Some(hosted) = self.hosted(run, fence) {
-            hosted.is_busy = false;
+        if let Some((trace, tracer)) = trace.zip(self.edge.tracer.get()) {
+            let (key, agent, batch) = (&writing.key, writing.agent.as_str(), producer.batch);
+            let about = About { key, run: run.as_str(), agent, batch };
+            tracer.acked(&trace, about, result.as_ref().map(|written| written.to));
         }
+        let read = self.hosted(run, fence).and_then(|hosted| {
+            hosted.is_busy = false;
+            hosted.read.take()
+        });
         match result {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
@@ -370,6 +399,7 @@ impl<S: Store> Connection<S> {
                 let (to, version) = (written.to, written.version);
                 let ack = Ack { id, run: run.clone(), batch, to, version, safe, ack };
                 self.outbox.text(ack.encode(is_repeat));
+                self.edge.metrics.acked(read);
                 if let Some(hosted) = self.hosted(run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
                     let is_new = producer == hosted.next && !is_repeat;
@@ -405,7 +435,7 @@ impl<S: Store> Connection<S> {
 
     /// Tells workers what has become safe by age, and asks about what can be asked about.
     pub(super) fn on_safety_tick(&mut self) {
-        let now = Instant::now();
+        let now = tokio::time::Instant::now();
         for (run, hosted) in &mut self.runs {
             let keeping = self.edge.desk.store().keeping(&hosted.writing.key);
             if let Some(batch) = hosted.safety.tick(keeping, now) {
@@ -539,7 +569,7 @@ fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
     if fence != hosted.fence {
         return Err(not_held());
     }
-    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind })
+    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind, trace: None })
 }
 
 fn read_decision(run: &RunId, bytes: &Bytes) -> Result<(Fence, Producer, WriteKind), Fault> {

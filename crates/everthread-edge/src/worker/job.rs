@@ -8,6 +8,7 @@ use crate::Edge;
 use crate::put::told_level;
 use crate::reader::fault_of;
 use crate::run_token::RunRight;
+use crate::trace::Traced;
 use bytes::Bytes;
 use everthread_control::{Assignment, Numbered};
 use everthread_protocol::worker_frame::{
@@ -72,6 +73,7 @@ pub(super) struct Write {
     pub fence: Fence,
     pub producer: Producer,
     pub kind: WriteKind,
+    pub trace: Option<Box<Traced>>,
 }
 
 /// What is written.
@@ -99,6 +101,7 @@ pub(super) struct WriteDone {
     pub is_last: bool,
     /// How sure it is, if that is worth telling.
     pub ack: Option<Level>,
+    pub trace: Option<Box<Traced>>,
     pub result: Result<Written, Fault>,
 }
 
@@ -211,18 +214,19 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
-    let Write { id, writing, fence, producer, kind } = write;
+    let Write { id, writing, fence, producer, kind, mut trace } = write;
     let (is_last, ack, result) = match kind {
         WriteKind::Append { entries, count, ack } => {
             let level = ack.unwrap_or(edge.config.acks.appends);
             let told = told_level(level, ack);
-            let result = append(&edge, &writing, fence, producer, (&entries, count), level).await;
+            let trace = trace.as_deref_mut();
+            let result = append(&edge, &writing, fence, producer, (&entries, count), level, trace).await;
             (false, told, result)
         }
         // Apart and rare: what it takes would make every append's future larger.
         WriteKind::Decided(request) => Box::pin(decide(&edge, &writing, fence, producer, *request)).await,
     };
-    Job::Written(WriteDone { id, writing, fence, producer, is_last, ack, result })
+    Job::Written(WriteDone { id, writing, fence, producer, is_last, ack, trace, result })
 }
 
 async fn decide<S: Store>(
@@ -256,7 +260,12 @@ async fn append<S: Store>(
     producer: Producer,
     (entries, count): (&[u8], u32),
     level: Level,
+    mut trace: Option<&mut Traced>,
 ) -> Result<Written, Fault> {
+    if let Some(trace) = trace.as_deref_mut() {
+        trace.send(by);
+    }
+    let by = trace.as_deref().map_or(by.as_str(), |trace| trace.by.as_str());
     // Checked to be UTF-8 by the scan.
     let entries = std::str::from_utf8(entries).map_err(|_| Fault::bad_request("entries: not UTF-8"))?;
     let write = everthread_store::Write {
@@ -277,7 +286,9 @@ async fn append<S: Store>(
     if level > Level::Accepted {
         check_level(&**edge.desk.store(), level).map_err(|error| error.fault())?;
     }
-    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error));
+    edge.trace_write(trace.as_deref(), key, &written);
+    let written = written?;
     if level > Level::Accepted {
         // Apart: what it takes would make every append's future larger.
         let confirmed = Box::pin(edge.desk.store().confirm(key, &written, level)).await;

@@ -261,18 +261,31 @@ impl Link {
         Failure::Down(format!("redis is not connected: {trouble}"))
     }
 
+    /// A connection for a request of this moment.
+    async fn live_now(&self) -> Result<Live, Failure> {
+        self.live(OUTAGE_PATIENCE).await.inspect_err(|failure| self.scripts.counts.failed(failure))
+    }
+
+    fn failed(&self, live: &Live, error: RedisError) -> Failure {
+        let failure = live.failed(error);
+        self.scripts.counts.failed(&failure);
+        failure
+    }
+
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
+        self.scripts.counts.sent(command);
         let answer = command.query_async(&mut live.connection).await;
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends several commands at once.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
+        self.scripts.counts.sent_pipeline();
         let answer = pipeline.query_async(&mut live.connection).await;
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends the call of a script that `call` makes.
@@ -280,14 +293,14 @@ impl Link {
         &self,
         call: impl Fn(By) -> Cmd + Sync,
     ) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
         let mut answer = call(By::Hash).query_async(&mut live.connection).await;
         if let Err(error) = &answer
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
             answer = call(By::Text).query_async(&mut live.connection).await;
         }
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends many commands at once, one for each of `places`. Where the server does not know a script, calls that were made
@@ -305,18 +318,20 @@ impl Link {
                     pipeline.cmd("ASKING").ignore();
                 }
                 // The text of the first makes the script known to the others.
-                pipeline.add_command(make(*place, if told || n > 0 { By::Hash } else { By::Text }));
+                let command = make(*place, if told || n > 0 { By::Hash } else { By::Text });
+                self.scripts.counts.sent(&command);
+                pipeline.add_command(command);
             }
             pipeline
         };
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
         let mut answer = pipeline(true).query_async(&mut live.connection).await;
         if let Err(error) = &answer
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
             answer = pipeline(false).query_async(&mut live.connection).await;
         }
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 }
 

@@ -13,6 +13,8 @@ mod commands;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod counted;
+#[cfg(test)]
 mod crew;
 #[cfg(test)]
 mod death;
@@ -42,3 +44,5 @@ mod outage;
 mod rolling;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod traces;

@@ -144,9 +144,14 @@ impl Node {
         self.post(&format!("/v1/sessions/{session}/input"), body).await
     }
 
+    /// All that it counts.
+    pub async fn metrics(&self) -> String {
+        http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap()
+    }
+
     /// A counter, over all of its labels that contain `label`.
     pub async fn metric(&self, name: &str, label: &str) -> f64 {
-        let text = http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
+        let text = self.metrics().await;
         let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
         lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
