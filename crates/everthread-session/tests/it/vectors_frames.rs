@@ -48,6 +48,7 @@ pub fn client_frames() -> Vec<Value> {
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
+    cases.extend(client_levels(&input));
     cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend(vectors_feed::client_feed());
@@ -75,15 +76,6 @@ pub fn client_frames() -> Vec<Value> {
             "put: a policy that nobody knows",
             "bad_request",
             json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "shout", "entries": [input]}),
-        ),
-        accepted(
-            "put: with a level",
-            json!({"t": "put", "id": "p1", "attachment": 1, "ack": "replicated", "entries": [input]}),
-        ),
-        refused(
-            "put: a level that nobody knows",
-            "bad_request",
-            json!({"t": "put", "id": "p1", "attachment": 1, "ack": "sure", "entries": [input]}),
         ),
         accepted(
             "put: numbers and escapes as they are",
@@ -140,6 +132,18 @@ pub fn client_frames() -> Vec<Value> {
         ),
     ]);
     cases
+}
+
+fn client_levels(input: &Value) -> Vec<Value> {
+    let put =
+        |level: &str| json!({"t": "put", "id": "p1", "attachment": 1, "ack": level, "entries": [input]});
+    let mut cancel = control("cancel", json!({"run": "r1"}));
+    cancel["ack"] = json!("fsynced");
+    vec![
+        accepted("put: with a level", put("replicated")),
+        refused("put: a level that nobody knows", "bad_request", put("sure")),
+        accepted("control: with a level", cancel),
+    ]
 }
 
 fn client_controls() -> Vec<Value> {
@@ -393,7 +397,10 @@ pub fn worker_frames() -> Vec<Value> {
     odd_child["parts"][0]["color"] = json!("red");
     let mut childless = child.clone();
     childless.as_object_mut().unwrap().remove("child");
+    let mut sure = append(json!([{"type": "x-a"}]));
+    sure["ack"] = json!("replicated");
     let mut cases = vec![
+        accepted("append: with a level", sure),
         accepted("hello", hello(json!([guide]))),
         accepted("hello: with runs that it holds", named),
         refused("hello: no agents", "bad_request", hello(json!([]))),
