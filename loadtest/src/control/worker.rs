@@ -90,7 +90,9 @@ impl Worker {
         }
         match serde_json::from_slice(bytes)? {
             WorkerServerFrame::Ping {} => self.send(&WorkerFrame::Pong {}),
-            WorkerServerFrame::Ok(_) | WorkerServerFrame::Welcome(_) => Ok(()),
+            WorkerServerFrame::Ok(_) | WorkerServerFrame::Safe { .. } | WorkerServerFrame::Welcome(_) => {
+                Ok(())
+            }
             WorkerServerFrame::Control(control) => self.on_control(control),
             _ => bail!("the worker got {}", String::from_utf8_lossy(bytes)),
         }

@@ -44,13 +44,43 @@ pub fn client_frames() -> Vec<Value> {
     let input = json!({"type": "message.put", "message": "i1", "role": "user", "parts": [{"kind": "text", "value": "Hi"}]});
     let mut odd_part = input.clone();
     odd_part["parts"][0]["color"] = json!("red");
+    let mut unnamed = input.clone();
+    unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
     cases.extend(client_controls());
+    cases.extend(client_levels(&input));
     cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend(vectors_feed::client_feed());
-    cases.extend(puts(&input));
     cases.extend([
+        accepted("put: a message", put(json!([input]))),
+        accepted("put: a message whose id the server makes", put(json!([unnamed]))),
+        accepted("put: a value", put(json!([{"type": "state.set", "key": "k", "value": null}]))),
+        accepted(
+            "put: events and extensions",
+            put(json!([{"type": "event", "name": "e"}, {"type": "x-mine", "a": [1]}])),
+        ),
+        accepted(
+            "put: with an agent",
+            json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
+        ),
+        accepted(
+            "put: in place of another message",
+            json!({"t": "put", "id": "p1", "attachment": 1, "replaces": "r1/m1", "entries": [input]}),
+        ),
+        accepted(
+            "put: with a policy for an agent at work",
+            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "steer", "entries": [input]}),
+        ),
+        refused(
+            "put: a policy that nobody knows",
+            "bad_request",
+            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "shout", "entries": [input]}),
+        ),
+        accepted(
+            "put: numbers and escapes as they are",
+            r#"{"t":"put","id":"p","attachment":1,"entries":[{"type":"x-a","n":1.50,"s":"\ud83d\ude80"}]}"#,
+        ),
         refused("put: no entries", "bad_request", put(json!([]))),
         refused("put: not a list", "bad_request", put(json!({"type": "x-a"}))),
         refused(
@@ -104,47 +134,15 @@ pub fn client_frames() -> Vec<Value> {
     cases
 }
 
-fn puts(input: &Value) -> Vec<Value> {
-    let mut unnamed = input.clone();
-    unnamed.as_object_mut().unwrap().remove("message");
+fn client_levels(input: &Value) -> Vec<Value> {
+    let put =
+        |level: &str| json!({"t": "put", "id": "p1", "attachment": 1, "ack": level, "entries": [input]});
+    let mut cancel = control("cancel", json!({"run": "r1"}));
+    cancel["ack"] = json!("fsynced");
     vec![
-        accepted("put: a message", put(json!([input]))),
-        accepted("put: a message whose id the server makes", put(json!([unnamed]))),
-        accepted("put: a value", put(json!([{"type": "state.set", "key": "k", "value": null}]))),
-        accepted(
-            "put: events and extensions",
-            put(json!([{"type": "event", "name": "e"}, {"type": "x-mine", "a": [1]}])),
-        ),
-        accepted(
-            "put: with an agent",
-            json!({"t": "put", "id": "p1", "attachment": 1, "agent": "guide", "entries": [input]}),
-        ),
-        accepted(
-            "put: in place of another message",
-            json!({"t": "put", "id": "p1", "attachment": 1, "replaces": "r1/m1", "entries": [input]}),
-        ),
-        accepted(
-            "put: with a policy for an agent at work",
-            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "steer", "entries": [input]}),
-        ),
-        refused(
-            "put: a policy that nobody knows",
-            "bad_request",
-            json!({"t": "put", "id": "p1", "attachment": 1, "when_busy": "shout", "entries": [input]}),
-        ),
-        accepted(
-            "put: with a level",
-            json!({"t": "put", "id": "p1", "attachment": 1, "ack": "replicated", "entries": [input]}),
-        ),
-        refused(
-            "put: a level that nobody knows",
-            "bad_request",
-            json!({"t": "put", "id": "p1", "attachment": 1, "ack": "sure", "entries": [input]}),
-        ),
-        accepted(
-            "put: numbers and escapes as they are",
-            r#"{"t":"put","id":"p","attachment":1,"entries":[{"type":"x-a","n":1.50,"s":"\ud83d\ude80"}]}"#,
-        ),
+        accepted("put: with a level", put("replicated")),
+        refused("put: a level that nobody knows", "bad_request", put("sure")),
+        accepted("control: with a level", cancel),
     ]
 }
 
@@ -399,7 +397,10 @@ pub fn worker_frames() -> Vec<Value> {
     odd_child["parts"][0]["color"] = json!("red");
     let mut childless = child.clone();
     childless.as_object_mut().unwrap().remove("child");
+    let mut sure = append(json!([{"type": "x-a"}]));
+    sure["ack"] = json!("replicated");
     let mut cases = vec![
+        accepted("append: with a level", sure),
         accepted("hello", hello(json!([guide]))),
         accepted("hello: with runs that it holds", named),
         refused("hello: no agents", "bad_request", hello(json!([]))),
