@@ -120,7 +120,8 @@ impl Worker {
         run.length += WORDS.len();
         let entries = RawValue::from_string(entries)?;
         let (t, fence, (request, producer)) = (AppendTag::Append, run.fence, run.next()?);
-        let append = Append { t, id: request, run: id.clone(), fence, producer, entries: &entries };
+        let append =
+            Append { t, id: request, run: id.clone(), fence, producer, traceparent: None, entries: &entries };
         self.send(&WorkerFrame::Append(append))
     }
 
