@@ -88,7 +88,7 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
     if !all_end(&mut tasks.asking).await? {
         bail!("some who ask never end");
     }
-    let logs = read_all(&http, world, &tasks.sessions).await?;
+    let logs = read_all(&http, world, &tasks.sessions, dir).await?;
     let ends = logs.iter().map(|(session, told)| (session.clone(), told[0].head)).collect();
     tasks.ends.send_replace(Some(ends));
     // Those that never get there are found by the checker: they do not say what they hold.
@@ -238,11 +238,12 @@ async fn get(http: &reqwest::Client, node: &str, path: &str) -> anyhow::Result<S
     Ok(text)
 }
 
-/// Every session as each node tells it.
+/// Every session as each node tells it; as the first one does it stays in `dir`, for whoever looks into a finding.
 async fn read_all(
     http: &reqwest::Client,
     world: &World,
     sessions: &[String],
+    dir: &Path,
 ) -> anyhow::Result<BTreeMap<String, Vec<Log>>> {
     let mut logs = BTreeMap::new();
     for session in sessions {
@@ -251,7 +252,13 @@ async fn read_all(
             let began = Instant::now();
             let log = loop {
                 let text = get(http, node, &format!("/v1/sessions/{session}/export")).await;
-                match text.and_then(|text| Log::parse(&text)) {
+                let log = text.and_then(|text| {
+                    if told.is_empty() {
+                        std::fs::write(dir.join(format!("export-{session}")), &text)?;
+                    }
+                    Log::parse(&text)
+                });
+                match log {
                     Ok(log) => break log,
                     Err(error) if began.elapsed() > PATIENCE => {
                         return Err(error.context(format!("{session} cannot be read from {node}")));

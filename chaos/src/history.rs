@@ -207,6 +207,8 @@ pub enum What {
         run: String,
         /// Which attempt.
         attempt: u32,
+        /// Which time that it was begun, as its tokens say.
+        execution: u32,
         /// How many tokens.
         tokens: u64,
         /// What the confirmation promises.

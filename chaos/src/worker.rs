@@ -3,7 +3,7 @@
 //! What a run does is in its input: `write 40 15 8` writes 40 tokens with 15 ms between them and waits after every 8 until they
 //! are confirmed; `pay 10 15 8` asks people first. A worker is a process of its own, for it is killed and frozen.
 
-use crate::history::{Level, Recorder, What};
+use crate::history::{Level, Recorder, What, now};
 use anyhow::Context as _;
 use everthread_worker::{AgentOptions, Approval, CancellationToken, Error, Role, Run, Worker};
 use std::time::Duration;
@@ -99,29 +99,31 @@ async fn perform(run: &Run, diary: &Diary) -> Result<(), Error> {
         run.approve(Approval::new("pay", "Pay?").digest("ann:4200")).await?;
     }
     let attempt = run.attempt();
+    // No two that are begun for one run begin in the same microsecond.
+    let execution = u32::try_from(now() % 100_000_000).unwrap_or(0);
     let mut message = run.message(Role::Assistant).await?;
     let mut text = message.text().await?;
     for number in 0..task.tokens {
         if run.cause().is_some() {
             return Ok(());
         }
-        text.append(&format!("{attempt}:{number} ")).await?;
+        text.append(&format!("{attempt}.{execution}:{number} ")).await?;
         while let Some(steer) = run.try_steer() {
             drop(steer.consume()?);
         }
         if (number + 1) % task.confirm_every == 0 {
-            confirmed(run, diary, number + 1).await?;
+            confirmed(run, diary, execution, number + 1).await?;
         }
         tokio::time::sleep(Duration::from_millis(task.pause_ms)).await;
     }
     message.complete().await?;
-    confirmed(run, diary, task.tokens).await
+    confirmed(run, diary, execution, task.tokens).await
 }
 
-async fn confirmed(run: &Run, diary: &Diary, tokens: u64) -> Result<(), Error> {
+async fn confirmed(run: &Run, diary: &Diary, execution: u32, tokens: u64) -> Result<(), Error> {
     run.flushed().await?;
     let (session, attempt, level) = (run.session().to_string(), run.attempt(), diary.level);
-    diary.note(What::Confirmed { session, run: run.id().to_string(), attempt, tokens, level });
+    diary.note(What::Confirmed { session, run: run.id().to_string(), attempt, execution, tokens, level });
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What was acknowledged: all of it is in the log, each thing once, where the answer said.
 
+use super::runs::Execution;
 use super::{Promise, Rule, Verdict};
 use crate::history::{Event, Level, Place, What};
 use crate::log::{Log, Logged};
@@ -16,7 +17,7 @@ struct Index<'a> {
     runs: HashSet<&'a str>,
     /// Controls: how often each was asked for, and its last outcome.
     controls: HashMap<&'a str, (usize, Option<&'a str>)>,
-    tokens: HashMap<&'a str, BTreeMap<u32, u64>>,
+    tokens: HashMap<&'a str, BTreeMap<Execution, u64>>,
 }
 
 impl<'a> Index<'a> {
@@ -41,12 +42,13 @@ impl<'a> Index<'a> {
 }
 
 impl Index<'_> {
-    /// Whether a tail that was lost may have had what comes behind the last thing that an attempt at a run has written.
-    fn has_lost_end_of(&self, run: &str, attempt: u32) -> bool {
+    /// Whether a tail that was lost may have had what comes behind the last token of an execution that is left.
+    fn has_lost_end_of(&self, run: &str, (attempt, execution): Execution) -> bool {
+        let whose = format!("{attempt}.{execution}:");
         let is_its = |logged: &&Logged| {
-            let is_written = logged.by_run.as_deref() == Some(run)
-                && super::runs::attempt_of(&logged.body) == Some(u64::from(attempt));
-            is_written || (logged.kind == "run.requested" && logged.body["run"] == run)
+            let is_token = || logged.body["text"].as_str().is_some_and(|text| text.contains(&whose));
+            (logged.by_run.as_deref() == Some(run) && is_token())
+                || (logged.kind == "run.requested" && logged.body["run"] == run)
         };
         let last = self.log.entries.iter().rev().find(is_its).map_or(0, |logged| logged.last);
         self.log.epochs.iter().skip(1).any(|(_, since)| *since > last)
@@ -68,7 +70,7 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
     let indexes: BTreeMap<&str, Index<'_>> =
         logs.iter().map(|(session, log)| (*session, Index::of(log))).collect();
     let mut puts: BTreeMap<(&str, &str), Put<'_>> = BTreeMap::new();
-    let mut confirmed: BTreeMap<(&str, &str, u32, Level), u64> = BTreeMap::new();
+    let mut confirmed: BTreeMap<(&str, &str, Execution, Level), u64> = BTreeMap::new();
     for event in events {
         let Some(index) = session_of(&event.what).and_then(|session| indexes.get(session)) else { continue };
         let session = index.log.session.as_str();
@@ -88,9 +90,10 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
                     verdict.found(Rule::Lost, session, &event.who, format!("run {run} was acknowledged"));
                 }
             }
-            What::Confirmed { run, attempt, tokens, level, .. } => {
+            What::Confirmed { run, attempt, execution, tokens, level, .. } => {
                 verdict.looked.add("confirmations", 1);
-                let most = confirmed.entry((session, run.as_str(), *attempt, *level)).or_default();
+                let most =
+                    confirmed.entry((session, run.as_str(), (*attempt, *execution), *level)).or_default();
                 *most = (*most).max(*tokens);
             }
             What::Receipt { control, outcome, .. } => {
@@ -117,13 +120,14 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
             verdict.found(rule, session, "asker", format!("{} (request {id}) {what}", put.name));
         }
     }
-    for ((session, run, attempt, level), tokens) in confirmed {
+    for ((session, run, execution, level), tokens) in confirmed {
         let Some(index) = indexes.get(session) else { continue };
-        let there = index.tokens.get(run).and_then(|counts| counts.get(&attempt)).copied().unwrap_or(0);
+        let there = index.tokens.get(run).and_then(|counts| counts.get(&execution)).copied().unwrap_or(0);
         let gone = tokens.saturating_sub(there);
         let kept = verdict.levels.entry(level).or_default();
         (kept.tokens, kept.tokens_gone) = (kept.tokens + tokens, kept.tokens_gone + gone);
-        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, attempt)) {
+        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, execution)) {
+            let attempt = execution.0;
             let text =
                 format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
             verdict.found(Rule::Lost, session, "worker", text);

@@ -1,7 +1,7 @@
 //! What a log says of its runs: who wrote them, and how they, their controls and their approvals came out.
 //!
-//! The workers of this crate write tokens that say which attempt they are of and count up: `1:0 1:1 1:2 …`. So a token tells
-//! by itself whose it is, also after a fold.
+//! The workers of this crate write tokens that say which attempt, and which execution of it, they are of and count up:
+//! `1.77:0 1.77:1 1.77:2 …`. So a token tells by itself whose it is, also after a fold.
 
 use super::{Rule, Verdict};
 use crate::log::{Log, Logged};
@@ -114,7 +114,7 @@ fn written(log: &Log, logged: &Logged, run: &Run, verdict: &mut Verdict) {
 }
 
 /// The attempt that wrote an entry, as the name of its message says: `m1`, `a2m1`.
-pub(super) fn attempt_of(body: &serde_json::Value) -> Option<u64> {
+fn attempt_of(body: &serde_json::Value) -> Option<u64> {
     let message = body["message"].as_str()?;
     match message.strip_prefix('a').and_then(|rest| rest.split_once('m')) {
         Some((attempt, _)) => attempt.parse().ok(),
@@ -122,12 +122,16 @@ pub(super) fn attempt_of(body: &serde_json::Value) -> Option<u64> {
     }
 }
 
-/// How many tokens each attempt of each run has, up to the first that does not go on.
-pub(super) fn tokens(log: &Log) -> HashMap<&str, BTreeMap<u32, u64>> {
-    let mut counts: HashMap<&str, BTreeMap<u32, u64>> = HashMap::new();
+/// Who wrote a token: an attempt, and which time it was begun. A tail that is lost with the start of an attempt has the next
+/// one get its number.
+pub(super) type Execution = (u32, u32);
+
+/// How many tokens each execution of each run has, up to the first that does not go on.
+pub(super) fn tokens(log: &Log) -> HashMap<&str, BTreeMap<Execution, u64>> {
+    let mut counts: HashMap<&str, BTreeMap<Execution, u64>> = HashMap::new();
     for (run, token) in all_tokens(log) {
-        let Some((attempt, number)) = token else { continue };
-        let next = counts.entry(run).or_default().entry(attempt).or_default();
+        let Some((execution, number)) = token else { continue };
+        let next = counts.entry(run).or_default().entry(execution).or_default();
         if number == *next {
             *next += 1;
         }
@@ -136,24 +140,30 @@ pub(super) fn tokens(log: &Log) -> HashMap<&str, BTreeMap<u32, u64>> {
 }
 
 fn check_tokens(log: &Log, verdict: &mut Verdict) {
-    let mut counts: HashMap<&str, BTreeMap<u32, u64>> = HashMap::new();
+    let mut counts: HashMap<&str, BTreeMap<Execution, u64>> = HashMap::new();
     for (run, token) in all_tokens(log) {
         verdict.looked.add("tokens", 1);
-        let Some((attempt, number)) = token else {
+        let Some((execution, number)) = token else {
             verdict.found(Rule::Torn, &log.session, run, "a token that nobody wrote so");
             continue;
         };
-        let next = counts.entry(run).or_default().entry(attempt).or_default();
+        let next = counts.entry(run).or_default().entry(execution).or_default();
         if number != *next {
-            let text = format!("attempt {attempt} goes on with {number} where {next} comes");
+            let text = format!("attempt {} goes on with {number} where {next} comes", execution.0);
             verdict.found(Rule::Torn, &log.session, run, text);
         }
         *next = number + 1;
     }
+    for (run, executions) in &counts {
+        for pair in executions.keys().collect::<Vec<_>>().windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+            let text = format!("attempt {} was begun twice, and both have written", pair[0].0);
+            verdict.found(Rule::StaleFence, &log.session, run, text);
+        }
+    }
 }
 
 /// Every token that a run has written, in the order of the view; none for one that is no token.
-fn all_tokens(log: &Log) -> impl Iterator<Item = (&str, Option<(u32, u64)>)> {
+fn all_tokens(log: &Log) -> impl Iterator<Item = (&str, Option<(Execution, u64)>)> {
     let messages = log.view.messages().iter().filter_map(|message| Some((message.run.as_ref()?, message)));
     messages.flat_map(|(run, message)| {
         let values = message.parts.iter().filter_map(|part| part.value.as_str());
@@ -161,7 +171,8 @@ fn all_tokens(log: &Log) -> impl Iterator<Item = (&str, Option<(u32, u64)>)> {
     })
 }
 
-fn parse(token: &str) -> Option<(u32, u64)> {
-    let (attempt, number) = token.split_once(':')?;
-    Some((attempt.parse().ok()?, number.parse().ok()?))
+fn parse(token: &str) -> Option<(Execution, u64)> {
+    let (whose, number) = token.split_once(':')?;
+    let (attempt, execution) = whose.split_once('.')?;
+    Some(((attempt.parse().ok()?, execution.parse().ok()?), number.parse().ok()?))
 }

@@ -48,8 +48,8 @@ fn story() -> Vec<Entry> {
         (Some("r1"), json!({ "type": "part.start", "message": "m1", "part": "p1", "kind": "text" })),
     ];
     for number in 0..3 {
-        let text = format!("1:{number} ");
-        let entry = json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": number * 4, "text": text });
+        let text = format!("1.7:{number} ");
+        let entry = json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": number * 6, "text": text });
         all.push((Some("r1"), entry));
     }
     all.extend([
@@ -126,7 +126,14 @@ fn a_story_in_which_all_is_right_has_no_violation() {
     let (session, run) = ("s".to_owned(), "r1".to_owned());
     events.push(event(
         "w",
-        What::Confirmed { session: session.clone(), run, attempt: 1, tokens: 3, level: Level::Accepted },
+        What::Confirmed {
+            session: session.clone(),
+            run,
+            attempt: 1,
+            execution: 7,
+            tokens: 3,
+            level: Level::Accepted,
+        },
     ));
     let (control, outcome) = ("c1".to_owned(), Some("applied".to_owned()));
     events.push(event("b", What::Receipt { session, control, stage: "settled".into(), outcome }));
@@ -144,6 +151,7 @@ fn what_was_acknowledged_and_is_missing_elsewhere_or_doubled_is_found() {
         session: "s".into(),
         run: "r1".into(),
         attempt: 1,
+        execution: 7,
         tokens: 4,
         level: Level::Accepted,
     };
@@ -192,19 +200,21 @@ fn what_was_acknowledged_as_replicated_may_never_be_gone_and_what_was_put_again_
 
 #[test]
 fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_behind_what_is_left_of_their_attempt() {
-    let confirmed = |attempt, level| {
+    let confirmed = |execution, level| {
         let (session, run) = ("s".to_owned(), "r1".to_owned());
-        event("w", What::Confirmed { session, run, attempt, tokens: 4, level })
+        event("w", What::Confirmed { session, run, attempt: 1, execution, tokens: 4, level })
     };
     let check = |event: Event, log: &Log| {
         check(&[event], &BTreeMap::from([("s".to_owned(), vec![log.clone()])]), Promise::MayLoseTail)
     };
     let behind = log_with(&story(), &[(EPOCH, 1), (6, 13)]);
-    let verdict = check(confirmed(1, Level::Accepted), &behind);
+    let verdict = check(confirmed(7, Level::Accepted), &behind);
     assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].tokens_gone), (0, 1));
-    assert_eq!(check(confirmed(1, Level::Replicated), &behind).violations.len(), 1);
+    assert_eq!(check(confirmed(7, Level::Replicated), &behind).violations.len(), 1);
     let before = log_with(&story(), &[(EPOCH, 1), (6, 8)]);
-    assert_eq!(check(confirmed(1, Level::Accepted), &before).violations.len(), 1);
+    assert_eq!(check(confirmed(7, Level::Accepted), &before).violations.len(), 1);
+    // The attempt was begun a second time where the log had lost that it had been begun.
+    assert_eq!(check(confirmed(8, Level::Accepted), &before).violations, []);
 }
 
 #[test]
@@ -276,14 +286,17 @@ fn whoever_writes_without_the_fence_is_found() {
 
 #[test]
 fn tokens_that_are_torn_or_doubled_are_found() {
-    let append = |text: &str| {
+    let append_at = |offset: u64, text: &str| {
         let entry =
-            json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": 4, "text": text });
+            json!({ "type": "part.append", "message": "m1", "part": "p1", "offset": offset, "text": text });
         (Some("r1"), entry)
     };
-    assert_eq!(rules(&[], &changed(7, Some(append("1:2 ")))), [Rule::Torn]);
-    assert_eq!(rules(&[], &changed(7, Some(append("1:0 ")))), [Rule::Torn]);
-    assert_eq!(rules(&[], &changed(7, Some(append("rest ")))), [Rule::Torn]);
+    let append = |text: &str| append_at(6, text);
+    assert_eq!(rules(&[], &changed(7, Some(append("1.7:2 ")))), [Rule::Torn]);
+    assert_eq!(rules(&[], &changed(7, Some(append("1.7:0 ")))), [Rule::Torn]);
+    assert_eq!(rules(&[], &changed(7, Some(append("rest. ")))), [Rule::Torn]);
+    let twice = rules(&[], &changed(8, Some(append_at(12, "1.8:0 "))));
+    assert_eq!(twice, [Rule::StaleFence], "two that held the same attempt");
 }
 
 #[test]

@@ -23,7 +23,7 @@ usage: cargo xtask test [--only STEP]...   install what the tests need, then run
        cargo xtask test --list             name the steps
        cargo xtask tidy                    check arrows between crates, file lengths, documents
        cargo xtask compose                 bring deploy/docker-compose.yml up and take nodes away; as root
-       cargo xtask chaos --minutes N --seed S [--planted FAULT] [more]
+       cargo xtask chaos --minutes N --seed S [--redis standalone|sentinel|cluster|all] [--planted FAULT] [more]
                                            kill, freeze, cut and part a deployment by the plan of a seed, and check what
                                            everybody saw; as root for partitions; `-- --help` tells the rest";
 
