@@ -294,6 +294,21 @@ class Monitoring(unittest.TestCase):
                 file.write(config)
             demand("promtool", "check", "config", f"{place}/prometheus.yml")
 
+    def test_every_query_of_the_dashboard_is_one(self):
+        variables = {"$job": "everthread", "$instance": ".*", "$__rate_interval": "1m", "$__range": "1h"}
+        rules = []
+        for panel in json.loads(read("grafana/everthread.json"))["panels"]:
+            for target in panel.get("targets", []):
+                query = target["expr"]
+                for name, value in variables.items():
+                    query = query.replace(name, value)
+                self.assertNotIn("$", query, panel["title"])
+                rules.append({"record": f"query:{len(rules)}", "expr": query})
+        with folder() as place:
+            with open(f"{place}/queries.yml", "w", encoding="utf-8") as file:
+                json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)
+            demand("promtool", "check", "rules", f"{place}/queries.yml")
+
     def test_the_dashboard_is_whole(self):
         board = json.loads(read("grafana/everthread.json"))
         panels = board["panels"]
@@ -376,7 +391,8 @@ class Chart(unittest.TestCase):
             # The node waits for its connections, a second for what is behind them, and is given 3 s more.
             self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + 4)
             (container,) = pod["containers"]
-            self.assertEqual({e["name"]: e.get("value") for e in container["env"]}["EVERTHREAD_DRAIN_MS"], str(drain))
+            env = {e["name"]: e.get("value") for e in container["env"]}
+            self.assertEqual((env["EVERTHREAD_DRAIN_MS"], env["EVERTHREAD_DRAIN_DELAY_MS"]), (str(drain), "0"))
             self.assertEqual(container.get("lifecycle"), {"preStop": {"sleep": {"seconds": pre_stop}}} if pre_stop else None)
 
     def test_no_container_is_root_or_writes_its_image(self):

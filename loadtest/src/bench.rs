@@ -142,6 +142,8 @@ impl Up {
 async fn start_redis(args: &BenchArgs, data: &Path, socket: &Path) -> anyhow::Result<Child> {
     let mut command = pinned(&args.other_cpus, "redis-server".as_ref());
     command.args(["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]);
+    // As in deploy/redis/redis.conf, where the reasons are.
+    command.args(["--auto-aof-rewrite-min-size", "256mb", "--stream-node-max-bytes", "1024"]);
     command.arg("--unixsocket").arg(socket).arg("--dir").arg(data);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let redis = command.spawn().context("redis-server does not start (is it, and taskset, there?)")?;

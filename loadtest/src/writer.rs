@@ -284,6 +284,8 @@ impl Workers {
                 drop(state);
                 self.on_ack(index.context("an ack of a run that is not ours")?, ack.batch, arrived)?;
             }
+            // Nothing is kept here.
+            WorkerServerFrame::Safe { .. } => {}
             WorkerServerFrame::Welcome(_) => self.local.shared.count(&self.local.shared.joined),
             _ => bail!("the worker got {}", String::from_utf8_lossy(frame)),
         }

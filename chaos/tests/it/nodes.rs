@@ -229,8 +229,11 @@ impl Node {
                 heartbeat: Duration::from_secs(1),
                 stall_max: Duration::from_secs(60),
                 presence: Times::default(),
+                acks: everthread_control::Acks::default(),
+                rebuild_every: Duration::from_secs(600),
                 folding: folder::Options::default(),
                 archive: None,
+                upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
                 retention: retention::Options::default(),
             },
         );

@@ -2,11 +2,12 @@
 
 use crate::Archive;
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
 use everthread_store::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl<S: Store> Store for Archive<S> {
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
@@ -15,6 +16,22 @@ impl<S: Store> Store for Archive<S> {
 
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         self.whole(key, || self.store.write(key, write)).await
+    }
+
+    fn offers(&self, level: Level) -> bool {
+        self.store.offers(level)
+    }
+
+    fn usual_level(&self, key: &SessionKey) -> Level {
+        self.store.usual_level(key)
+    }
+
+    async fn confirm(&self, key: &SessionKey, written: &Written, level: Level) -> Result<(), Error> {
+        self.store.confirm(key, written, level).await
+    }
+
+    fn keeping(&self, key: &SessionKey) -> Keeping {
+        self.store.keeping(key)
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
@@ -208,7 +225,39 @@ impl<S: Store> Store for Archive<S> {
         self.store.present(key, told_max).await
     }
 
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        self.store.scan(from, limit).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        self.store.waiting(pool, after, limit).await
+    }
+
+    async fn rebuild_turn(&self, node: &NodeId, wanted: Duration, lease: Duration) -> Result<Turn, Error> {
+        self.store.rebuild_turn(node, wanted, lease).await
+    }
+
+    async fn end_rebuild(&self, node: &NodeId) -> Result<(), Error> {
+        self.store.end_rebuild(node).await
+    }
+
+    fn upheavals(&self) -> u64 {
+        self.store.upheavals()
+    }
+
+    fn steady_for(&self, key: &SessionKey) -> Option<Duration> {
+        self.store.steady_for(key)
+    }
+
     fn is_ready(&self) -> bool {
         self.store.is_ready()
+    }
+
+    fn probe_age(&self) -> Option<Duration> {
+        self.store.probe_age()
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.store.collectors()
     }
 }

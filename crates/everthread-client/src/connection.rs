@@ -184,7 +184,8 @@ impl Connection {
                 Left::Refused(error) => return error,
                 Left::Lost(error) if error.is_final() => return Error::Socket(error),
                 Left::Lost(error) => {
-                    let wait = backoff.step();
+                    // Not sooner than the server asks, and not with everybody else whom it asked the same.
+                    let wait = backoff.step() + error.after().unwrap_or_default();
                     tracing::debug!(%error, ?wait, "not connected; will try again");
                     wait
                 }

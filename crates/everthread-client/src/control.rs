@@ -173,7 +173,8 @@ impl ControlBody {
     pub(crate) fn frame(&self, attachment: u32) -> String {
         let ControlBody { id, kind, target, mode, payload, expires_ms } = self.clone();
         let (t, payload) = (ControlTag::Control, payload.as_deref());
-        ClientFrame::Control(Control { t, id, attachment, kind, target, mode, payload, expires_ms }).encode()
+        let control = Control { t, id, attachment, kind, target, mode, payload, expires_ms, ack: None };
+        ClientFrame::Control(control).encode()
     }
 }
 

@@ -497,7 +497,8 @@ impl Body {
         match self.clone() {
             Body::Put { id, agent, when_busy, replaces, entries } => {
                 let (t, entries) = (frame::PutTag::Put, &*entries);
-                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, entries }).encode()
+                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, ack: None, entries })
+                    .encode()
             }
             Body::Regenerate { id, run, params } => {
                 ClientFrame::Regenerate(Regenerate { id, attachment, run, params }).encode()

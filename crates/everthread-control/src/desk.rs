@@ -5,10 +5,10 @@
 //! written is dropped by whoever finds it.
 
 use crate::lister::Lister;
-use crate::{Leases, NoUpkeep, TaskGroup, Upkeep, millis};
+use crate::{Acks, Counts, Leases, NoUpkeep, TaskGroup, Upkeep, millis};
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, REQUEST_MEMORY_MS};
 use everthread_protocol::{
-    Author, AuthorKind, Code, Fault, Fence, Millis, PoolKey, RunId, SessionKey, worker_frame,
+    Author, AuthorKind, Code, Fault, Fence, Level, Millis, PoolKey, RunId, SessionKey, worker_frame,
 };
 use everthread_session::state::{SCHEMA, schema_of};
 use everthread_session::{Context, Decision, Refusal, Request, State, decide};
@@ -30,12 +30,16 @@ pub struct Desk<S> {
     upkeep: Arc<dyn Upkeep>,
     /// `None`: the list is up before a decision is answered.
     lister: Option<Lister>,
+    /// How sure its answers are.
+    pub(crate) acks: Acks,
+    counts: Counts,
 }
 
 impl<S> Clone for Desk<S> {
     fn clone(&self) -> Self {
-        let (store, lister) = (self.store.clone(), self.lister.clone());
-        Self { store, leases: self.leases.clone(), upkeep: self.upkeep.clone(), lister }
+        let (store, lister, counts) = (self.store.clone(), self.lister.clone(), self.counts.clone());
+        let (leases, upkeep) = (self.leases.clone(), self.upkeep.clone());
+        Self { store, leases, upkeep, lister, acks: self.acks, counts }
     }
 }
 
@@ -82,6 +86,8 @@ pub struct Decided {
     pub written: Written,
     /// What was decided; `None` for a repeat of an earlier write.
     pub decision: Option<Decision>,
+    /// How sure it is.
+    pub level: Level,
 }
 
 /// Why a request was not carried out.
@@ -143,7 +149,8 @@ pub fn system_author() -> Author {
 impl<S: Store> Desk<S> {
     /// A desk on a store.
     pub fn new(store: Arc<S>, leases: Leases) -> Self {
-        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None }
+        let (acks, counts) = (Acks::default(), Counts::new());
+        Self { store, leases, upkeep: Arc::new(NoUpkeep), lister: None, acks, counts }
     }
 
     /// The same with what is to be looked after in sessions besides.
@@ -161,6 +168,11 @@ impl<S: Store> Desk<S> {
     /// What is looked after in sessions besides.
     pub fn upkeep(&self) -> &Arc<dyn Upkeep> {
         &self.upkeep
+    }
+
+    /// What is counted of what is decided here.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// The store.
@@ -323,8 +335,12 @@ impl<S: Store> Desk<S> {
                     Request::Update { .. } => self.arm_upkeep(key, &decision.state, written.at, false).await,
                     _ => {}
                 }
+                let level = match verbatim {
+                    Some(_) => self.settle_entries(key, &written).await?,
+                    None => self.settle_decision(key, &written).await?,
+                };
                 let decision = written.duplicate.is_none().then_some(decision);
-                Ok(Some(Decided { written, decision }))
+                Ok(Some(Decided { written, decision, level }))
             }
             Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::Late)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -472,7 +488,10 @@ impl<S: Store> Desk<S> {
             not_after: None,
         };
         match self.store.write(key, write).await {
-            Ok(written) => Ok(Decided { written, decision: None }),
+            Ok(written) => {
+                let level = self.settle_decision(key, &written).await?;
+                Ok(Decided { written, decision: None, level })
+            }
             Err(Error::Refused(WriteRefusal::Conflict { .. } | WriteRefusal::HasWritten)) => {
                 Err(refusal.into())
             }

@@ -135,12 +135,24 @@ struct Inner<S> {
     node: NodeId,
     tasks: TaskGroup,
     pools: Mutex<HashMap<PoolKey, Pool>>,
+    /// The node stops: its workers get nothing new.
+    is_closed: AtomicBool,
 }
 
 impl<S: Store> Dispatcher<S> {
     /// A dispatcher for this node.
     pub fn new(desk: Desk<S>, node: NodeId, tasks: TaskGroup) -> Self {
-        Self { inner: Arc::new(Inner { desk, node, tasks, pools: Mutex::default() }) }
+        let (pools, is_closed) = (Mutex::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { desk, node, tasks, pools, is_closed }) }
+    }
+
+    /// From here on nothing is claimed: other nodes bring the runs that wait to their workers.
+    pub fn close(&self) {
+        self.inner.is_closed.store(true, Ordering::Release);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.is_closed.load(Ordering::Acquire)
     }
 
     /// Seats a worker for runs of one agent, of which it has `occupied` places already. Runs come through `assignments`,
@@ -225,10 +237,13 @@ impl<S: Store> Dispatcher<S> {
             pools.remove(pool);
             return None;
         }
-        Some(entry.reserve(TAKE_MAX))
+        Some(if self.is_closed() { Vec::new() } else { entry.reserve(TAKE_MAX) })
     }
 
     fn reserve_one(&self, pool: &PoolKey) -> Option<Arc<Seat>> {
+        if self.is_closed() {
+            return None;
+        }
         let pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.get(pool)?.reserve(1).pop()
     }
@@ -353,6 +368,12 @@ impl<S: Store> Dispatcher<S> {
                     let run = state.runs.get(id).filter(|run| run.is_open())?.clone();
                     if run.status == RunStatus::Requested {
                         return None;
+                    }
+                    // No work is handed out on a claim that a failover may undo.
+                    if let Err(failure) = self.inner.desk.settle_loaded(key, &loaded).await {
+                        tracing::debug!(%key, %failure, "a claim is not sure yet");
+                        tokio::time::sleep(LATER_PAUSE_MAX).await;
+                        continue;
                     }
                     let fence = loaded.fences.iter().find(|(run, _)| run == id).map(|(_, fence)| *fence);
                     let Some(fence) = fence.filter(|_| run.is_held_by(&seat.worker)) else {

@@ -59,8 +59,10 @@ impl<S: Store> Keeper<S> {
                     self.keep_all(due).await;
                 }
                 Err(error) => {
-                    self.ready_since = None;
-                    tracing::warn!(%error, "cannot look at the deadlines");
+                    // Once: where the rest of the store works, this is tried many times.
+                    if self.ready_since.take().is_some() {
+                        tracing::warn!(%error, "cannot look at the deadlines");
+                    }
                 }
             }
         }
@@ -76,7 +78,15 @@ impl<S: Store> Keeper<S> {
                 let all = stream::iter(due.into_iter().zip(heads));
                 all.for_each_concurrent(SIDE_BY_SIDE, |(due, head)| self.keep(due, head)).await;
             }
-            Err(error) => tracing::warn!(%error, "deadlines fire again"),
+            // A part of the store may be down: the sessions of the others must not wait for it.
+            Err(_) => stream::iter(due).for_each_concurrent(SIDE_BY_SIDE, |due| self.keep_one(due)).await,
+        }
+    }
+
+    async fn keep_one(&self, due: Due) {
+        match self.desk.store().heads(std::slice::from_ref(&due.key)).await {
+            Ok(mut heads) => self.keep(due, heads.pop().flatten()).await,
+            Err(error) => tracing::debug!(key = %due.key, %error, "a deadline fires again"),
         }
     }
 
@@ -124,16 +134,20 @@ impl<S: Store> Keeper<S> {
     /// Does what the core has due in a session, and tells how it then stands.
     async fn settle(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
         let (loaded, state) = self.desk.load(key).await?;
-        let dead = self.dead(&loaded, &state);
+        let dead = self.dead(key, &loaded, &state);
         let is_due = state.next_due().is_some_and(|due| due <= loaded.now);
         if dead.is_empty() && !is_due {
             return Ok((loaded, state));
         }
+        let ends = dead.iter().filter_map(|dead| dead.lease);
+        if let Some(due) = state.next_due().filter(|_| is_due).into_iter().chain(ends).min() {
+            self.desk.counts().late(loaded.now.0.saturating_sub(due.0));
+        }
         for Dead { run, worker, attempt, lease } in dead {
             // The lease may have been renewed since this node looked.
             let (loaded, _) = self.desk.load(key).await?;
-            if lease_of(&loaded, &run) == lease {
-                self.desk.worker_died(key, &run, &worker, attempt).await?;
+            if lease_of(&loaded, &run) == lease && self.desk.worker_died(key, &run, &worker, attempt).await? {
+                self.desk.counts().lease_expired();
             }
         }
         match self.desk.decide(key, &system_author(), &Request::Due, Numbered::No).await {
@@ -151,9 +165,13 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Runs whose lease is over: nobody has renewed it, for a full term of a store that was there.
-    fn dead(&self, loaded: &Loaded, state: &State) -> Vec<Dead> {
+    fn dead(&self, key: &SessionKey, loaded: &Loaded, state: &State) -> Vec<Dead> {
         let term = self.desk.leases().lease;
-        if self.ready_since.is_none_or(|since| since.elapsed() < term) {
+        let is_steady = |steady: Option<Duration>| steady.is_some_and(|steady| steady >= term);
+        // Of a store of many servers, the one that has the session is where leases are renewed.
+        if !is_steady(self.ready_since.map(|since| since.elapsed()))
+            || !is_steady(self.desk.store().steady_for(key))
+        {
             return Vec::new();
         }
         let over = state.active_runs().filter_map(|(run, worker)| {
@@ -194,17 +212,18 @@ impl<S: Store> Desk<S> {
         }
     }
 
-    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written. Nothing happens to a later attempt.
+    /// A worker is dead: its run goes back to the pool, or ends as lost if it has written. Nothing happens to a later attempt:
+    /// false.
     pub async fn worker_died(
         &self,
         key: &SessionKey,
         run: &RunId,
         worker: &WorkerId,
         attempt: u32,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let (loaded, state) = match self.load(key).await {
             // It was deleted, and the run with it.
-            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
+            Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(false),
             loaded => loaded?,
         };
         let mut wrote = has_written(&loaded, &state, run);
@@ -213,9 +232,9 @@ impl<S: Store> Desk<S> {
             match self.decide(key, &system_author(), &request, Numbered::No).await {
                 Err(Failure::Store(Error::Refused(WriteRefusal::HasWritten))) if !wrote => wrote = true,
                 // It ended or moved meanwhile, or was deleted.
-                Ok(_)
-                | Err(Failure::Refused(Refusal::NotHeld))
-                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(()),
+                Err(Failure::Refused(Refusal::NotHeld))
+                | Err(Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Ok(false),
+                Ok(_) => return Ok(true),
                 Err(failure) => return Err(failure),
             }
         }

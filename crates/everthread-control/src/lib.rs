@@ -3,7 +3,9 @@
 //! - [`Desk`] takes a request, lets the core decide on the session's current state, and makes the decision durable.
 //! - [`Dispatcher`] brings waiting runs to the workers that are connected to this node.
 //! - [`Keeper`] sees to it that every promise has its outcome by its deadline, whichever node made it.
+//! - [`Rebuilder`] builds pools and deadlines anew after a failover.
 //! - [`Upkeep`] is what the keeper sees to in a due session besides.
+//! - [`Acks`] says how sure answers are.
 //! - [`TaskGroup`] is the one way to spawn.
 //!
 //! Life of a control: a client's `cancel` is decided and logged by the desk of the node it reached; the store wakes the node
@@ -12,17 +14,23 @@
 //!
 //! This crate holds nothing that another node cannot rebuild from the store.
 
+mod counts;
 mod desk;
 mod dispatch;
 mod keeper;
 mod lister;
+mod rebuild;
+mod sure;
 mod task_group;
 mod upkeep;
 
+pub use counts::Counts;
 pub use desk::{Decided, Desk, Failure, Numbered, read_state, run_producer, system_author};
 pub use dispatch::{Assignment, Dispatcher, Seat};
 pub use everthread_protocol::millis;
 pub use keeper::Keeper;
+pub use rebuild::Rebuilder;
+pub use sure::Acks;
 pub use task_group::TaskGroup;
 pub use upkeep::{AtHead, NoUpkeep, Upkeep, Upkeeps};
 

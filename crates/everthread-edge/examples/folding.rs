@@ -136,8 +136,11 @@ async fn compare<S: Store>(
         heartbeat: Duration::from_secs(25),
         stall_max: Duration::from_secs(60),
         presence: everthread_edge::presence::Times::default(),
+        acks: everthread_control::Acks::default(),
+        rebuild_every: Duration::from_secs(600),
         folding: Options::default(),
         archive: None,
+        upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
         retention: everthread_edge::retention::Options::default(),
     };
     let edge = Edge::start(store.clone(), config);

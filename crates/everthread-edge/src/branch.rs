@@ -4,7 +4,7 @@
 use crate::Edge;
 use crate::put::{made_at, run_of};
 use crate::reader::fault_of;
-use everthread_control::{Decided, Numbered};
+use everthread_control::{Decided, Desk, Numbered};
 use everthread_protocol::entry::{Object, Role};
 use everthread_protocol::limits::BRANCHES_MAX;
 use everthread_protocol::{Author, Code, Cursor, Fault, RequestId, RunId, Seq, SessionKey};
@@ -16,6 +16,7 @@ use everthread_store::Store;
 /// A message takes the place of another.
 pub(crate) async fn edit<S: Store>(
     edge: &Edge<S>,
+    desk: &Desk<S>,
     key: &SessionKey,
     by: &Author,
     numbered: Numbered<'_>,
@@ -32,7 +33,7 @@ pub(crate) async fn edit<S: Store>(
         put.branch = Some(instead_of(&view, state, message)?);
         Ok(Request::Put(put))
     };
-    edge.desk.decide_as_read(key, by, numbered, || read(edge, key), plan).await
+    desk.decide_as_read(key, by, numbered, || read(edge, key), plan).await
 }
 
 /// A run that has ended is done again. A repeat of `id` changes nothing.

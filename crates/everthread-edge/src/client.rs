@@ -11,6 +11,7 @@ mod watching;
 
 use crate::Edge;
 use crate::auth::Identity;
+use crate::departure::{Guest, Role};
 use crate::devices::Open;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
 use crate::tail::{STOPPED, Wake};
@@ -49,8 +50,12 @@ const MARKS_KEPT: usize = 64;
 const TURN_BYTES: usize = 64 * 1024;
 /// Bytes that wait for the socket, beyond which no more requests are read: each of them is answered.
 const REPLIES_BYTES_MAX: usize = 1024 * 1024;
-/// A draining node's clients come back within this time, spread out.
-const RECONNECT_SPREAD_MS: u64 = 2_000;
+/// How long a peer that was told good-bye may take to go.
+pub(crate) const LINGER_MAX: Duration = Duration::from_millis(500);
+/// How much longer than its time a connection of a draining node stays for the answer to a request.
+const LATER_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked at whether that is there.
+const LATER_LOOK: Duration = Duration::from_millis(20);
 
 /// Serves a client's socket to its end. Not an async function: those keep what they are given beside what they make of it.
 pub fn serve<S: Store>(
@@ -58,6 +63,7 @@ pub fn serve<S: Store>(
     inbound: Inbound,
     outbox: Outbox,
     token: Option<String>,
+    guest: Guest,
 ) -> BoxFuture<'static, ()> {
     let gauge = edge.metrics.connections.with_label_values(&["client"]);
     gauge.inc();
@@ -69,6 +75,7 @@ pub fn serve<S: Store>(
         inbound,
         outbox,
         token,
+        guest,
         identity: None,
         wake: Arc::default(),
         attachments: BTreeMap::new(),
@@ -102,6 +109,7 @@ struct Connection<S> {
     outbox: Outbox,
     /// The token that came with the handshake.
     token: Option<String>,
+    guest: Guest,
     /// Set by `hello`.
     identity: Option<Identity>,
     wake: Arc<Wake>,
@@ -147,27 +155,30 @@ enum End {
 
 impl<S: Store> Connection<S> {
     async fn run(&mut self) {
-        let token = self.edge.tasks.token();
+        let token = self.edge.departures.token();
         let end = {
             let mut stopped = pin!(token.cancelled());
             // Polled once here: from now on it marks the wake, and is polled again only then.
             let marks = Waker::from(self.wake.clone());
-            let is_stopped = stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready();
+            if stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready() {
+                self.wake.mark(STOPPED);
+            }
             let mut timer = pin!(tokio::time::sleep_until(self.next_look));
-            let polled = poll_fn(|cx| self.poll(cx, timer.as_mut()));
-            if is_stopped { End::Close(close::DRAINING) } else { polled.await }
+            poll_fn(|cx| self.poll(cx, timer.as_mut())).await
         };
         if let End::Close(code) = end {
+            self.edge.metrics.closed("client", code);
             let reconnect = code >= 4500;
-            let after_ms = if reconnect { spread(&self.id) } else { 0 };
+            let after_ms =
+                if reconnect { self.edge.departures.pause_ms(&self.guest, Role::Client) } else { 0 };
             self.outbox.text(ServerFrame::Bye(Bye { code, reconnect, after_ms }).encode());
             self.outbox.close(code);
             // One try: a peer that takes nothing learns it from the closed socket.
-            let _sent = tokio::time::timeout(Duration::from_millis(200), self.flush_all()).await;
+            if let Ok(Ok(())) = tokio::time::timeout(Duration::from_millis(200), self.flush_all()).await {
+                drop(tokio::time::timeout(LINGER_MAX, self.inbound.gone()).await);
+            }
         }
         self.attachments.keys().copied().collect::<Vec<_>>().into_iter().for_each(|id| self.store_acks(id));
-        let left = i64::try_from(self.attachments.len()).unwrap_or(0);
-        self.edge.metrics.attachments.sub(left);
     }
 
     async fn flush_all(&mut self) -> std::io::Result<()> {
@@ -290,7 +301,8 @@ impl<S: Store> Connection<S> {
         for id in marked.drain(..) {
             match id {
                 FEED => self.on_news(),
-                STOPPED => return Err(End::Close(close::DRAINING)),
+                // It goes when its time comes: from now on that is looked at.
+                STOPPED => self.next_look = Instant::now(),
                 id => self.make_ready(id),
             }
         }
@@ -309,6 +321,19 @@ impl<S: Store> Connection<S> {
     }
 
     fn look(&mut self) -> Result<(), End> {
+        self.look_at_health()?;
+        let Some(goes_at) = self.edge.departures.goes_at(&self.guest, Role::Client) else { return Ok(()) };
+        let now = Instant::now();
+        // Whoever waits for an answer would have to ask again.
+        let is_busy = self.request.is_some() && now < goes_at + LATER_MAX;
+        if now >= goes_at && !is_busy {
+            return Err(End::Close(close::DRAINING));
+        }
+        self.next_look = self.next_look.min(goes_at.max(now + LATER_LOOK));
+        Ok(())
+    }
+
+    fn look_at_health(&mut self) -> Result<(), End> {
         let now = Instant::now();
         if self.identity.is_none() && self.opened.elapsed() > HELLO_MAX {
             return Err(End::Close(close::PROTOCOL));
@@ -441,7 +466,6 @@ impl<S: Store> Connection<S> {
         attachment.wants_fetch = false;
         let (reader, key, cursor) =
             (self.edge.reader.clone(), attachment.tail.key().clone(), attachment.cursor);
-        self.edge.metrics.replays.inc();
         self.fetching = Some(id);
         self.fetch = Some(Box::pin(attachment::fetch(reader, key, id, cursor, fetch)));
     }
@@ -467,12 +491,6 @@ pub(crate) fn id_of(bytes: &[u8]) -> Option<String> {
         id: everthread_protocol::RequestId,
     }
     serde_json::from_slice::<WithId>(bytes).ok().map(|with| with.id.to_string())
-}
-
-/// When a client of a draining node comes back: the connection's id spreads them.
-fn spread(id: &str) -> u64 {
-    let hash = id.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    hash % RECONNECT_SPREAD_MS
 }
 
 /// What a future in a slot came to; the slot is empty then.

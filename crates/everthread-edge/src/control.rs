@@ -5,29 +5,72 @@ use everthread_control::{Desk, Failure, Numbered};
 use everthread_protocol::control::{What, check_wait};
 use everthread_protocol::entry::{ControlKind, Target};
 use everthread_protocol::frame::{Receipt, Stage};
-use everthread_protocol::{AgentName, Author, Code, ControlId, Cursor, Fault, RequestId, RunId, SessionKey};
+use everthread_protocol::{
+    AgentName, Author, Code, ControlId, Cursor, Fault, Level, RequestId, RunId, SessionKey,
+};
 use everthread_session::decide::Ask;
 use everthread_session::state::{ControlStage, RunStatus};
 use everthread_session::{Refusal, Request, State};
-use everthread_store::{Follower, Following, Interest, Store, Written};
+use everthread_store::{Follower, Following, Interest, Loaded, Store, Written};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How often a control is looked at whose wake-ups may have been lost.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// A control that is in the log, or was.
+pub struct Asked {
+    /// How far it is.
+    pub receipt: Receipt,
+    /// When it was asked for here, unless that was before.
+    pub at: Option<Instant>,
+}
+
 /// Asks something of runs. The same id again gets the first outcome.
-pub async fn ask<S: Store>(desk: &Desk<S>, key: &SessionKey, ask: Ask) -> Result<Receipt, Fault> {
+pub async fn ask<S: Store>(
+    edge: &Edge<S>,
+    key: &SessionKey,
+    control: Ask,
+    level: Option<Level>,
+) -> Result<Asked, Fault> {
+    let at = Instant::now();
+    match accept(&edge.desk, key, control, level).await {
+        Ok((receipt, is_new)) => {
+            let at = is_new.then_some(at);
+            at.inspect(|at| edge.metrics.control(*at, &receipt.stage));
+            Ok(Asked { receipt, at })
+        }
+        Err(fault) => {
+            edge.metrics.control_failed(at);
+            Err(fault)
+        }
+    }
+}
+
+/// How far it is, and whether it was not known before.
+async fn accept<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    ask: Ask,
+    asked: Option<Level>,
+) -> Result<(Receipt, bool), Fault> {
     check_wait(ask.expires_ms)?;
+    let desk = &desk.asked_for(asked).map_err(|error| error.fault())?;
     let id = ask.control.clone();
     match desk.decide(key, &ask.by.clone(), &Request::Control(Box::new(ask)), Numbered::No).await {
         Ok(decided) => {
             let state = decided.decision.map(|decision| decision.state);
             let stage = state.and_then(|state| stage_of(&state, &id)).unwrap_or(Stage::Accepted);
-            Ok(Receipt { control: id, stage, seq: decided.written.to })
+            let ack = crate::put::told_level(decided.level, asked);
+            Ok((Receipt { control: id, stage, seq: decided.written.to, ack }, true))
         }
-        Err(Failure::Refused(Refusal::Known)) => receipt(desk, key, &id).await,
+        Err(Failure::Refused(Refusal::Known)) => {
+            let (receipt, loaded) = found(desk, key, &id).await?;
+            // The first answer may have been lost because it was not sure.
+            let level = desk.settle_loaded(key, &loaded).await.map_err(|failure| failure.fault())?;
+            Ok((Receipt { ack: crate::put::told_level(level, asked), ..receipt }, false))
+        }
         Err(failure) => Err(failure.fault()),
     }
 }
@@ -65,10 +108,18 @@ pub async fn receipt_now<S: Store>(
 
 /// How far a control is, as the log has it.
 pub async fn receipt<S: Store>(desk: &Desk<S>, key: &SessionKey, id: &ControlId) -> Result<Receipt, Fault> {
+    found(desk, key, id).await.map(|(receipt, _)| receipt)
+}
+
+async fn found<S: Store>(
+    desk: &Desk<S>,
+    key: &SessionKey,
+    id: &ControlId,
+) -> Result<(Receipt, Loaded), Fault> {
     let (loaded, state) = desk.load(key).await.map_err(|failure| failure.fault())?;
     let stage = stage_of(&state, id)
         .ok_or_else(|| Fault::new(Code::NotFound, "this control is not known to the session any more"))?;
-    Ok(Receipt { control: id.clone(), stage, seq: loaded.head })
+    Ok((Receipt { control: id.clone(), stage, seq: loaded.head, ack: None }, loaded))
 }
 
 fn stage_of(state: &State, id: &ControlId) -> Option<Stage> {
@@ -86,6 +137,8 @@ pub struct Track<S> {
     key: SessionKey,
     id: ControlId,
     is_delivered: bool,
+    /// When it was asked for here; its times are taken then.
+    asked: Option<Instant>,
     woken: Arc<Notify>,
     _following: Following,
 }
@@ -106,11 +159,11 @@ impl Follower for Woken {
 
 impl<S: Store> Track<S> {
     /// Follows a control that is accepted.
-    pub fn new(edge: &Edge<S>, key: &SessionKey, id: &ControlId) -> Track<S> {
+    pub fn new(edge: &Edge<S>, key: &SessionKey, id: &ControlId, asked: Option<Instant>) -> Track<S> {
         let woken = Arc::new(Notify::new());
         let following = edge.desk.store().follow(key, Interest::Control, Arc::new(Woken(woken.clone())));
         let (edge, key, id) = (edge.clone(), key.clone(), id.clone());
-        Track { edge, key, id, is_delivered: false, woken, _following: following }
+        Track { edge, key, id, is_delivered: false, asked, woken, _following: following }
     }
 
     /// Which control.
@@ -130,6 +183,9 @@ impl<S: Store> Track<S> {
                 Ok(Receipt { stage: Stage::Accepted, .. }) => {}
                 Ok(receipt) => {
                     self.is_delivered = true;
+                    if let Some(asked) = self.asked {
+                        self.edge.metrics.control(asked, &receipt.stage);
+                    }
                     return Ok(receipt);
                 }
                 Err(fault) if fault.code.is_retryable() => {}
@@ -147,12 +203,13 @@ pub async fn wait_for<S: Store>(
     edge: &Edge<S>,
     key: &SessionKey,
     mut receipt: Receipt,
+    asked: Option<Instant>,
     wait: Duration,
 ) -> Result<Receipt, Fault> {
     if is_settled(&receipt) || wait.is_zero() {
         return Ok(receipt);
     }
-    let mut track = Track::new(edge, key, &receipt.control);
+    let mut track = Track::new(edge, key, &receipt.control, asked);
     let waited = async {
         loop {
             match track.next().await {

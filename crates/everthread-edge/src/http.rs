@@ -9,6 +9,7 @@ mod presence;
 mod read;
 
 use crate::auth::Identity;
+use crate::departure::Guest;
 use crate::feed::summary::Row;
 use crate::put::{self, Intent, PutDone};
 use crate::reader::fault_of;
@@ -25,7 +26,8 @@ use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::Summary;
 use everthread_protocol::limits::{FRAME_BYTES_MAX, PAGE_SESSIONS_MAX};
 use everthread_protocol::{
-    AgentName, Code, Cursor, DeviceId, Fault, MessageId, Millis, RequestId, SessionId, SessionKey, scan,
+    AgentName, Code, Cursor, DeviceId, Fault, Level, MessageId, Millis, RequestId, SessionId, SessionKey,
+    scan,
 };
 use everthread_session::Request as Ask;
 use everthread_session::decide::{Put, meta_with};
@@ -126,12 +128,16 @@ async fn watch_over<S: Store>(
 }
 
 async fn connect_client<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, client::serve)
+    // Workers are few, and their runs wait for them: they are not held back.
+    match edge.admission.pass() {
+        Ok(()) => upgrade(edge, request, client::serve),
+        Err(pause) => Ok(refused_for(pause)),
+    }
 }
 
 async fn connect_worker<S: Store>(State(edge): State<Edge<S>>, request: Request) -> Answer {
-    upgrade(edge, request, |edge, inbound, outbox, token| {
-        Box::pin(worker::serve(edge, inbound, outbox, token))
+    upgrade(edge, request, |edge, inbound, outbox, token, guest| {
+        Box::pin(worker::serve(edge, inbound, outbox, token, guest))
     })
 }
 
@@ -140,16 +146,34 @@ type Serve<S> = fn(
     socket::Inbound,
     socket::Outbox,
     Option<String>,
+    Guest,
 ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Too many clients have connected just now: when this one may come again.
+fn refused_for(pause: Duration) -> Response {
+    let fault = Fault::new(Code::Overloaded, "too many clients connect at once: come again later");
+    let after_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    let body = ErrorBody { after_ms: Some(after_ms), ..ErrorBody::from(fault) };
+    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": body }));
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, header::HeaderValue::from(after_ms.div_ceil(1000)));
+    response.extensions_mut().insert(Code::Overloaded);
+    response
+}
+
 fn upgrade<S: Store>(edge: Edge<S>, mut request: Request, serve: Serve<S>) -> Answer {
+    if edge.departures.is_begun() {
+        return Err(
+            Fault::new(Code::Draining, "this node is shutting down: connect again, to another").into()
+        );
+    }
     let token = crate::auth::bearer(request.headers()).map(str::to_owned);
     let (upgrade, response) = socket::accept(&mut request)?;
     let token = token.or(upgrade.token.clone());
-    let tasks = edge.tasks.clone();
+    let (tasks, guest) = (edge.tasks.clone(), edge.departures.enter());
     tasks.spawn(async move {
         if let Some((inbound, outbox)) = upgrade.socket().await {
-            serve(edge, inbound, outbox, token).await;
+            serve(edge, inbound, outbox, token, guest).await;
         }
     });
     Ok(response)
@@ -373,6 +397,7 @@ struct Input {
     message: Option<MessageId>,
     when_busy: Option<WhenBusy>,
     replaces: Option<String>,
+    ack: Option<Level>,
 }
 
 async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, request: Request) -> Answer {
@@ -383,12 +408,12 @@ async fn input<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, req
         (None, Some(parts)) => parts,
         _ => return Err(Fault::bad_request("send either \"text\" or \"parts\"").into()),
     };
-    let Input { reply_to, agent, params, when_busy, .. } = input;
+    let Input { reply_to, agent, params, when_busy, ack, .. } = input;
     let message = input.message.unwrap_or_else(put::fresh_id);
     let put = Put { message, role: Role::User, parts, reply_to, agent, params, when_busy, branch: None };
     let intent = Intent::Message(put, input.replaces);
     let id = input.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent, ack).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 
@@ -406,6 +431,9 @@ fn put_body(done: &PutDone) -> Value {
     if done.duplicate {
         body["duplicate"] = true.into();
     }
+    if let Some(level) = done.ack {
+        body["ack"] = json!(level);
+    }
     body
 }
 
@@ -416,6 +444,7 @@ struct WriteEntries {
     agent: Option<AgentName>,
     when_busy: Option<WhenBusy>,
     replaces: Option<String>,
+    ack: Option<Level>,
     /// As they stand: what is written is what was sent.
     entries: Box<RawValue>,
 }
@@ -429,7 +458,7 @@ async fn write_entries<S: Store>(
     let write: WriteEntries = body(request).await?;
     let intent = Intent::read(write.entries.get(), write.agent, write.when_busy, write.replaces)?;
     let id = write.id.unwrap_or_else(put::fresh_id);
-    let done = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+    let done = put::carry_out(&edge, &key, &identity.author, &id, intent, write.ack).await?;
     Ok(json_response(StatusCode::ACCEPTED, &put_body(&done)))
 }
 

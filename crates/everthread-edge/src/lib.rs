@@ -7,17 +7,21 @@
 //!
 //! A node holds nothing that another cannot rebuild from the store.
 
+pub mod admission;
 pub mod archiving;
 pub mod auth;
 mod branch;
 mod client;
 mod conflate;
 mod control;
+pub mod departure;
 pub mod devices;
 pub mod feed;
+mod flights;
 pub mod folder;
 mod fork;
 pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod presence;
 pub mod put;
@@ -27,12 +31,17 @@ mod run_token;
 pub mod socket;
 mod sse;
 pub mod tail;
+pub mod trace;
 mod worker;
 
+use admission::Admission;
 use archiving::Archiving;
 use auth::Auth;
+use departure::Departures;
 use devices::Acks;
-use everthread_control::{Desk, Dispatcher, Keeper, Leases, TaskGroup, Upkeep, Upkeeps};
+use everthread_control::{
+    Acks as Levels, Desk, Dispatcher, Keeper, Leases, Rebuilder, TaskGroup, Upkeep, Upkeeps,
+};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use feed::Feeds;
@@ -41,10 +50,14 @@ use metrics::Metrics;
 use presence::Presences;
 use reader::Reader;
 use retention::Retainer;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tail::Tails;
 use tokio::sync::Semaphore;
+use trace::Tracer;
+
+/// How long what works behind the connections may take to end.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 
 /// What an edge node is told at its start.
 #[derive(Debug, Clone)]
@@ -61,12 +74,18 @@ pub struct Config {
     pub stall_max: Duration,
     /// The times of presence.
     pub presence: presence::Times,
+    /// How sure answers are where a request does not say.
+    pub acks: Levels,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover.
+    pub rebuild_every: Duration,
     /// When logs are folded in the store.
     pub folding: folder::Options,
     /// When sessions are archived, if there is an archive.
     pub archive: Option<archiving::Options>,
     /// How long sessions, and how much of them, are kept.
     pub retention: retention::Options,
+    /// How many clients may connect within a second.
+    pub upgrades_per_s: u32,
 }
 
 /// One edge node. Cheap to clone.
@@ -109,10 +128,16 @@ pub struct Shared<S> {
     pub folder: Folder<S>,
     /// Turns to make forks.
     pub forks: Semaphore,
+    /// How many clients may connect now.
+    pub admission: Admission,
+    /// Who has connected, and when they go.
+    pub departures: Departures,
     /// Every task of the node.
     pub tasks: TaskGroup,
     /// What is counted.
     pub metrics: Metrics,
+    /// Traces, if they are on.
+    pub(crate) tracer: OnceLock<Tracer>,
 }
 
 impl<S: Store> Edge<S> {
@@ -120,6 +145,7 @@ impl<S: Store> Edge<S> {
     pub fn start(store: Arc<S>, config: Config) -> Edge<S> {
         let tasks = TaskGroup::new();
         let metrics = Metrics::new();
+        metrics.also(store.collectors());
         let reader = Reader::new(store.clone());
         let folder = Folder::start(reader.clone(), config.folding, metrics.clone(), &tasks);
         let options = config.retention.clone();
@@ -128,7 +154,9 @@ impl<S: Store> Edge<S> {
         let archiving = Archiving::start(config.archive.clone(), &tasks);
         let upkeeps: [Arc<dyn Upkeep>; 2] = [Arc::new(retainer), Arc::new(archiving)];
         let desk = Desk::new(store.clone(), config.leases.clone());
-        let desk = desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks);
+        metrics.also(desk.counts().collectors());
+        let desk =
+            desk.with_upkeep(Arc::new(Upkeeps::new(upkeeps))).with_lister(&tasks).with_acks(config.acks);
         let dispatcher = Dispatcher::new(desk.clone(), config.node.clone(), tasks.clone());
         let acks = Acks::new(store.clone(), &metrics);
         let (keeper_of_acks, stop) = (acks.clone(), tasks.token());
@@ -136,11 +164,15 @@ impl<S: Store> Edge<S> {
         let times = config.presence.clone();
         let feeds = Feeds::new(store.clone(), &metrics, &tasks);
         let presences = Presences::start(store, &config.node, times, &metrics, &tasks);
-        let tails = Tails::new(reader.clone(), tasks.clone());
+        let tails = Tails::new(reader.clone(), metrics.repairs.clone(), tasks.clone());
         let keeper = Keeper::new(desk.clone());
         tasks.spawn_until_stopped(keeper.run());
+        let rebuilder = Rebuilder::new(desk.clone(), config.node.clone(), config.rebuild_every);
+        tasks.spawn_until_stopped(rebuilder.run());
         Edge {
             shared: Arc::new(Shared {
+                admission: Admission::new(config.upgrades_per_s),
+                departures: Departures::new(&tasks.token()),
                 config,
                 desk,
                 dispatcher,
@@ -153,12 +185,16 @@ impl<S: Store> Edge<S> {
                 presences,
                 tasks,
                 metrics,
+                tracer: OnceLock::new(),
             }),
         }
     }
 
-    /// Says good-bye to every connection and waits for them; false if some were still there after `patience`.
+    /// Takes no more runs, says good-bye to every connection, spread over `patience`, and waits for them; then ends what
+    /// works behind them. False if somebody, or something, was still there when it had to end.
     pub async fn drain(&self, patience: Duration) -> bool {
-        self.tasks.close(patience).await
+        self.dispatcher.close();
+        let have_gone = self.departures.begin(patience).await;
+        self.tasks.close(BEHIND_MAX).await && have_gone
     }
 }

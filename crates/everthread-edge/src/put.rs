@@ -5,7 +5,7 @@ use everthread_control::{Decided, Numbered};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{self, Entry, NewMessage, Writer};
 use everthread_protocol::{
-    AgentName, Author, ControlId, Cursor, Fault, MessageId, Millis, RequestId, RunId, SessionKey, scan,
+    AgentName, Author, ControlId, Cursor, Fault, Level, MessageId, Millis, RequestId, RunId, SessionKey, scan,
 };
 use everthread_session::Request;
 use everthread_session::decide::Put;
@@ -25,6 +25,8 @@ pub struct PutDone {
     pub control: Option<ControlId>,
     /// It is the repeat of an earlier write.
     pub duplicate: bool,
+    /// How sure it is, if that is worth telling.
+    pub ack: Option<Level>,
 }
 
 /// What is written.
@@ -129,6 +131,11 @@ pub fn made_at(id: &str) -> Option<Millis> {
     Ulid::from_string(id).ok().map(|ulid| Millis(ulid.timestamp_ms()))
 }
 
+/// What an answer tells of how sure it is: what was asked for, and what is more than usual.
+pub(crate) fn told_level(level: Level, asked: Option<Level>) -> Option<Level> {
+    (asked.is_some() || level > Level::Accepted).then_some(level)
+}
+
 /// Carries out a write under an id that makes a repeat harmless.
 pub async fn carry_out<S: Store>(
     edge: &Edge<S>,
@@ -136,7 +143,9 @@ pub async fn carry_out<S: Store>(
     by: &Author,
     id: &RequestId,
     intent: Intent,
+    asked: Option<Level>,
 ) -> Result<PutDone, Fault> {
+    let desk = edge.desk.asked_for(asked).map_err(|error| error.fault())?;
     let (request, verbatim, message, replaces) = match intent {
         Intent::Message(put, replaces) => {
             let message = put.message.clone();
@@ -150,9 +159,10 @@ pub async fn carry_out<S: Store>(
     let numbered = Numbered::Request { key: &producer, answer, made_at: made_at(id.as_str()) };
     let verbatim = verbatim.as_ref().map(|(entries, count)| (&**entries, *count));
     let decided = match (&request, replaces) {
-        (Request::Put(put), Some(replaces)) => branch::edit(edge, key, by, numbered, put, &replaces).await?,
-        _ => edge
-            .desk
+        (Request::Put(put), Some(replaces)) => {
+            branch::edit(edge, &desk, key, by, numbered, put, &replaces).await?
+        }
+        _ => desk
             .decide_with(key, by, &request, numbered, verbatim)
             .await
             .map_err(|failure| failure.fault())?,
@@ -160,15 +170,16 @@ pub async fn carry_out<S: Store>(
     let written = decided.written;
     edge.folder.after_write(key, &written, false);
     let cursor = Cursor { epoch: written.epoch, seq: written.to };
+    let ack = told_level(decided.level, asked);
     match (decided.decision, written.duplicate) {
         (Some(decision), _) => {
             let (run, control) = (decision.requested, decision.control);
-            Ok(PutDone { cursor, message, run, control, duplicate: false })
+            Ok(PutDone { cursor, message, run, control, duplicate: false, ack })
         }
         (None, first) => {
             let answer = first.map(|first| first.answer).unwrap_or_default();
             let Answered { message, run, control } = Answered::read(&answer);
-            Ok(PutDone { cursor, message, run, control, duplicate: true })
+            Ok(PutDone { cursor, message, run, control, duplicate: true, ack })
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Reads of the log: a bounded number of them at once per node, folded where asked.
+//! Reads of the log: a bounded number of them at once per node, folded where asked, and shared where many want the same.
 
+use crate::flights::Flights;
 use everthread_protocol::{Fault, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold_past};
 use everthread_session::view::View;
@@ -18,22 +19,46 @@ const TRIMS_MAX: usize = 8;
 /// How long a read may wait for its turn.
 const TURN_MAX: Duration = Duration::from_secs(10);
 
+/// Followers who were together and come back together stand a few entries apart: they share the page that begins at the
+/// last multiple of this.
+const NEAR: u64 = 64;
+/// Beyond every head: seqs are below 2^53.
+const BEYOND: Seq = Seq(1 << 53);
+
 /// Reads logs. Cheap to clone.
 pub struct Reader<S> {
     store: Arc<S>,
     turns: Arc<Semaphore>,
+    ends: Flights<SessionKey, Arc<Page>>,
+    pages: Flights<(SessionKey, Seq), Arc<Page>>,
+    folded: Flights<(SessionKey, Seq), Arc<Page>>,
+    views: Flights<SessionKey, Arc<(View, Page)>>,
 }
 
 impl<S> Clone for Reader<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), turns: self.turns.clone() }
+        Self {
+            store: self.store.clone(),
+            turns: self.turns.clone(),
+            ends: self.ends.clone(),
+            pages: self.pages.clone(),
+            folded: self.folded.clone(),
+            views: self.views.clone(),
+        }
     }
 }
 
 impl<S: Store> Reader<S> {
     /// A reader of a store.
     pub fn new(store: Arc<S>) -> Self {
-        Self { store, turns: Arc::new(Semaphore::new(READS_MAX)) }
+        Self {
+            store,
+            turns: Arc::new(Semaphore::new(READS_MAX)),
+            ends: Flights::default(),
+            pages: Flights::default(),
+            folded: Flights::default(),
+            views: Flights::default(),
+        }
     }
 
     /// The store.
@@ -45,14 +70,42 @@ impl<S: Store> Reader<S> {
     pub async fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
         let turn = tokio::time::timeout(TURN_MAX, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(Error::Unavailable("too many reads at once".into()));
+            return Err(Error::Overloaded("too many reads at once".into()));
         };
         self.store.read(key, after, bytes_max).await
     }
 
-    /// A page of the log with its appends merged: what the store has folded as it is, the rest folded here.
-    pub async fn folded_page(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
-        let mut page = self.page(key, after, PAGE_BYTES).await?;
+    /// Where the log ends, shared with all who ask at the same time.
+    pub async fn end(&self, key: &SessionKey) -> Result<Arc<Page>, Error> {
+        let (this, of) = (self.clone(), key.clone());
+        let read = move || async move { this.page(&of, BEYOND, 1).await.map(Arc::new) };
+        self.ends.share(key.clone(), read).await
+    }
+
+    /// A page of the log with its appends merged: what the store has folded as it is, the rest folded here. Shared with all
+    /// who ask at the same time.
+    pub async fn folded_page(&self, key: &SessionKey, after: Seq) -> Result<Arc<Page>, Error> {
+        let (this, of) = (self.clone(), key.clone());
+        let read = move || async move { this.read_folded(&of, after).await.map(Arc::new) };
+        self.folded.share((key.clone(), after), read).await
+    }
+
+    /// A page as stored, of one that begins shortly before and is shared with all who ask for that.
+    async fn page_nearby(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
+        let start = Seq(after.0 - after.0 % NEAR);
+        let (this, of) = (self.clone(), key.clone());
+        let read = move || async move { this.page(&of, start, PAGE_BYTES).await.map(Arc::new) };
+        let mut page = Arc::unwrap_or_clone(self.pages.share((key.clone(), start), read).await?);
+        page.records.retain(|record| record.to > after);
+        // What is in between may be large.
+        if page.records.is_empty() && page.head.seq > after {
+            return self.page(key, after, PAGE_BYTES).await;
+        }
+        Ok(page)
+    }
+
+    async fn read_folded(&self, key: &SessionKey, after: Seq) -> Result<Page, Error> {
+        let mut page = self.page_nearby(key, after).await?;
         let is_raw = |record: &&Record| record.to > page.head.folded_to;
         // One alone is left as it was written: nothing is gained.
         if page.records.iter().rev().take_while(is_raw).count() > 1 {
@@ -60,6 +113,13 @@ impl<S: Store> Reader<S> {
             page.records = folded.map_err(|e| Error::Corrupt(e.to_string()))?;
         }
         Ok(page)
+    }
+
+    /// [`Reader::view`], shared with all who ask at the same time.
+    pub async fn shared_view(&self, key: &SessionKey) -> Result<Arc<(View, Page)>, Error> {
+        let (this, of) = (self.clone(), key.clone());
+        let read = move || async move { this.view(&of).await.map(Arc::new) };
+        self.views.share(key.clone(), read).await
     }
 
     /// The session as it stands, with the page that brought its end.

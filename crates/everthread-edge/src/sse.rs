@@ -2,12 +2,15 @@
 //! reconnect with `Last-Event-ID` resumes where it was.
 
 use crate::Edge;
+use crate::departure::{Departures, Guest, Role};
 use crate::http::{Answer, Named, enter, query, read_after, stream_response};
+use crate::metrics::{Mode, Replayed, Source};
 use crate::reader::fault_of;
 use crate::tail::{Found, Tail, Wake, lost, since_of, start_of};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use bytes::Bytes;
+use everthread_protocol::error::close;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::{Cursor, Fault, Seq};
 use everthread_session::view::View;
@@ -17,6 +20,7 @@ use serde::Deserialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Bytes taken from the ring in one step.
 const STEP_BYTES: usize = 64 * 1024;
@@ -43,7 +47,8 @@ pub(crate) async fn follow<S: Store>(
     let after = read_after(last.as_deref().or(asked.after.as_deref()))?;
     let (tail, page) = edge.tails.open(&key).await.map_err(|e| fault_of(&key, &e))?;
     let (cursor, queue) = (start_of(&page), VecDeque::new());
-    let mut events = Events { cursor, edge, tail, told_live: false, is_over: false, queue };
+    let (guest, mode) = (edge.departures.enter(), edge.metrics.attachments.joining());
+    let mut events = Events { cursor, edge, tail, mode, is_over: false, queue, guest };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
         Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
@@ -62,9 +67,11 @@ struct Events<S> {
     edge: Edge<S>,
     tail: Arc<Tail>,
     cursor: Cursor,
-    told_live: bool,
+    /// `live` once it was told so.
+    mode: crate::metrics::Counted,
     is_over: bool,
     queue: VecDeque<Bytes>,
+    guest: Guest,
 }
 
 /// What a step came to.
@@ -81,6 +88,7 @@ impl<S: Store> Events<S> {
         let gauge = Counted::new(self.edge.metrics.connections.with_label_values(&["sse"]));
         stream::unfold((self, wake, waiter, gauge), |(mut this, wake, waiter, gauge)| async move {
             loop {
+                this.look_at_time();
                 if let Some(event) = this.queue.pop_front() {
                     return Some((Ok(event), (this, wake, waiter, gauge)));
                 }
@@ -101,7 +109,7 @@ impl<S: Store> Events<S> {
                     Ok(Step::Wait) => tokio::select! {
                         () = wake.woken() => wake.take(&mut Vec::new()),
                         () = tokio::time::sleep(HEARTBEAT) => this.queue.push_back(Bytes::from_static(b":\n\n")),
-                        () = this.edge.tasks.stopped() => return None,
+                        () = this.edge.departures.goes(&this.guest, Role::Client) => {}
                     },
                     Err(error) => {
                         let fault: Fault = fault_of(this.tail.key(), &error);
@@ -113,6 +121,16 @@ impl<S: Store> Events<S> {
         })
     }
 
+    /// If the node stops and the time has come, the next event is the last, after which the client comes back.
+    fn look_at_time(&mut self) {
+        let goes_at = self.edge.departures.goes_at(&self.guest, Role::Client);
+        if !self.is_over && goes_at.is_some_and(|at| at <= Instant::now()) {
+            self.is_over = true;
+            self.queue.clear();
+            self.queue.push_back(bye_event(&self.edge.departures, &self.guest));
+        }
+    }
+
     async fn step(&mut self) -> Result<Step, Error> {
         match self.tail.after(self.cursor, STEP_BYTES) {
             Found::Frames(frames) => {
@@ -122,15 +140,17 @@ impl<S: Store> Events<S> {
                     let at = (index == last).then_some(frames.to);
                     self.queue.push_back(entries_event(at, suffix));
                 }
+                self.edge.metrics.sent(&self.mode, frames.arrived, frames.to.seq.0);
+                self.edge.trace_delivery(&self.tail, self.mode.get(), &frames);
                 self.cursor = frames.to;
                 Ok(Step::Events)
             }
             Found::Nothing(head) => {
                 self.cursor = head;
-                if self.told_live {
+                if self.mode == Mode::Live {
                     return Ok(Step::Wait);
                 }
-                self.told_live = true;
+                self.mode.set(Mode::Live);
                 self.queue.push_back(event("live", Some(head), &format!("{{\"seq\":{}}}", head.seq)));
                 Ok(Step::Events)
             }
@@ -146,13 +166,18 @@ impl<S: Store> Events<S> {
     }
 
     async fn read_log(&mut self) -> Result<Step, Error> {
-        self.told_live = false;
+        if self.mode == Mode::Live {
+            self.mode.set(Mode::Lagging);
+        }
         let key = self.tail.key().clone();
-        self.edge.metrics.replays.inc();
-        let page = self.edge.reader.folded_page(&key, self.cursor.seq).await?;
+        let read = self.edge.reader.folded_page(&key, self.cursor.seq).await;
+        let page = read.inspect_err(|_| self.edge.metrics.replayed(Source::Log, Replayed::Error))?;
         if lost(&page, self.cursor).is_some() {
+            self.edge.metrics.replayed(Source::Log, Replayed::Reset);
             return self.reset().await;
         }
+        let result = if page.records.is_empty() { Replayed::Empty } else { Replayed::Ok };
+        self.edge.metrics.replayed(Source::Log, result);
         if page.records.is_empty() {
             // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
             self.tail.doubt();
@@ -182,6 +207,7 @@ impl<S: Store> Events<S> {
         self.edge.metrics.resets.inc();
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
+        self.edge.metrics.replayed(Source::Snapshot, Replayed::Ok);
         self.cursor = Cursor { epoch: view.epoch(), seq: view.seq() };
         self.queue.push_back(reset_event(self.cursor, &view)?);
         Ok(Step::Events)
@@ -206,6 +232,14 @@ pub(crate) fn event(name: &str, cursor: Option<Cursor>, data: &str) -> Bytes {
         Some(cursor) => Bytes::from(format!("id: {cursor}\nevent: {name}\ndata: {data}\n\n")),
         None => Bytes::from(format!("event: {name}\ndata: {data}\n\n")),
     }
+}
+
+/// Says when to come back, also to a browser that reads no events: `retry` is for those.
+pub(crate) fn bye_event(departures: &Departures, guest: &Guest) -> Bytes {
+    let after_ms = departures.pause_ms(guest, Role::Client);
+    let code = close::DRAINING;
+    let data = format!("{{\"code\":{code},\"reconnect\":true,\"after_ms\":{after_ms}}}");
+    Bytes::from(format!("retry: {after_ms}\nevent: bye\ndata: {data}\n\n"))
 }
 
 /// Counts a connection for as long as it lives.

@@ -10,6 +10,7 @@ mod found;
 mod waiters;
 
 use crate::conflate::{self, Folded};
+use crate::metrics::{Repaired, Repairs};
 use crate::reader::Reader;
 use bytes::Bytes;
 use everthread_control::TaskGroup;
@@ -33,11 +34,11 @@ pub const LAG_BYTES_MAX: usize = 64 * 1024;
 /// After this much silence a tail whose session has an active run, or had until just now, compares itself with the log.
 const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
 /// After this much silence any other tail does.
-const SILENCE_IDLE: Duration = Duration::from_secs(20);
+const SILENCE_IDLE: Duration = Duration::from_millis(19_500);
+/// How often that is looked at. Together: what the feed has lost is noticed within 2 s and 20 s.
+const LOOK: Duration = Duration::from_millis(375);
 /// Sessions compared with one request.
 const CHECK_BATCH: usize = 256;
-/// Beyond every head: seqs are below 2^53.
-const BEYOND: Seq = Seq(1 << 53);
 /// Pause before a repair that failed is tried again.
 const REPAIR_PAUSE: Duration = Duration::from_millis(250);
 
@@ -89,6 +90,8 @@ struct Item {
     blocks_at: usize,
     /// Whether those on hold are to be told.
     is_urgent: bool,
+    /// When it was brought here.
+    arrived: Instant,
 }
 
 impl Item {
@@ -145,7 +148,9 @@ impl Ring {
         let (at, len) = (self.pushed, suffix.len());
         // Nobody on hold may come to be far behind.
         let is_much = at / LAG_BYTES_MAX != (at + len) / LAG_BYTES_MAX;
+        self.heard = Instant::now();
         self.items.push_back(Item {
+            arrived: self.heard,
             from: record.from,
             to: record.to,
             at,
@@ -156,7 +161,6 @@ impl Ring {
         });
         self.pushed += len;
         self.head = Cursor { epoch: record.epoch, seq: record.to };
-        self.heard = Instant::now();
         while self.bytes > RING_BYTES_MAX && self.items.len() > 1 {
             if let Some(item) = self.items.pop_front() {
                 self.bytes -= item.suffix.len();
@@ -268,7 +272,7 @@ impl Ring {
     /// The item that stands there, if it is the last.
     fn only_at(&self, index: usize) -> Option<Frames> {
         let only = self.items.get(index).filter(|_| index + 1 == self.items.len())?;
-        Some(Frames::one(only.suffix.clone(), self.cursor(only.to), true))
+        Some(Frames::one(only.suffix.clone(), self.cursor(only.to), true).since(only.arrived))
     }
 
     fn cursor(&self, seq: Seq) -> Cursor {
@@ -286,7 +290,8 @@ impl Ring {
         let to = self.stretch(index, bytes_max).last().map_or(cursor.seq, |item| item.to);
         let frames = self.stretch(index, bytes_max).map(|item| item.suffix.clone());
         let frames = Frames::of(frames, self.cursor(to), to == self.head.seq);
-        frames.map_or(Found::Nothing(cursor), Found::Frames)
+        let arrived = self.items.get(index).map_or(self.heard, |item| item.arrived);
+        frames.map_or(Found::Nothing(cursor), |frames| Found::Frames(frames.since(arrived)))
     }
 
     /// [`Ring::after`], as records, unless there is only one.
@@ -425,14 +430,17 @@ impl<S> Clone for Tails<S> {
 
 struct Inner<S> {
     reader: Reader<S>,
+    repairs: Repairs,
     tasks: TaskGroup,
     tails: Mutex<HashMap<SessionKey, Weak<Tail>>>,
 }
 
 impl<S: Store> Tails<S> {
     /// No tails yet; one task looks after all that will be.
-    pub fn new(reader: Reader<S>, tasks: TaskGroup) -> Self {
-        let this = Self { inner: Arc::new(Inner { reader, tasks: tasks.clone(), tails: Mutex::default() }) };
+    pub fn new(reader: Reader<S>, repairs: Repairs, tasks: TaskGroup) -> Self {
+        let this = Self {
+            inner: Arc::new(Inner { reader, repairs, tasks: tasks.clone(), tails: Mutex::default() }),
+        };
         let checks = this.clone();
         tasks.spawn_until_stopped(async move { checks.check_for_ever().await });
         this
@@ -449,10 +457,10 @@ impl<S: Store> Tails<S> {
     }
 
     /// The tail of a session that exists, and the log's end as read just now: the tail itself may still wait for the feed.
-    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Page), Error> {
+    pub async fn open(&self, key: &SessionKey) -> Result<(Arc<Tail>, Arc<Page>), Error> {
         loop {
             let tail = self.get(key);
-            let page = self.inner.reader.page(key, BEYOND, 1).await?;
+            let page = self.inner.reader.end(key).await?;
             let (is_behind, has_moved, is_its) = {
                 let mut ring = lock(&tail.ring);
                 let before = ring.head;
@@ -512,7 +520,9 @@ impl<S: Store> Tails<S> {
     async fn repair_until_done(&self, tail: &Arc<Tail>) {
         loop {
             while tail.repair.wanted.swap(false, Ordering::SeqCst) {
-                if let Err(error) = self.repair(tail).await {
+                let repaired = self.repair(tail).await;
+                self.inner.repairs.done(&repaired);
+                if let Err(error) = repaired {
                     tail.repair.wanted.store(true, Ordering::SeqCst);
                     if Arc::strong_count(tail) == 1 {
                         // Whoever takes it up at this very moment checks it, and wants it anew.
@@ -545,32 +555,38 @@ impl<S: Store> Tails<S> {
         Ok(is_same)
     }
 
-    async fn repair(&self, tail: &Tail) -> Result<(), Error> {
+    async fn repair(&self, tail: &Tail) -> Result<Repaired, Error> {
         let (after, is_gone, is_known) = {
             let ring = lock(&tail.ring);
             (ring.head, ring.is_gone, ring.known)
         };
         // Mostly a doubt is idle. And whoever follows a session that is archived must not bring it back by that.
         if is_gone || (is_known && self.is_at(tail, after).await?) {
-            return Ok(());
+            return Ok(Repaired::Idle);
         }
-        match self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await {
-            Ok(page) => lock(&tail.ring).learn(&page),
+        let repaired = match self.inner.reader.page(&tail.key, after.seq, RING_BYTES_MAX).await {
+            Ok(page) => {
+                let mut ring = lock(&tail.ring);
+                let before = ring.head;
+                ring.learn(&page);
+                Repaired::of(is_known, ring.head != before, !ring.items.is_empty())
+            }
             // What nobody has opened yet is not there to be ended.
             Err(Error::Refused(Refusal::NoSession)) => {
                 let mut ring = lock(&tail.ring);
                 if !ring.end(after) && ring.known {
                     tail.repair.wanted.store(true, Ordering::SeqCst);
                 }
+                Repaired::Gone
             }
             Err(error) => return Err(error),
-        }
+        };
         tail.waiters.wake_all();
-        Ok(())
+        Ok(repaired)
     }
 
     async fn check_for_ever(&self) {
-        let mut tick = tokio::time::interval(SILENCE_ACTIVE / 3);
+        let mut tick = tokio::time::interval(LOOK);
         loop {
             tick.tick().await;
             let overdue: Vec<Arc<Tail>> = {

@@ -9,11 +9,14 @@ mod controls;
 mod hosted;
 mod job;
 mod parts;
+mod safety;
 
 use crate::Edge;
+use crate::client::LINGER_MAX;
+use crate::departure::{Guest, Role};
 use crate::run_token::RunRight;
 use crate::socket::{Inbound, Message, Outbox, ReadError};
-use crate::tail::Wake;
+use crate::tail::{STOPPED, Wake};
 use controls::Delivery;
 use everthread_control::{Assignment, Seat};
 use everthread_protocol::error::{ErrorBody, close};
@@ -34,12 +37,12 @@ use hosted::{Hosted, Queued, Watched};
 use job::Job;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, Sleep};
 
 /// How long a worker may take to say `hello`.
 const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -51,6 +54,10 @@ const SILENT_HEARTBEATS: u32 = 2;
 const QUEUED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Jobs of one connection at once; beyond it nothing more is read.
 const JOBS_MAX: usize = 512;
+/// How long it may take to carry out what a worker has asked before it is told good-bye.
+const FINISH_MAX: Duration = Duration::from_millis(500);
+/// How long the good-bye may take to be written.
+const BYE_MAX: Duration = Duration::from_millis(200);
 /// Rounds before the other tasks of the node have their turn.
 const ROUNDS_MAX: usize = 8;
 /// So much is written before the rounds are over.
@@ -59,7 +66,13 @@ const FLUSH_BYTES: usize = 64 * 1024;
 const MESSAGES_MAX: usize = 64;
 
 /// Serves a worker's socket to its end, and sees to its runs after that.
-pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, token: Option<String>) {
+pub async fn serve<S: Store>(
+    edge: Edge<S>,
+    inbound: Inbound,
+    outbox: Outbox,
+    token: Option<String>,
+    guest: Guest,
+) {
     let gauge = edge.metrics.connections.with_label_values(&["worker"]);
     gauge.inc();
     let (assign, assigned) = mpsc::channel(1);
@@ -69,6 +82,8 @@ pub async fn serve<S: Store>(edge: Edge<S>, inbound: Inbound, outbox: Outbox, to
         inbound,
         outbox,
         token,
+        guest,
+        goes: None,
         me: None,
         assign,
         assigned,
@@ -108,6 +123,9 @@ struct Connection<S> {
     outbox: Outbox,
     /// The token that came with the handshake.
     token: Option<String>,
+    guest: Guest,
+    /// Fires when it is to go; set when the node stops.
+    goes: Option<Pin<Box<Sleep>>>,
     /// Set by `hello`.
     me: Option<Me>,
     assign: mpsc::Sender<Assignment>,
@@ -146,25 +164,64 @@ enum End {
 
 impl<S: Store> Connection<S> {
     async fn run(mut self) {
-        let token = self.edge.tasks.token();
+        let token = self.edge.departures.token();
         let end = {
             let mut stopped = pin!(token.cancelled());
             // Polled once here: from now on it marks the wake.
             let marks = Waker::from(self.wake.clone());
-            let is_stopped = stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready();
+            if stopped.as_mut().poll(&mut Context::from_waker(&marks)).is_ready() {
+                self.wake.mark(STOPPED);
+            }
             let mut tick = tokio::time::interval(self.edge.config.leases.heartbeat);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let polled = poll_fn(|cx| self.poll(cx, &mut tick));
-            if is_stopped { End::Close(close::DRAINING) } else { polled.await }
+            poll_fn(|cx| self.poll(cx, &mut tick)).await
         };
         if let End::Close(code) = end {
-            let bye = Bye { code, reconnect: code >= 4500, after_ms: 200 };
-            self.outbox.text(WorkerServerFrame::Bye(bye).encode());
-            self.outbox.close(code);
-            // One try: a peer that takes nothing learns it from the closed socket.
-            drop(self.outbox.flush());
+            self.edge.metrics.closed("worker", code);
+            self.say_bye(code).await;
         }
         self.leave();
+    }
+
+    /// The node stops. The worker goes when its time comes, and is given nothing until then.
+    fn begin_to_go(&mut self) {
+        self.seats.values().for_each(|seat| seat.drain());
+        let goes_at = self.edge.departures.goes_at(&self.guest, Role::Worker);
+        self.goes = goes_at.map(|at| Box::pin(tokio::time::sleep_until(at)));
+    }
+
+    async fn say_bye(&mut self, code: u16) {
+        if code == close::DRAINING {
+            // What is answered here need not be sent again elsewhere.
+            drop(tokio::time::timeout(FINISH_MAX, self.finish()).await);
+        }
+        let after_ms = self.edge.departures.pause_ms(&self.guest, Role::Worker);
+        self.outbox.text(WorkerServerFrame::Bye(Bye { code, reconnect: code >= 4500, after_ms }).encode());
+        self.outbox.close(code);
+        let written = tokio::time::timeout(BYE_MAX, async {
+            self.outbox.flush()?;
+            while !self.outbox.is_empty() {
+                self.outbox.writable().await?;
+                self.outbox.flush()?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        // A peer that takes nothing learns it from the closed socket.
+        if let Ok(Ok(())) = written.await {
+            drop(tokio::time::timeout(LINGER_MAX, self.inbound.gone()).await);
+        }
+    }
+
+    /// Hands out what was claimed for the worker, and carries out what it has asked.
+    async fn finish(&mut self) {
+        while let Ok(assignment) = self.assigned.try_recv() {
+            self.on_assignment(assignment);
+        }
+        while let Some(job) = self.jobs.next().await {
+            if self.on_job(job).is_err() {
+                return;
+            }
+        }
     }
 
     /// Does whatever can be done, in rounds that pass by every source, until there is nothing more or others are to have
@@ -225,6 +282,9 @@ impl<S: Store> Connection<S> {
             let Poll::Ready(Some(job)) = self.jobs.poll_next_unpin(cx) else { break };
             self.on_job(job)?;
             has_done = true;
+        }
+        if self.goes.as_mut().is_some_and(|goes| goes.as_mut().poll(cx).is_ready()) {
+            return Err(End::Close(close::DRAINING));
         }
         if tick.poll_tick(cx).is_ready() {
             self.on_tick()?;
@@ -417,6 +477,7 @@ impl<S: Store> Connection<S> {
         }
         let hosted = hosted.into_iter().collect();
         self.jobs.push(Box::pin(job::renew(edge, me, holder, left, hosted)));
+        self.on_safety_tick();
         Ok(())
     }
 
@@ -452,6 +513,11 @@ impl<S: Store> Connection<S> {
             runs.push(Left { key, run: id, attempt: run.attempts, is_handed: false });
         }
         let (edge, holder) = (self.edge.clone(), self.id.clone());
+        if edge.departures.is_begun() {
+            // It was asked to go, and goes on elsewhere: nobody is buried for that. If it does not come, its leases end.
+            edge.tasks.clone().spawn(async move { never_sent(&edge, &me, runs).await });
+            return;
+        }
         let left = edge.config.leases.lease.saturating_sub(self.heard.elapsed());
         self.edge.tasks.spawn_until_stopped(async move {
             // Not less than a heartbeat: a newer connection of the worker must have had the time to show that it lives. If
@@ -471,8 +537,12 @@ impl<S: Store> Connection<S> {
                 if !matches!(edge.desk.store().holder(&me.tenant, &me.worker).await, Ok(None)) {
                     return;
                 }
-                if let Err(failure) = edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
-                    tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                match edge.desk.worker_died(&key, &run, &me.worker, attempt).await {
+                    Ok(true) => edge.desk.counts().lease_closed(),
+                    Ok(false) => {}
+                    Err(failure) => {
+                        tracing::warn!(%key, %run, %failure, "a dead worker's run waits for its lease to end");
+                    }
                 }
             }
         });

@@ -7,7 +7,7 @@
 use crate::control::{Mode, Verdict};
 use crate::error::{Code, Fault};
 use crate::id::{AgentName, ApprovalId, ControlId, MessageId, PartId, RunId, WorkerId};
-use crate::limits::BLOCK_BYTES_MAX;
+use crate::limits::{BLOCK_BYTES_MAX, EVENT_NAME_BYTES_MAX};
 use crate::plain::Plain;
 use crate::position::{Millis, Seq};
 use crate::scan::{RawEntries, RawEntry};
@@ -563,6 +563,7 @@ impl Entry {
 pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool) -> Result<Entry, Fault> {
     let raw: &RawEntry<'_> = &entries.items[index];
     if raw.kind.starts_with(EXTENSION_PREFIX) {
+        check_name(&raw.kind, index)?;
         return if allowed(Writer::Anyone) { Ok(Entry::Other) } else { Err(not_allowed(index, &raw.kind)) };
     }
     let Some((_, writer, fields)) = TYPES.iter().find(|(name, ..)| *name == raw.kind) else {
@@ -578,7 +579,20 @@ pub fn check(entries: &RawEntries<'_>, index: usize, allowed: fn(Writer) -> bool
         // The one entry type with structure inside that the top-level check does not see.
         drop(parse::<NewMessage>(raw, index)?);
     }
-    parse(raw, index)
+    let entry = parse(raw, index)?;
+    if let Entry::Event { name, .. } = &entry {
+        check_name(name, index)?;
+    }
+    Ok(entry)
+}
+
+fn check_name(name: &str, index: usize) -> Result<(), Fault> {
+    if name.len() <= EVENT_NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let message =
+        format!("entry {index}: EVENT_NAME_BYTES_MAX: a name has at most {EVENT_NAME_BYTES_MAX} bytes");
+    Err(Fault::new(Code::TooLarge, message))
 }
 
 /// A `part.append`, borrowed.

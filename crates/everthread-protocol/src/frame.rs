@@ -6,6 +6,7 @@ use crate::error::{ErrorBody, Fault};
 use crate::id::{
     AgentName, ControlId, DeviceId, MessageId, RequestId, RunId, SessionId, SubjectId, WorkerId,
 };
+use crate::level::Level;
 use crate::limits::{FOLD_MS_MAX, FRAME_BYTES_MAX, HISTORY_MESSAGES_MAX};
 use crate::position::{Cursor, Epoch, Seq};
 use crate::record::{Author, AuthorKind, Block};
@@ -150,6 +151,9 @@ pub struct Put<'a> {
     /// With one `message.put`: it takes the place of this message (`message` or `run/message`) on a branch of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<String>,
+    /// How sure the answer is to be; as the deployment has it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
     /// Either one `message.put`, or one `state.set`, or events and `x-` types.
     #[serde(borrow)]
     pub entries: &'a RawValue,
@@ -188,6 +192,9 @@ pub struct Control<'a> {
     /// How long to wait for the outcome; each kind has a default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// How sure the first receipt is to be; as the deployment has it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
 }
 
 /// Read older messages.
@@ -464,6 +471,9 @@ pub struct Done {
     /// The same id was written before; this is what it got then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
+    /// How sure this is, if it was asked or is more than `accepted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
 }
 
 /// A request failed, or a frame could not be read (then without `id`).
@@ -487,6 +497,9 @@ pub struct Receipt {
     pub stage: Stage,
     /// The seq after which it holds.
     pub seq: Seq,
+    /// Of the first receipt: how sure it is, if it was asked or is more than `accepted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
 }
 
 /// Stages of a control.

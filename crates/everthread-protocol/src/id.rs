@@ -6,13 +6,14 @@ use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an id is 1 to {ID_BYTES_MAX} characters of A-Z a-z 0-9 _ . -")]
+#[error("an id is 1 to {ID_BYTES_MAX} characters of A-Z a-z 0-9 _ . -, and neither \".\" nor \"..\"")]
 pub struct InvalidId;
 
-/// Whether `text` may be an id.
+/// Whether `text` may be an id. Ids stand in paths, where `.` and `..` are taken for something else on the way.
 pub fn is_valid(text: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        && !matches!(text, "." | "..")
 }
 
 macro_rules! id {
@@ -147,10 +148,10 @@ mod tests {
 
     #[test]
     fn ids_that_could_leave_their_key_are_refused() {
-        for bad in ["", "a b", "a{b}", "a:b", "a/b", "ä", "a\n", &"x".repeat(129)] {
+        for bad in ["", "a b", "a{b}", "a:b", "a/b", "ä", "a\n", ".", "..", &"x".repeat(129)] {
             assert!(bad.parse::<RunId>().is_err(), "{bad:?}");
         }
-        for good in ["a", "A-b_c.9", &"x".repeat(128)] {
+        for good in ["a", "A-b_c.9", "...", ".a", &"x".repeat(128)] {
             assert_eq!(good.parse::<RunId>().unwrap().as_str(), good);
         }
         assert!(serde_json::from_str::<RunId>("\"a b\"").is_err());

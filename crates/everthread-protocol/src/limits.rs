@@ -10,6 +10,8 @@ pub const BLOCK_ENTRIES_MAX: usize = 1024;
 pub const JSON_DEPTH_MAX: usize = 64;
 /// Bytes of an id: session, run, message, agent, device, ….
 pub const ID_BYTES_MAX: usize = 128;
+/// Bytes of the name of an `event`, and of the type of an `x-` entry. A View keeps the last of each name.
+pub const EVENT_NAME_BYTES_MAX: usize = 256;
 /// Bytes of text in one merged append; a longer run of appends is folded into several.
 pub const FOLDED_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Messages that `recent` may ask for.

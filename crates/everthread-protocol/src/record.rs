@@ -2,11 +2,13 @@
 //!
 //! Stored form of a block: `["<epoch>",from,at,by,run|null,entries]`. Stored form of a folded series:
 //! `["<epoch>",from,[block,…]]`. In both the number of the last entry, `to`, is the id of the stream entry. The bytes of
-//! `by` and `entries` are copied between store and socket, never re-encoded.
+//! `by` and `entries` are copied between store and socket, never re-encoded. The author of a stored block that is traced
+//! carries the trace besides; in a frame it stands beside the author ([`crate::trace`]), and a fold forgets it.
 
 use crate::id::{DeviceId, RunId, SubjectId};
 use crate::plain::{Plain, push_number};
 use crate::position::{Epoch, Millis, Seq};
+use crate::trace;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -162,8 +164,15 @@ impl Record {
 /// One block as it stands in a frame, in its list. `run` has its quotes.
 fn block(by: &[u8], at: Millis, run: Option<&[u8]>, entries: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(by.len() + run.map_or(0, <[u8]>::len) + entries.len() + 64);
+    let (by, trace) = trace::split(by);
     out.extend_from_slice(b"[{\"by\":");
     out.extend_from_slice(by);
+    if let Some(trace) = trace {
+        out.push(b'}');
+        out.extend_from_slice(trace::NAME);
+        out.extend_from_slice(trace);
+        out.push(b'"');
+    }
     out.extend_from_slice(b",\"at\":");
     push_number(&mut out, at.0);
     if let Some(run) = run {
@@ -296,6 +305,28 @@ mod tests {
         let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
         assert_eq!(frame["epoch"], "17");
         assert_eq!(frame["since"], 1);
+    }
+
+    #[test]
+    fn the_trace_of_a_block_stands_beside_its_author() {
+        let by = r#"{"kind":"agent","id":"guide"}"#;
+        let context: trace::TraceContext =
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+        let run = Some("r1".parse().unwrap());
+        let tail = stored_tail(&trace::stamped(by, &context), run.as_ref(), r#"[{"type":"x-a"}]"#);
+        let record = Record::from_stored(&stored(&tail), Seq(5)).unwrap();
+        // The general way finds the same.
+        assert_eq!(Record::from_stored(&[b" ".as_slice(), &stored(&tail)].concat(), Seq(5)).unwrap(), record);
+        let json: serde_json::Value = serde_json::from_slice(&record.blocks).unwrap();
+        assert_eq!(json[0]["by"], serde_json::from_str::<serde_json::Value>(by).unwrap());
+        assert_eq!(json[0]["trace"], context.to_string());
+        assert_eq!(record.parse_blocks().unwrap()[0].by.get(), by, "a reader need not know of it");
+        assert_eq!(trace::of_frame(&record.frame_suffix(Seq(1))), Some(context));
+        // What its writer says is not taken for one.
+        let said = format!(r#"[{{"type":"x-a","trace":"{context}"}}]"#);
+        let tail = stored_tail(by, run.as_ref(), &said);
+        let record = Record::from_stored(&stored(&tail), Seq(5)).unwrap();
+        assert_eq!(trace::of_frame(&record.frame_suffix(Seq(1))), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::entry::{
 use crate::error::Fault;
 use crate::frame::{Bye, ErrorFrame, encode, frame_type, kind, parse};
 use crate::id::{AgentName, ApprovalId, ControlId, RequestId, RunId, SessionId, WorkerId};
+use crate::level::Level;
 use crate::limits::{FRAME_BYTES_MAX, WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
 use crate::plain::{Plain, push_number};
 use crate::position::{Epoch, Fence, Seq, Version};
@@ -18,6 +19,7 @@ use crate::record::Author;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 /// A frame from a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -168,6 +170,12 @@ pub struct Append<'a> {
     pub fence: Fence,
     /// Number of this write.
     pub producer: Producer,
+    /// How sure the acknowledgement is to be; as the deployment has it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
+    /// What led to it, as W3C Trace Context writes it. What is none is ignored.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Cow<'a, str>>,
     /// What is written.
     #[serde(borrow)]
     pub entries: &'a RawValue,
@@ -206,7 +214,8 @@ impl<'a> PlainAppend<'a> {
         plain.eat(br#","batch":"#)?;
         let batch = plain.number()?;
         plain.eat(br#"},"entries":"#)?;
-        let entries = plain.rest().strip_suffix(b"}").filter(|entries| entries.starts_with(b"["))?;
+        let is_list = |entries: &&[u8]| entries.starts_with(b"[") && entries.ends_with(b"]");
+        let entries = plain.rest().strip_suffix(b"}").filter(is_list)?;
         Some(PlainAppend { id, run, fence, producer: Producer { incarnation, batch }, entries })
     }
 }
@@ -342,6 +351,13 @@ pub enum WorkerServerFrame<'a> {
     Ok(Ack),
     /// A write was done before.
     Duplicate(Ack),
+    /// Earlier writes of a run may be forgotten.
+    Safe {
+        /// The run.
+        run: RunId,
+        /// Up to this batch.
+        batch: u64,
+    },
     /// A write failed.
     Error(ErrorFrame),
     /// Somebody asks something of a run.
@@ -443,6 +459,9 @@ pub struct Ack {
     pub version: Version,
     /// The last batch that the worker may forget.
     pub safe: u64,
+    /// How sure this is, if it was asked or is more than `accepted`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<Level>,
 }
 
 impl Ack {
@@ -470,6 +489,11 @@ impl Ack {
         for (name, number) in numbers {
             out.extend_from_slice(name);
             push_number(&mut out, number);
+        }
+        if let Some(level) = self.ack {
+            out.extend_from_slice(b",\"ack\":\"");
+            out.extend_from_slice(level.as_str().as_bytes());
+            out.push(b'"');
         }
         out.push(b'}');
         out
@@ -576,6 +600,22 @@ mod tests {
     }
 
     #[test]
+    fn an_append_that_names_a_level_is_left_to_the_general_way_wherever_it_names_it() {
+        for named in [
+            APPEND.replace(r#","entries""#, r#","ack":"replicated","entries""#),
+            APPEND.replace("}]}", r#"}],"ack":"replicated"}"#),
+        ] {
+            assert_eq!(PlainAppend::read(named.as_bytes()), None, "{named}");
+            let Ok(WorkerFrame::Append(append)) = WorkerFrame::decode(named.as_bytes()) else {
+                panic!("{named} is not read")
+            };
+            assert_eq!(append.ack, Some(Level::Replicated));
+        }
+        let unknown = APPEND.replace("}]}", r#"}],"ack":"sure"}"#);
+        assert!(WorkerFrame::decode(unknown.as_bytes()).is_err());
+    }
+
+    #[test]
     fn an_ack_is_written_as_the_general_way_writes_it() {
         let ack = Ack {
             id: "1.2".parse().unwrap(),
@@ -584,10 +624,13 @@ mod tests {
             to: Seq(70),
             version: Version { epoch: Epoch(1_763_700_000_000_000), n: 0 },
             safe: 2,
+            ack: None,
         };
-        let texts = [false, true].map(|is_repeat| String::from_utf8(ack.encode(is_repeat)).unwrap());
-        let frames = [WorkerServerFrame::Ok(ack.clone()), WorkerServerFrame::Duplicate(ack)];
-        assert_eq!(texts, frames.map(|frame| frame.encode()));
+        for ack in [ack.clone(), Ack { ack: Some(Level::Replicated), ..ack }] {
+            let texts = [false, true].map(|is_repeat| String::from_utf8(ack.encode(is_repeat)).unwrap());
+            let frames = [WorkerServerFrame::Ok(ack.clone()), WorkerServerFrame::Duplicate(ack)];
+            assert_eq!(texts, frames.map(|frame| frame.encode()));
+        }
     }
 
     #[test]

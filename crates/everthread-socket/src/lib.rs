@@ -9,15 +9,17 @@ mod backoff;
 pub use backoff::{Backoff, random};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::SUBPROTOCOL;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::http::{HeaderValue, header};
+use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
@@ -28,6 +30,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const SEND_DEADLINE: Duration = Duration::from_secs(20);
 /// For the goodbye; after it the socket is simply dropped.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// A server that refuses may name how long to stay away; no longer than this.
+const AFTER_MAX: Duration = Duration::from_secs(60);
 /// Bytes of one frame from the server. A snapshot carries whole messages, so this is far above what may be sent.
 const RECEIVED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -44,6 +48,8 @@ pub enum SocketError {
         status: u16,
         /// The beginning of what it said.
         body: String,
+        /// When it wants to be asked again, if it said so.
+        after: Option<Duration>,
     },
     /// No answer, or no room in the socket, in time.
     #[error("no progress on the connection within {0:?}")]
@@ -73,6 +79,16 @@ impl SocketError {
     }
 }
 
+impl SocketError {
+    /// How long the server asks to stay away; no longer than a minute.
+    pub fn after(&self) -> Option<Duration> {
+        match self {
+            SocketError::Refused { after, .. } => after.map(|after| after.min(AFTER_MAX)),
+            _ => None,
+        }
+    }
+}
+
 impl From<WsError> for SocketError {
     fn from(error: WsError) -> Self {
         match error {
@@ -81,11 +97,25 @@ impl From<WsError> for SocketError {
             WsError::Http(response) => {
                 let body = response.body().as_deref().unwrap_or_default();
                 let body = String::from_utf8_lossy(&body[..body.len().min(512)]).into_owned();
-                SocketError::Refused { status: response.status().as_u16(), body }
+                let after = after_of(response.headers(), response.body().as_deref().unwrap_or_default());
+                SocketError::Refused { status: response.status().as_u16(), body, after }
             }
             other => SocketError::Broken(other.to_string()),
         }
     }
+}
+
+/// The error of a node says it in milliseconds; `Retry-After`, which may be that of a load balancer, in seconds.
+fn after_of(headers: &HeaderMap, body: &[u8]) -> Option<Duration> {
+    let refusal = serde_json::from_slice::<Refusal>(body).ok();
+    let seconds = || headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok();
+    let precise = refusal.and_then(|refusal| refusal.error.after_ms).map(Duration::from_millis);
+    precise.or_else(|| seconds().map(Duration::from_secs))
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: ErrorBody,
 }
 
 type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -255,12 +285,29 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_refuses_says_when_to_come_again() {
+        let (mut headers, none) = (HeaderMap::new(), HeaderMap::new());
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("7"));
+        let fault = everthread_protocol::Fault::new(everthread_protocol::Code::Overloaded, "too many");
+        let error = ErrorBody { after_ms: Some(1_234), ..ErrorBody::from(fault) };
+        let body = serde_json::json!({ "error": error }).to_string();
+        assert_eq!(after_of(&headers, body.as_bytes()), Some(Duration::from_millis(1_234)));
+        assert_eq!(after_of(&headers, b"<html>busy</html>"), Some(Duration::from_secs(7)));
+        assert_eq!(after_of(&none, b""), None);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("Fri, 31 Dec 1999 23:59:59 GMT"));
+        assert_eq!(after_of(&headers, b"{}"), None);
+        let refused = |after| SocketError::Refused { status: 503, body: String::new(), after: Some(after) };
+        assert_eq!(refused(Duration::from_secs(9_999)).after(), Some(AFTER_MAX));
+    }
+
+    #[test]
     fn only_what_cannot_change_by_itself_is_final() {
         let closed = |code| SocketError::Closed { code, reason: String::new() };
         assert!(closed(4401).is_final());
         assert!(!closed(4503).is_final());
         assert!(!closed(1006).is_final());
-        assert!(SocketError::Refused { status: 401, body: String::new() }.is_final());
-        assert!(!SocketError::Refused { status: 503, body: String::new() }.is_final());
+        let refused = |status| SocketError::Refused { status, body: String::new(), after: None };
+        assert!(refused(401).is_final());
+        assert!(!refused(503).is_final());
     }
 }

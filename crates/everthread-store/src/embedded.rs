@@ -22,6 +22,7 @@ mod plant;
 mod pools;
 mod presence;
 mod registry;
+mod scan;
 mod session;
 mod trim;
 mod views;
@@ -29,12 +30,12 @@ mod whole;
 mod writer;
 
 use crate::{
-    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Refusal, Renewal, Scanned, Store, Stub, StubInfo,
+    Stubbed, Taken, TenantFollower, Trim, Trimmed, Turn, Waiting, WorkItem, Write, Written,
 };
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
     TenantId, Version, WorkerId,
 };
 use std::collections::HashMap;
@@ -105,6 +106,9 @@ struct Shared {
     gone: gone::Gone,
     clock: Clock,
     failure: OnceLock<String>,
+    opened: Instant,
+    /// Whether what is answered is on the disk.
+    is_synced: bool,
 }
 
 type Interested = (Interest, Arc<dyn Follower>);
@@ -131,6 +135,8 @@ impl Embedded {
             gone: gone::Gone::default(),
             clock: Clock(AtomicU64::new(clock.0)),
             failure: OnceLock::new(),
+            opened: Instant::now(),
+            is_synced: options.dir.is_some() && options.durability == Durability::PowerCut,
         });
         let writer = writer::Writer {
             shared: shared.clone(),
@@ -221,6 +227,27 @@ impl Store for Embedded {
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         let (key, write) = (key.clone(), Box::new(session::OwnedWrite::of(&write)));
         self.ask(|reply| Request::Write(key, write, reply)).await
+    }
+
+    fn offers(&self, level: Level) -> bool {
+        match level {
+            Level::Accepted => true,
+            Level::Replicated => false,
+            Level::Fsynced => self.0.shared.is_synced,
+        }
+    }
+
+    fn usual_level(&self, _key: &SessionKey) -> Level {
+        Level::Accepted
+    }
+
+    /// What was answered was committed before.
+    async fn confirm(&self, _key: &SessionKey, _written: &Written, level: Level) -> Result<(), Error> {
+        crate::check_level(self, level)
+    }
+
+    fn keeping(&self, _key: &SessionKey) -> Keeping {
+        Keeping::Answered
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
@@ -486,9 +513,40 @@ impl Store for Embedded {
         Ok(self.0.shared.presence.present(key, told_max, Instant::now()))
     }
 
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        let from = from.map(str::to_owned);
+        self.on_disk(move |shared| shared.disk.scan(from.as_deref(), limit)).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        let (pool, after) = (pool.clone(), after.map(str::to_owned));
+        self.on_disk(move |shared| shared.disk.waiting(&pool, after.as_deref(), limit)).await
+    }
+
+    /// There is one node, and one commit has a session and its indexes.
+    async fn rebuild_turn(&self, _node: &NodeId, _wanted: Duration, _lease: Duration) -> Result<Turn, Error> {
+        Ok(Turn::Done)
+    }
+
+    async fn end_rebuild(&self, _node: &NodeId) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn upheavals(&self) -> u64 {
+        0
+    }
+
+    fn steady_for(&self, _key: &SessionKey) -> Option<Duration> {
+        self.is_ready().then(|| self.0.shared.opened.elapsed())
+    }
+
     fn is_ready(&self) -> bool {
         let working = self.0.requests.as_ref().is_some_and(|requests| !requests.is_closed());
         working && self.0.shared.failure.get().is_none()
+    }
+
+    fn probe_age(&self) -> Option<Duration> {
+        None
     }
 }
 

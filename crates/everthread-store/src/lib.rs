@@ -16,7 +16,9 @@ mod people;
 mod plant;
 #[cfg(feature = "planted-faults")]
 pub mod planted;
+mod rebuild;
 pub mod redis;
+mod sure;
 mod trim;
 mod types;
 mod whole;
@@ -26,13 +28,15 @@ pub use fold::{Fold, Folded};
 pub use pages::Pages;
 pub use people::*;
 pub use plant::*;
+pub use rebuild::{Scanned, Turn, Waiting};
+pub use sure::{Keeping, check_level};
 pub use trim::{Base, Trim, Trimmed};
 pub use types::*;
 pub use whole::*;
 
 use everthread_protocol::{
-    ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId, SessionKey,
-    TenantId, Version, WorkerId,
+    ControlId, Cursor, DeviceId, Epoch, Level, Millis, NodeId, PoolKey, Record, RunId, Seq, SessionId,
+    SessionKey, TenantId, Version, WorkerId,
 };
 use std::sync::Arc;
 
@@ -54,6 +58,29 @@ pub trait Store: Send + Sync + 'static {
         key: &SessionKey,
         write: Write<'_>,
     ) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Whether writes can be acknowledged at this level here. Once it could, it is true for good: of a replica that is gone for
+    /// the moment [`Store::confirm`] tells.
+    fn offers(&self, level: Level) -> bool;
+
+    /// The level at which decisions about the session are acknowledged where nobody says otherwise: replicated while a replica
+    /// follows closely, else accepted.
+    fn usual_level(&self, key: &SessionKey) -> Level;
+
+    /// Waits until what was written to the session, up to the write that was answered with `written`, is as sure as `level`
+    /// says. Of many that wait at once the store asks its servers once.
+    ///
+    /// [`Error::Indeterminate`] if it is not so in time, or if the log is not the one of that write any more: repeating the
+    /// write tells which, as its answer then is a duplicate that can be confirmed. [`Refusal::NoLevel`] if it never can be.
+    fn confirm(
+        &self,
+        key: &SessionKey,
+        written: &Written,
+        level: Level,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// When who writes to the session may forget what it wrote.
+    fn keeping(&self, key: &SessionKey) -> Keeping;
 
     /// Records that end after `after`, oldest first, up to about `bytes_max` of blocks (at least one record if there is
     /// one). The first may begin at or before `after`. They are contiguous whatever is folded meanwhile: older ones come
@@ -302,8 +329,49 @@ pub trait Store: Send + Sync + 'static {
         told_max: usize,
     ) -> impl Future<Output = Result<Vec<Present>, Error>> + Send;
 
-    /// Whether reads, writes and the live feed work now: the last probe through all of them came back.
+    /// Some of the sessions that there are, about `limit` at a time: from the beginning, or from where an earlier call says to go
+    /// on. Bounded in what it costs, not in how many it finds: there may be none, and more to come.
+    fn scan(&self, from: Option<&str>, limit: usize) -> impl Future<Output = Result<Scanned, Error>> + Send;
+
+    /// What is in a pool, `limit` items at a time, whoever has taken them: nothing changes.
+    fn waiting(
+        &self,
+        pool: &PoolKey,
+        after: Option<&str>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Waiting, Error>> + Send;
+
+    /// Whether `node` is to build the indexes anew, which was wanted so long ago. A turn lasts `lease`, and as long again
+    /// whenever its node asks; who wants it again after [`Turn::Done`] names a later time.
+    fn rebuild_turn(
+        &self,
+        node: &NodeId,
+        wanted: std::time::Duration,
+        lease: std::time::Duration,
+    ) -> impl Future<Output = Result<Turn, Error>> + Send;
+
+    /// The indexes are built, if the turn is still the node's.
+    fn end_rebuild(&self, node: &NodeId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// A number that grows when another server, or the same one started anew, serves a part of the store: its indexes may have
+    /// lost what the sessions have.
+    fn upheavals(&self) -> u64;
+
+    /// For how long the part of the store that has the session has answered without a break, as one and the same server;
+    /// `None` if it does not answer now.
+    fn steady_for(&self, key: &SessionKey) -> Option<std::time::Duration>;
+
+    /// Whether reads, writes and the live feed work now: the last probe through all of them came back. Where the store is
+    /// several servers, through one of them.
     fn is_ready(&self) -> bool;
+
+    /// How long ago such a probe came back last, where that is longest ago; `None` where there is nothing to probe.
+    fn probe_age(&self) -> Option<std::time::Duration>;
+
+    /// What the engine counts, for whoever shows it.
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        Vec::new()
+    }
 }
 
 /// How long an item that was taken from a pool stays hidden from other consumers.

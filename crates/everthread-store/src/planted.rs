@@ -53,7 +53,7 @@ impl FromStr for Fault {
 /// A script without its check of the fence, if that is the fault. Panics if the check does not stand there as it did.
 pub(crate) fn without_fence(text: &'static str) -> &'static str {
     const CHECKS: [&str; 2] =
-        ["if fence_run ~= '' and m[8] ~= ARGV[9] then return {'fenced'} end", "m[5] ~= ARGV[3] or "];
+        ["if fence_run ~= '' and m[8] ~= ARGV[9] then return {'fenced'} end", "m[5] ~= ARGV[before + 3] or "];
     if !is(Fault::Fence) {
         return text;
     }

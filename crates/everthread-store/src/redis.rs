@@ -7,12 +7,15 @@
 //!
 //! [`address`] reads what the operator wrote, [`dial`] opens connections, [`sentinel`] knows where the primary is and
 //! [`cluster`] which primary has which slot ([`slots`]); [`shard`] is what is connected to one primary, [`route`] the way of
-//! a request to it; [`link`] keeps connections alive, [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
+//! a request to it; [`link`] keeps connections alive, [`confirm`] asks how sure writes are ([`sure`]), [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`appends`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
 //! translate between them and the trait.
 
 mod address;
+mod appends;
 mod check;
 mod cluster;
+mod confirm;
+mod counts;
 mod dial;
 mod feed;
 mod fold;
@@ -24,11 +27,13 @@ mod people;
 mod plant;
 mod presence;
 mod read;
+mod rebuild;
 mod route;
 mod script;
 mod sentinel;
 mod shard;
 mod slots;
+mod sure;
 mod trim;
 mod whole;
 mod write;
@@ -45,9 +50,9 @@ use self::script::Scripts;
 use self::sentinel::Sentinels;
 use self::shard::{Crew, Way};
 use crate::{
-    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Listed, Loaded,
-    Page, Plant, Planted, PresenceChange, Present, Renewal, Store, Stub, StubInfo, Stubbed, Taken,
-    TenantFollower, Trim, Trimmed, WorkItem, Write, Written,
+    Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
+    Loaded, Page, Plant, Planted, PresenceChange, Present, Renewal, Scanned, Store, Stub, StubInfo, Stubbed,
+    Taken, TenantFollower, Trim, Trimmed, Turn, Waiting, WorkItem, Write, Written,
 };
 use everthread_protocol::{
     ControlId, Cursor, DeviceId, Epoch, Millis, NodeId, PoolKey, Record, Seq, SessionId, SessionKey,
@@ -132,6 +137,7 @@ impl Redis {
             scripts: scripts.clone(),
             command_connections: options.command_connections,
             feed: Arc::new(Feed::new(homes)),
+            response_timeout: timeout,
             moved: Arc::default(),
             lanes: AtomicU32::new(ONE.0),
         };
@@ -179,6 +185,8 @@ impl Redis {
         if connected.iter().all(Result::is_err) {
             connected.into_iter().collect::<Result<(), Error>>()?;
         }
+        // What writes may promise is known from the beginning.
+        futures_util::future::join_all(shards.iter().map(|shard| shard.confirmer.look())).await;
         let (mut lasting, findings) = (Vec::new(), examine(options).await);
         for finding in &findings {
             match finding.level {
@@ -208,6 +216,27 @@ impl Store for Redis {
 
     async fn write(&self, key: &SessionKey, write: Write<'_>) -> Result<Written, Error> {
         self.write_once(key, &write).await
+    }
+
+    fn offers(&self, level: everthread_protocol::Level) -> bool {
+        self.offers_level(level)
+    }
+
+    fn usual_level(&self, key: &SessionKey) -> everthread_protocol::Level {
+        self.usual_level_of(key)
+    }
+
+    async fn confirm(
+        &self,
+        key: &SessionKey,
+        written: &Written,
+        level: everthread_protocol::Level,
+    ) -> Result<(), Error> {
+        self.confirm_write(key, written, level).await
+    }
+
+    fn keeping(&self, key: &SessionKey) -> Keeping {
+        self.keeping_of(key)
     }
 
     async fn read(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
@@ -401,7 +430,40 @@ impl Store for Redis {
         self.present_in(key, told_max).await
     }
 
+    async fn scan(&self, from: Option<&str>, limit: usize) -> Result<Scanned, Error> {
+        self.scan_sessions(from, limit).await
+    }
+
+    async fn waiting(&self, pool: &PoolKey, after: Option<&str>, limit: usize) -> Result<Waiting, Error> {
+        self.waiting_items(pool, after, limit).await
+    }
+
+    async fn rebuild_turn(&self, node: &NodeId, wanted: Duration, lease: Duration) -> Result<Turn, Error> {
+        self.turn_of(node, wanted, Some(lease)).await
+    }
+
+    async fn end_rebuild(&self, node: &NodeId) -> Result<(), Error> {
+        self.turn_of(node, Duration::ZERO, None).await.map(drop)
+    }
+
+    fn upheavals(&self) -> u64 {
+        self.inner.feed.upheavals()
+    }
+
+    fn steady_for(&self, key: &SessionKey) -> Option<Duration> {
+        let shard = self.inner.shards.shard(Tag::Session(key))?;
+        self.inner.feed.steady_for(shard.lane)
+    }
+
     fn is_ready(&self) -> bool {
         self.inner.feed.is_ready()
+    }
+
+    fn probe_age(&self) -> Option<Duration> {
+        self.inner.feed.probe_age()
+    }
+
+    fn collectors(&self) -> Vec<Box<dyn prometheus::core::Collector>> {
+        self.inner.scripts.counts.collectors()
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::{ArchiveFault, WorkItem};
 use bytes::Bytes;
-use everthread_protocol::{Code, Epoch, Fault, Fence, Millis, Record, RunId, Seq, SessionKey, Version};
+use everthread_protocol::{
+    Code, Epoch, Fault, Fence, Level, Millis, Record, RunId, Seq, SessionKey, Version,
+};
 
 /// A lease that is longer counts as this long: its end must stay below 2^53.
 pub const LEASE_MS_MAX: u64 = 1 << 51;
@@ -246,6 +248,9 @@ pub enum Refusal {
     /// What was staged for the session is gone, or is not all there.
     #[error("what was staged is not all there")]
     NotStaged,
+    /// Acknowledgements of this level are not to be had here.
+    #[error("no write can be acknowledged as {0} here")]
+    NoLevel(Level),
 }
 
 /// Why an operation of the store failed.
@@ -257,6 +262,9 @@ pub enum Error {
     /// The store does not answer; nothing was written.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// This node has no capacity for it now; nothing was asked of the store.
+    #[error("no capacity for it now: {0}")]
+    Overloaded(String),
     /// The store did not answer in time; the write may have happened.
     #[error("no answer from the store: {0}")]
     Indeterminate(String),
@@ -290,7 +298,19 @@ impl Error {
             Error::Refused(Refusal::NotStaged) => {
                 (Code::Unavailable, "it took too long to put the session together: try again")
             }
+            Error::Refused(Refusal::NoLevel(level)) => {
+                let why = match level {
+                    Level::Accepted => "everything is acknowledged so",
+                    Level::Replicated => "the store has no replica",
+                    Level::Fsynced => "the store cannot tell what is on its disk",
+                };
+                return Fault::new(
+                    Code::NotSupported,
+                    format!("`ack` `{level}` is not to be had here: {why}"),
+                );
+            }
             Error::Unavailable(_) => (Code::Unavailable, "the store does not answer; nothing was written"),
+            Error::Overloaded(_) => (Code::Overloaded, "the node has no capacity for this now: try again"),
             Error::Indeterminate(_) => {
                 (Code::Indeterminate, "the write may or may not have happened: repeat it with the same id")
             }

@@ -2,13 +2,15 @@
 //!
 //! [`RedisServer`] owns a `redis-server` process in a temporary directory; [`RedisSentinels`] a primary with replicas and
 //! the sentinels that watch them, [`RedisCluster`] primaries with a replica each; [`Proxy`] owns a TCP listener in front of
-//! an upstream. All end with their value, so a test that fails leaves nothing behind.
+//! an upstream, and [`Balancer`] one in front of several nodes. All end with their value, so a test that fails leaves nothing behind.
 
+mod balancer;
 mod proxy;
 mod redis_cluster;
 mod redis_sentinels;
 mod redis_server;
 
+pub use balancer::Balancer;
 pub use proxy::{Direction, Proxy};
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;

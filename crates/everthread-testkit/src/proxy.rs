@@ -58,6 +58,7 @@ pub struct Proxy {
     age_max: watch::Sender<Option<Duration>>,
     weather: watch::Sender<Weather>,
     upstream: watch::Sender<String>,
+    swallowed: watch::Sender<Option<String>>,
     /// The accepting task, which owns the connections' tasks.
     _tasks: JoinSet<()>,
 }
@@ -70,9 +71,10 @@ impl Proxy {
         let (weather, seen) = watch::channel(Weather::Open(None));
         let (upstream, target) = watch::channel(upstream.into());
         let (age_max, age) = watch::channel(None);
+        let (swallowed, swallows) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, target, seen, age));
-        Ok(Self { address, age_max, weather, upstream, _tasks: tasks })
+        tasks.spawn(accept(listener, target, seen, age, swallows));
+        Ok(Self { address, age_max, weather, upstream, swallowed, _tasks: tasks })
     }
 
     /// Where clients connect to.
@@ -111,6 +113,12 @@ impl Proxy {
         self.age_max.send_replace(age);
     }
 
+    /// Drops every piece that the upstream sends with this text in it, and passes everything else: single messages get lost,
+    /// and nobody is told. `None` for nothing.
+    pub fn swallow(&self, text: Option<&str>) {
+        self.swallowed.send_replace(text.map(str::to_owned));
+    }
+
     /// Passes at most so many bytes per second on each connection, in each direction.
     pub fn throttle(&self, bytes_per_s: u64) {
         self.weather.send_replace(Weather::Open(Some(bytes_per_s)));
@@ -127,6 +135,7 @@ async fn accept(
     upstream: watch::Receiver<String>,
     weather: watch::Receiver<Weather>,
     age_max: watch::Receiver<Option<Duration>>,
+    swallowed: watch::Receiver<Option<String>>,
 ) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
@@ -134,7 +143,7 @@ async fn accept(
             continue;
         }
         let upstream = upstream.borrow().clone();
-        let serving = serve(client, upstream, weather.clone());
+        let serving = serve(client, upstream, weather.clone(), swallowed.clone());
         match *age_max.borrow() {
             None => connections.spawn(serving),
             // The end of its time drops it.
@@ -153,15 +162,20 @@ async fn connect(upstream: &str) -> std::io::Result<TcpStream> {
 }
 
 /// One connection, until either side closes it or the network is cut.
-async fn serve(client: TcpStream, upstream: String, mut weather: watch::Receiver<Weather>) {
+async fn serve(
+    client: TcpStream,
+    upstream: String,
+    mut weather: watch::Receiver<Weather>,
+    swallowed: watch::Receiver<Option<String>>,
+) {
     let Ok(Ok(server)) = timeout(CONNECT_MAX, connect(&upstream)).await else { return };
     // A proxy that adds Nagle's delay would measure itself.
     drop(client.set_nodelay(true));
     drop(server.set_nodelay(true));
     let (client_reader, client_writer) = client.into_split();
     let (server_reader, server_writer) = server.into_split();
-    let up = pump(client_reader, server_writer, weather.clone(), Direction::Up);
-    let down = pump(server_reader, client_writer, weather.clone(), Direction::Down);
+    let up = pump(client_reader, server_writer, weather.clone(), Direction::Up, None);
+    let down = pump(server_reader, client_writer, weather.clone(), Direction::Down, Some(swallowed));
     tokio::select! {
         () = up => {}
         () = down => {}
@@ -175,6 +189,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     mut weather: watch::Receiver<Weather>,
     way: Direction,
+    swallowed: Option<watch::Receiver<Option<String>>>,
 ) {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -182,6 +197,10 @@ async fn pump(
         let rate = if let Weather::Open(rate) = open { rate } else { None };
         let len = rate.map_or(CHUNK_BYTES, |rate| share(rate).clamp(1, CHUNK_BYTES));
         let Ok(len @ 1..) = from.read(&mut chunk[..len]).await else { return };
+        let is_lost = |text: &str| contains(&chunk[..len], text.as_bytes());
+        if swallowed.as_ref().is_some_and(|lost| lost.borrow().as_deref().is_some_and(is_lost)) {
+            continue;
+        }
         let now = *weather.borrow();
         if let Weather::Late(by) = now {
             sleep(by).await;
@@ -194,6 +213,10 @@ async fn pump(
             sleep(THROTTLE_TICK).await;
         }
     }
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
 }
 
 /// Bytes of one tick at `bytes_per_s`.
@@ -251,6 +274,19 @@ mod tests {
         socket.write_all(b"b").await.unwrap();
         assert!(timeout(Duration::from_millis(100), socket.read_u8()).await.is_err());
         proxy.heal();
+        assert_eq!(socket.read_u8().await.unwrap(), b'b');
+    }
+
+    #[tokio::test]
+    async fn what_is_swallowed_is_gone_and_everything_else_passes() {
+        let (upstream, _echo) = echo().await;
+        let proxy = Proxy::start(upstream).await.unwrap();
+        let mut socket = TcpStream::connect(proxy.address()).await.unwrap();
+        proxy.swallow(Some("lost"));
+        socket.write_all(b"it is lost").await.unwrap();
+        assert!(timeout(Duration::from_millis(100), socket.read_u8()).await.is_err());
+        proxy.swallow(None);
+        socket.write_all(b"b").await.unwrap();
         assert_eq!(socket.read_u8().await.unwrap(), b'b');
     }
 

@@ -101,6 +101,12 @@ struct Peek<'a> {
 }
 
 #[derive(Deserialize)]
+struct SafeFrame {
+    run: RunId,
+    batch: u64,
+}
+
+#[derive(Deserialize)]
 struct FencedFrame {
     run: RunId,
 }
@@ -273,6 +279,13 @@ impl<'a> Connection<'a> {
     fn frame(&mut self, frame: &str) -> Result<(), Left> {
         match &*read::<Peek<'_>>(frame)?.t {
             "ok" | "duplicate" => self.written(&read(frame)?),
+            "safe" => {
+                let SafeFrame { run, batch } = read(frame)?;
+                if let Some(run) = self.runs.get(&run) {
+                    run.with(|outbox| outbox.safe(batch));
+                    run.settle(Vec::new());
+                }
+            }
             "error" => self.refused(&read(frame)?),
             "work" => self.begin(&read(frame)?)?,
             "control" => {

@@ -46,6 +46,7 @@ mod worker;
 
 pub use approval::{Answer, Approval};
 pub use error::{Error, WorkerError};
+pub use everthread_protocol::Level;
 pub use everthread_protocol::control::{Mode, Verdict, WhoMay};
 pub use everthread_protocol::entry::{
     Keep, MessageStatus, Object, Outcome, PartKind, PartStatus, PutPart, Role, RunError,

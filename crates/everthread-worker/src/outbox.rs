@@ -16,7 +16,7 @@ use batch::{Gathered, append_frame, renumbered};
 use everthread_protocol::entry::RefusalReason;
 use everthread_protocol::error::ErrorBody;
 use everthread_protocol::limits::{BLOCK_BYTES_MAX, FRAME_BYTES_MAX};
-use everthread_protocol::{Code, ControlId, Entry, Fault, Fence, RunId};
+use everthread_protocol::{Code, ControlId, Entry, Fault, Fence, Level, RunId, TraceContext};
 use everthread_socket::{Backoff, Utf8Bytes};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub(crate) struct Name {
     pub fence: Fence,
     /// First and only incarnation of its producer: the run's attempt.
     pub incarnation: u64,
+    /// How sure its entries are to be, where the deployment does not say.
+    pub ack: Option<Level>,
 }
 
 /// What a reply means for those who wait.
@@ -102,6 +104,8 @@ enum Slot {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     name: Name,
+    /// What led to what is written from now on.
+    traceparent: Option<TraceContext>,
     block_bytes_max: usize,
     /// Not yet batches, oldest first.
     gathering: VecDeque<Slot>,
@@ -133,6 +137,7 @@ impl Outbox {
     pub(crate) fn new(name: Name, block_bytes_max: usize) -> Self {
         Self {
             name,
+            traceparent: None,
             block_bytes_max: block_bytes_max.min(BLOCK_BYTES_MAX),
             gathering: VecDeque::new(),
             gathering_bytes: 0,
@@ -154,6 +159,11 @@ impl Outbox {
 
     pub(crate) fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// What led to whatever is made a batch from now on.
+    pub(crate) fn set_trace(&mut self, traceparent: Option<TraceContext>) {
+        self.traceparent = traceparent;
     }
 
     /// Whether another write fits. One that is larger than what is left fits too, so that every write fits some time.
@@ -313,7 +323,7 @@ impl Outbox {
         let (frame, kind) = match slot {
             Slot::Entries(gathered) => {
                 self.gathering_bytes -= gathered.bytes();
-                (append_frame(&self.name, number, gathered), Kind::Append)
+                (append_frame(&self.name, number, self.traceparent, gathered), Kind::Append)
             }
             Slot::Request(request) => {
                 self.gathering_bytes -= request.bytes();
@@ -380,6 +390,13 @@ impl Outbox {
         while self.first() <= safe.min(batch) && self.forget_first() {}
         self.forget_old(now);
         events
+    }
+
+    /// Up to `batch` what is written may be forgotten.
+    pub(crate) fn safe(&mut self, batch: u64) {
+        // What is on its way again was lost once.
+        let sent = self.in_flight.unwrap_or(self.cursor);
+        while self.first() <= batch && self.first() < sent && self.forget_first() {}
     }
 
     /// Forgets batches that were written long ago.

@@ -97,6 +97,15 @@ impl Run {
         texts.join("\n\n")
     }
 
+    /// What led to what the run writes from now on, so that traces of the nodes begin there: the `traceparent` of the span
+    /// at hand, as the application's own tracing has it. What is none, and `None`, ends it.
+    ///
+    /// What was said when a batch is made counts for all of it.
+    pub fn set_traceparent(&self, traceparent: Option<&str>) {
+        let context = traceparent.and_then(|text| text.parse().ok());
+        self.shared.with(|outbox| outbox.set_trace(context));
+    }
+
     /// Completes when the function should stop, and says why. Cancel safe.
     pub async fn cancelled(&self) -> Cause {
         self.shared.stop.cancelled().await;

@@ -139,6 +139,7 @@ impl Runs {
             run: work.run.clone(),
             fence: work.fence,
             incarnation: u64::from(work.attempt),
+            ack: served.ack,
         };
         let outbox = Outbox::new(name, block_bytes_max);
         let (session, agent) = (work.session.clone(), work.agent.clone());

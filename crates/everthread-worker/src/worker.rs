@@ -6,7 +6,7 @@ use crate::run::{Cause, Finish, Run};
 use crate::runs::Runs;
 use everthread_protocol::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
 use everthread_protocol::worker_frame::{Offer, OnLost};
-use everthread_protocol::{AgentName, WorkerId};
+use everthread_protocol::{AgentName, Level, WorkerId};
 use everthread_socket::{Backoff, RawConnection};
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -31,6 +31,7 @@ pub(crate) type AgentFn = Arc<dyn Fn(Run) -> Pin<Box<dyn Future<Output = Finish>
 pub struct AgentOptions {
     is_steerable: bool,
     on_lost: OnLost,
+    ack: Option<Level>,
 }
 
 impl AgentOptions {
@@ -53,6 +54,13 @@ impl AgentOptions {
         self.on_lost = OnLost::Retry;
         self
     }
+
+    /// How sure it is to be that what a run writes is written, before it counts as written: where the deployment says less, or
+    /// more. A level that the server cannot give fails the run.
+    pub fn ack(mut self, level: Level) -> Self {
+        self.ack = Some(level);
+        self
+    }
 }
 
 /// An agent that a worker serves.
@@ -60,6 +68,7 @@ pub(crate) struct Served {
     pub(crate) function: AgentFn,
     pub(crate) is_steerable: bool,
     pub(crate) on_lost: OnLost,
+    pub(crate) ack: Option<Level>,
 }
 
 /// Says what a worker offers.
@@ -130,7 +139,7 @@ impl Builder {
             return Err(WorkerError::NoAgent);
         }
         let mut agents = BTreeMap::new();
-        for (name, capacity, AgentOptions { is_steerable, on_lost }, function) in self.agents {
+        for (name, capacity, AgentOptions { is_steerable, on_lost, ack }, function) in self.agents {
             let wrong = |why: &str| WorkerError::Name { name: name.clone(), why: why.to_owned() };
             let agent: AgentName =
                 name.parse().map_err(|e: everthread_protocol::InvalidId| wrong(&e.to_string()))?;
@@ -138,7 +147,8 @@ impl Builder {
                 return Err(wrong("its capacity is out of range"));
             }
             let offer = Offer { name: agent.clone(), capacity, on_lost };
-            if agents.insert(agent, (offer, Served { function, is_steerable, on_lost })).is_some() {
+            let served = Served { function, is_steerable, on_lost, ack };
+            if agents.insert(agent, (offer, served)).is_some() {
                 return Err(wrong("it was given twice"));
             }
         }
@@ -227,7 +237,8 @@ async fn stay_connected(
                 if began.elapsed() > RECONNECT_CAP * 2 {
                     backoff.reset();
                 }
-                let wait = backoff.step();
+                // Not sooner than the server asks, and not with everybody else whom it asked the same.
+                let wait = backoff.step() + error.after().unwrap_or_default();
                 tracing::warn!(%error, ?wait, url = config.url, "not connected; will try again");
                 wait
             }

@@ -3,10 +3,13 @@
 use crate::archive::ArchiveArgs;
 use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
+use crate::otlp::OtlpArgs;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use everthread_control::Leases;
+use everthread_control::{Acks, Leases};
+use everthread_edge::admission::UPGRADES_PER_S;
 use everthread_edge::presence::Times;
+use everthread_protocol::Level;
 use everthread_store::redis::Options;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Where `dev` keeps everything.
 pub const DEV_DATA_DIR: &str = "./.everthread";
+/// How long a stopping node still serves where load balancers may be in front of it: longer than HAProxy as in `deploy/`
+/// needs for two checks that fail.
+const DRAIN_DELAY: Duration = Duration::from_secs(2);
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -41,6 +47,14 @@ pub struct NodeArgs {
     /// What the embedded store survives without losing an acknowledged entry.
     #[arg(long, env = "EVERTHREAD_DURABILITY", value_enum, default_value_t = Durability::PowerCut)]
     pub durability: Durability,
+    /// What a worker's write survives before it is acknowledged, where the write does not say: accepted, replicated or
+    /// fsynced.
+    #[arg(long, env = "EVERTHREAD_ACK", default_value_t = Level::Accepted)]
+    pub ack: Level,
+    /// The same of everything that is decided, such as input, controls and ends of runs. If not given: replicated while the
+    /// store has a replica that follows.
+    #[arg(long, env = "EVERTHREAD_ACK_DECISIONS")]
+    pub ack_decisions: Option<Level>,
     /// The token that clients and workers present. `dev` has one of its own if none is given.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -72,13 +86,26 @@ pub struct NodeArgs {
     /// How long somebody who leaves is shown as present, and may come back, in milliseconds.
     #[arg(long, env = "EVERTHREAD_PRESENCE_GRACE_MS", default_value_t = 3_000)]
     pub presence_grace_ms: u64,
-    /// How long a stopping node waits for its connections, in milliseconds.
+    /// How long a stopping node is not ready and still serves, until load balancers have noticed, in milliseconds. 2000;
+    /// on a loopback address 0.
+    #[arg(long, env = "EVERTHREAD_DRAIN_DELAY_MS")]
+    pub drain_delay_ms: Option<u64>,
+    /// How long a stopping node waits for its connections after that, in milliseconds: good-byes are spread over it.
     #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
     pub drain_ms: u64,
+    /// How many clients may connect within a second; the others are told when to come again.
+    #[arg(long, env = "EVERTHREAD_UPGRADES_PER_S", default_value_t = UPGRADES_PER_S,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub upgrades_per_s: u32,
+    /// How often pools and deadlines are built anew from the sessions, besides after every failover of Redis, in milliseconds.
+    #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000)]
+    pub rebuild_every_ms: u64,
     #[command(flatten)]
     pub keeping: KeepingArgs,
     #[command(flatten)]
     pub archive: ArchiveArgs,
+    #[command(flatten)]
+    pub otlp: OtlpArgs,
     /// Form of the log.
     #[arg(long, env = "EVERTHREAD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -132,12 +159,18 @@ impl NodeArgs {
         );
         ensure!(self.cancel_grace_ms > 0, "--cancel-grace-ms must be more than 0");
         ensure!(self.heartbeat_ms >= 1000, "--heartbeat-ms must be at least 1000");
+        ensure!(self.rebuild_every_ms >= 1000, "--rebuild-every-ms must be at least 1000");
         Ok(Leases {
             lease: Duration::from_millis(self.lease_ms),
             heartbeat: Duration::from_millis(self.worker_heartbeat_ms),
             return_grace: Duration::from_millis(self.return_grace_ms),
             cancel_grace: Duration::from_millis(self.cancel_grace_ms),
         })
+    }
+
+    /// How sure acknowledgements are.
+    pub fn acks(&self) -> Acks {
+        Acks { appends: self.ack, decisions: self.ack_decisions }
     }
 
     /// The times of presence, checked against each other.
@@ -154,6 +187,12 @@ impl NodeArgs {
             grace: Duration::from_millis(self.presence_grace_ms),
             ..Times::default()
         })
+    }
+
+    /// How long a stopping node still serves.
+    pub fn drain_delay(&self) -> Duration {
+        let default = if self.listen.ip().is_loopback() { Duration::ZERO } else { DRAIN_DELAY };
+        self.drain_delay_ms.map_or(default, Duration::from_millis)
     }
 
     /// The token, or a reason not to start.
@@ -276,6 +315,7 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     args.token(Mode::Serve)?;
     args.keeping.folding()?;
     args.keeping.retention()?;
+    args.otlp.target()?;
     EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
     if let Some(url) = &args.redis {
         let node = args.node.as_deref().unwrap_or("check").parse().context("--node")?;

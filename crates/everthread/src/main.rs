@@ -10,7 +10,9 @@ mod demo;
 mod doctor;
 mod health;
 mod keeping;
+mod metrics;
 mod openai;
+mod otlp;
 mod serve;
 mod tail;
 

@@ -1,13 +1,13 @@
 //! `dev` and `serve`: bind everything, start, wait for a signal, drain.
 
 use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
+use crate::otlp::{Exporter, OtlpArgs};
 use crate::{admin, config, console, demo, openai};
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
 use everthread_archive::Archive;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
-use everthread_edge::{Config, Edge, archiving, http};
+use everthread_edge::{Config, Edge, archiving, http, listen};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{self, Embedded};
@@ -41,6 +41,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     args.leases()?;
     args.keeping.folding()?;
     args.keeping.retention()?;
+    args.otlp.target()?;
     let node: NodeId = match &args.node {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
@@ -112,6 +113,8 @@ async fn node_until_stopped<S: Store>(
     let archived_after = archive.as_ref().map(|options| options.after);
     let store = Arc::new(Archive::new(Arc::new(store), archive));
     store.begin().await.context("--archive")?;
+    let acks = args.acks();
+    acks.check(&*store).context("--ack and --ack-decisions")?;
     let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
@@ -122,12 +125,17 @@ async fn node_until_stopped<S: Store>(
         heartbeat: Duration::from_millis(args.heartbeat_ms),
         stall_max,
         presence: args.presence()?,
+        acks,
+        rebuild_every: Duration::from_millis(args.rebuild_every_ms),
         folding: args.keeping.folding()?,
         retention: args.keeping.retention()?,
         archive: archiving,
+        upgrades_per_s: args.upgrades_per_s,
     };
     let edge = Edge::start(store.clone(), config);
     edge.metrics.also(counts);
+    let traces = TaskGroup::new();
+    start_traces(&args.otlp, &edge, &traces)?;
     let draining = Arc::new(AtomicBool::new(false));
     let stop_accepting = CancellationToken::new();
 
@@ -141,7 +149,7 @@ async fn node_until_stopped<S: Store>(
     let servers = TaskGroup::new();
     serve_on(&servers, sockets.public, routes, stall_max, stop_accepting.clone());
     // The admin port answers until the very end.
-    let routes = admin::router(edge.clone(), draining.clone());
+    let routes = admin::router(edge.clone(), draining.clone())?;
     serve_on(&servers, sockets.admin, routes, stall_max, servers.token());
     tracing::info!("console: http://{public}/console");
     tracing::info!("metrics: http://{admin_address}/metrics");
@@ -152,18 +160,36 @@ async fn node_until_stopped<S: Store>(
     }
 
     wait_for_signal(&servers).await?;
-    tracing::info!("stopping: not ready, then good-bye to {} tasks", edge.tasks.len());
+    let pause = args.drain_delay();
+    tracing::info!(
+        connections = edge.departures.len(),
+        ?pause,
+        "stopping: not ready, then good-bye to everybody"
+    );
     draining.store(true, Ordering::Release);
     // The demo's runs end while there is still a node to write to.
     demo.close(Duration::from_secs(2)).await;
+    // Whoever sends connections here learns that it should not while they are still good.
+    tokio::time::sleep(pause).await;
     stop_accepting.cancel();
     if !edge.drain(Duration::from_millis(args.drain_ms)).await {
         tracing::warn!("some connections did not take their leave in time");
     }
     servers.close(Duration::from_secs(1)).await;
+    traces.close(Duration::from_secs(2)).await;
     // What is on its way into the archive or back is whole where it was.
     store.close(Duration::from_secs(1)).await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Traces what goes on in the node, if somebody is to get it.
+fn start_traces<S: Store>(args: &OtlpArgs, edge: &Edge<S>, tasks: &TaskGroup) -> anyhow::Result<()> {
+    let Some(target) = args.target()? else { return Ok(()) };
+    let node = edge.config.node.as_str();
+    let (tracer, exporter) = Exporter::new(target, args.otlp_ratio, node, &edge.metrics)?;
+    edge.trace(tracer);
+    tasks.spawn(exporter.run(tasks.token()));
     Ok(())
 }
 
@@ -205,18 +231,13 @@ fn serve_on(
     stall_max: Duration,
     stop: CancellationToken,
 ) {
-    let listener = listener.tap_io(move |stream| {
+    let tune = move |stream: &TcpStream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a socket keeps its delay");
         }
         end_when_stalled(stream, stall_max + STALL_MARGIN);
-    });
-    group.spawn(async move {
-        let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "a listener has failed");
-        }
-    });
+    };
+    group.spawn(listen::serve(listener, routes, tune, stop));
 }
 
 /// Whoever asks for much by HTTP and takes none of it would hold it in memory for ever: the kernel ends such a connection.

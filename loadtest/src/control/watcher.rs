@@ -159,7 +159,8 @@ impl Watcher {
             Kind::Cancel | Kind::Storm => ("c", ControlKind::Cancel, None, None),
         };
         let (t, id, target) = (ControlTag::Control, format!("{name}{session}").parse()?, Whom::Run(run));
-        let control = Control { t, id, attachment: 1, kind, target, mode, payload, expires_ms: None };
+        let control =
+            Control { t, id, attachment: 1, kind, target, mode, payload, expires_ms: None, ack: None };
         self.socket.send(&ClientFrame::Control(control).encode()).await
     }
 

@@ -90,7 +90,9 @@ impl Worker {
         }
         match serde_json::from_slice(bytes)? {
             WorkerServerFrame::Ping {} => self.send(&WorkerFrame::Pong {}),
-            WorkerServerFrame::Ok(_) | WorkerServerFrame::Welcome(_) => Ok(()),
+            WorkerServerFrame::Ok(_) | WorkerServerFrame::Safe { .. } | WorkerServerFrame::Welcome(_) => {
+                Ok(())
+            }
             WorkerServerFrame::Control(control) => self.on_control(control),
             _ => bail!("the worker got {}", String::from_utf8_lossy(bytes)),
         }
@@ -120,7 +122,8 @@ impl Worker {
         run.length += WORDS.len();
         let entries = RawValue::from_string(entries)?;
         let (t, fence, (request, producer)) = (AppendTag::Append, run.fence, run.next()?);
-        let append = Append { t, id: request, run: id.clone(), fence, producer, entries: &entries };
+        let (run, ack, traceparent) = (id.clone(), None, None);
+        let append = Append { t, id: request, run, fence, producer, ack, traceparent, entries: &entries };
         self.send(&WorkerFrame::Append(append))
     }
 

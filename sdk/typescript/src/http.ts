@@ -10,6 +10,7 @@ import type {
   ErrorBody,
   JsonObject,
   Message,
+  Level,
   Mode,
   PutPart,
   Receipt,
@@ -32,6 +33,8 @@ export type InputBody = ({ text: string } | { parts: PutPart[] }) & {
   message?: string;
   when_busy?: WhenBusy;
   replaces?: string;
+  /** How sure the answer is to be; as the deployment has it if absent. */
+  ack?: Level;
 };
 
 export interface ControlBody {
@@ -41,6 +44,8 @@ export interface ControlBody {
   mode?: Mode;
   payload?: object;
   expires_ms?: number;
+  /** How sure the answer is to be; as the deployment has it if absent. */
+  ack?: Level;
 }
 
 /** Where to cut, and what the new session is: all of it, under an id that the server makes, unless told otherwise. */
@@ -148,7 +153,7 @@ export class Http {
   input(
     session: string,
     body: InputBody,
-  ): Promise<{ cursor: string; message: string; run?: string; control?: string; duplicate?: boolean }> {
+  ): Promise<{ cursor: string; message: string; run?: string; control?: string; duplicate?: boolean; ack?: Level }> {
     return this.#call("POST", at(session, "/input"), body);
   }
 

@@ -340,7 +340,12 @@ export interface Done {
   run?: string;
   control?: string;
   duplicate?: boolean;
+  /** How sure it is, if it was asked or is more than `accepted`. */
+  ack?: Level;
 }
+
+/** How sure an acknowledgement is. */
+export type Level = "accepted" | "replicated" | "fsynced";
 
 /** What a list shows of a session: of one that a node cannot say more about, only the first lines. */
 export interface SessionSummary {
@@ -376,7 +381,7 @@ export type GoneReason = "deleted" | (string & {});
 
 /** What became of a control. `seq` is the one after which that holds. */
 export type Receipt =
-  | { t: "receipt"; control: string; stage: "accepted"; seq: number }
+  | { t: "receipt"; control: string; stage: "accepted"; seq: number; ack?: Level }
   | { t: "receipt"; control: string; stage: "delivered"; worker: string; seq: number }
   | SettledReceipt;
 
@@ -390,6 +395,7 @@ export interface SettledReceipt {
   run?: string;
   answered_by?: Author;
   seq: number;
+  ack?: Level;
 }
 
 export interface HistoryPage {

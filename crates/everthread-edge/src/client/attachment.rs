@@ -2,6 +2,8 @@
 
 use super::{Connection, TURN_BYTES};
 use crate::conflate::Pace;
+pub(super) use crate::metrics::Mode;
+use crate::metrics::{Counted, Replayed, Source};
 use crate::presence::Joined;
 use crate::reader::Reader;
 use crate::tail::{Found, Tail, Waiter, lost, since_of, start_of};
@@ -24,7 +26,8 @@ pub(super) struct Attachment {
     pub tail: Arc<Tail>,
     /// Everything up to here has been put into the outbox.
     pub cursor: Cursor,
-    pub mode: Mode,
+    /// What the client was told last.
+    pub mode: Counted,
     /// `{"t":"entries","attachment":N`: what its frames begin with.
     pub prefix: Bytes,
     pub waiter: Waiter,
@@ -38,17 +41,6 @@ pub(super) struct Attachment {
     pub has_acked: bool,
     /// How often it is sent entries, if not as they come.
     pub pace: Option<Pace>,
-}
-
-/// What the client was told last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// It is catching up after `attach` or a reset.
-    Joining,
-    /// It has everything.
-    Live,
-    /// It fell behind.
-    Lagging,
 }
 
 /// What is read for an attachment.
@@ -67,7 +59,7 @@ pub(super) struct Fetched {
 }
 
 pub(super) enum Brought {
-    Page(Page),
+    Page(Arc<Page>),
     Reset(ResetReason, Cursor, String),
 }
 
@@ -114,8 +106,8 @@ pub(super) async fn snapshot<S: Store>(
     attachment: u32,
     messages: usize,
 ) -> Result<(Cursor, String), Error> {
-    let (view, page) = reader.view(key).await?;
-    frame_of(&view, &page, attachment, messages)
+    let read = reader.shared_view(key).await?;
+    frame_of(&read.0, &read.1, attachment, messages)
 }
 
 /// The `snapshot` frame of a session as it stood below the floor: what is kept of the log follows it. `None` if nothing was
@@ -177,6 +169,8 @@ impl<S: Store> Connection<S> {
                 for suffix in frames.iter() {
                     self.outbox.entries(&attachment.prefix, suffix);
                 }
+                self.edge.metrics.sent(&attachment.mode, frames.arrived, frames.to.seq.0);
+                self.edge.trace_delivery(&attachment.tail, attachment.mode.get(), &frames);
                 attachment.cursor = frames.to;
                 // What comes behind that marks it.
                 if !frames.is_all || attachment.mode != Mode::Live || attachment.pace.is_some() {
@@ -186,13 +180,13 @@ impl<S: Store> Connection<S> {
             Found::Nothing(head) => {
                 attachment.cursor = head;
                 if attachment.mode != Mode::Live {
-                    attachment.mode = Mode::Live;
+                    attachment.mode.set(Mode::Live);
                     self.outbox.text(ServerFrame::Live { attachment: id, seq: head.seq }.encode());
                 }
             }
             Found::Behind(behind) => {
                 if attachment.mode == Mode::Live {
-                    attachment.mode = Mode::Lagging;
+                    attachment.mode.set(Mode::Lagging);
                     self.edge.metrics.lags.inc();
                     self.outbox.text(ServerFrame::Lag { attachment: id, behind }.encode());
                 }
@@ -209,7 +203,6 @@ impl<S: Store> Connection<S> {
         if self.attachments.remove(&id).is_none() {
             return;
         }
-        self.edge.metrics.attachments.dec();
         self.edge.metrics.gone.inc();
         self.outbox.text(ServerFrame::Gone { attachment: id, reason: GoneReason::Deleted }.encode());
     }
@@ -230,15 +223,18 @@ impl<S: Store> Connection<S> {
         match fetched.result {
             Ok(Brought::Page(page)) => {
                 if let Some(reason) = lost(&page, attachment.cursor) {
+                    self.edge.metrics.replayed(Source::Log, Replayed::Reset);
                     self.start_fetch(id, Fetch::Reset(reason));
                     return;
                 }
                 if page.records.is_empty() {
+                    self.edge.metrics.replayed(Source::Log, Replayed::Empty);
                     // The log's end, and the feed has not brought it here yet. The repair wakes everybody.
                     attachment.waiter.rearm();
                     attachment.tail.doubt();
                     return;
                 }
+                self.edge.metrics.replayed(Source::Log, Replayed::Ok);
                 let frames = page.records.iter().map(|record| {
                     let since = since_of(&page.epochs, record);
                     (record.frame_suffix(since), Cursor { epoch: record.epoch, seq: record.to })
@@ -254,8 +250,9 @@ impl<S: Store> Connection<S> {
             }
             Ok(Brought::Reset(reason, cursor, frame)) => {
                 self.edge.metrics.resets.inc();
+                self.edge.metrics.replayed(Source::Snapshot, Replayed::Ok);
                 attachment.cursor = cursor;
-                attachment.mode = Mode::Joining;
+                attachment.mode.set(Mode::Joining);
                 let reset = ServerFrame::Reset { attachment: id, reason };
                 self.outbox.text(reset.encode());
                 self.outbox.text(frame);
@@ -267,6 +264,7 @@ impl<S: Store> Connection<S> {
                 attachment.tail.doubt();
             }
             Err((key, error)) => {
+                self.edge.metrics.replayed(Source::Log, Replayed::Error);
                 // The attachment keeps its cursor and tries again; the store's trouble is reported once, by the store.
                 tracing::debug!(%key, %error, "an attachment waits for the store");
                 self.make_ready(id);

@@ -1,10 +1,11 @@
 //! Requests of a client: each is one future, made from a frame, whose reply goes into the outbox.
 
 use super::Connection;
-use super::attachment::{self, Attachment, Mode, RESET_MESSAGES};
+use super::attachment::{self, Attachment, RESET_MESSAGES};
 use crate::auth::Identity;
 use crate::conflate::Pace;
 use crate::control::Track;
+use crate::metrics::{Replayed, Source};
 use crate::put::{self, Intent};
 use crate::reader::fault_of;
 use crate::tail::{Tail, lost, start_of};
@@ -36,7 +37,7 @@ pub(super) enum Reply {
     /// `hello` is done.
     Welcome(RequestId, u64),
     /// A control is in the log, or was.
-    Asked(SessionKey, Receipt),
+    Asked(SessionKey, control::Asked),
     /// A new attachment, what its client is sent first, and what else it asked for.
     Attached(u32, Arc<Tail>, Cursor, Vec<String>, Wishes),
     /// It failed.
@@ -62,7 +63,6 @@ impl<S: Store> Connection<S> {
             ClientFrame::Detach(detach) => {
                 self.store_acks(detach.attachment);
                 if self.attachments.remove(&detach.attachment).is_some() {
-                    self.edge.metrics.attachments.dec();
                     self.page.take_if(|page| page.is_for(detach.attachment));
                     self.outbox.text(ServerFrame::Ok(done(detach.id)).encode());
                 } else {
@@ -165,9 +165,9 @@ impl<S: Store> Connection<S> {
             Ok(intent) => intent,
             Err(fault) => return self.error(Some(put.id.to_string()), fault),
         };
-        let (edge, id) = (self.edge.clone(), put.id.clone());
+        let (edge, id, ack) = (self.edge.clone(), put.id.clone(), put.ack);
         self.begin(put.id.to_string(), async move {
-            let outcome = put::carry_out(&edge, &key, &identity.author, &id, intent).await?;
+            let outcome = put::carry_out(&edge, &key, &identity.author, &id, intent, ack).await?;
             let done = Done {
                 id,
                 cursor: Some(outcome.cursor),
@@ -175,13 +175,14 @@ impl<S: Store> Connection<S> {
                 run: outcome.run,
                 control: outcome.control,
                 duplicate: outcome.duplicate,
+                ack: outcome.ack,
             };
             Ok(Reply::Frames(vec![ServerFrame::Ok(done).encode()]))
         });
     }
 
     fn on_control(&mut self, asked: &Control<'_>, key: SessionKey, identity: Identity) {
-        let Control { id, kind, target, mode, payload, expires_ms, .. } = asked.clone();
+        let Control { id, kind, target, mode, payload, expires_ms, ack, .. } = asked.clone();
         let text = id.to_string();
         let ask = match control::read(id, identity.author, target, kind, mode, payload, expires_ms) {
             Ok(ask) => ask,
@@ -189,8 +190,8 @@ impl<S: Store> Connection<S> {
         };
         let edge = self.edge.clone();
         self.begin(text, async move {
-            let receipt = control::ask(&edge.desk, &key, ask).await?;
-            Ok(Reply::Asked(key, receipt))
+            let asked = control::ask(&edge, &key, ask, ack).await?;
+            Ok(Reply::Asked(key, asked))
         });
     }
 
@@ -313,9 +314,9 @@ impl<S: Store> Connection<S> {
     pub(super) fn on_reply(&mut self, reply: Reply) {
         match reply {
             Reply::Frames(frames) => frames.into_iter().for_each(|frame| self.outbox.text(frame)),
-            Reply::Asked(key, receipt) => {
-                let track =
-                    (!control::is_settled(&receipt)).then(|| Track::new(&self.edge, &key, &receipt.control));
+            Reply::Asked(key, control::Asked { receipt, at }) => {
+                let track = (!control::is_settled(&receipt))
+                    .then(|| Track::new(&self.edge, &key, &receipt.control, at));
                 self.outbox.text(ServerFrame::Receipt(receipt).encode());
                 if let Some(track) = track {
                     self.track(track);
@@ -337,7 +338,7 @@ impl<S: Store> Connection<S> {
                 let attachment = Attachment {
                     tail,
                     cursor,
-                    mode: Mode::Joining,
+                    mode: self.edge.metrics.attachments.joining(),
                     prefix,
                     waiter,
                     wants_fetch: false,
@@ -347,7 +348,6 @@ impl<S: Store> Connection<S> {
                     pace,
                 };
                 self.attachments.insert(number, Box::new(attachment));
-                self.edge.metrics.attachments.inc();
                 self.make_ready(number);
             }
             Reply::Failed(id, fault) => self.error(Some(id), fault),
@@ -426,6 +426,8 @@ async fn open<S: Store>(
         Begin::After(cursor) => (cursor, None),
         Begin::Recent(messages) => {
             let read = attachment::snapshot(&edge.reader, &key, number, messages).await;
+            let result = if read.is_ok() { Replayed::Ok } else { Replayed::Error };
+            edge.metrics.replayed(Source::Snapshot, result);
             read.map(|(cursor, frame)| (cursor, Some(frame))).map_err(failed)?
         }
         Begin::Base => {
@@ -441,7 +443,7 @@ async fn open<S: Store>(
 }
 
 fn done(id: RequestId) -> Done {
-    Done { id, cursor: None, message: None, run: None, control: None, duplicate: false }
+    Done { id, cursor: None, message: None, run: None, control: None, duplicate: false, ack: None }
 }
 
 fn no_attachment() -> Fault {

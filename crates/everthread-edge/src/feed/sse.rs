@@ -1,8 +1,9 @@
 //! `GET /v1/feed`: the feed as server-sent events.
 
 use super::Watch;
+use crate::departure::{Guest, Role};
 use crate::http::{Answer, query, stream_response};
-use crate::sse::{Counted, HEARTBEAT, event};
+use crate::sse::{Counted, HEARTBEAT, bye_event, event};
 use crate::tail::Wake;
 use crate::{Edge, feed::board::News};
 use axum::body::Body;
@@ -36,7 +37,8 @@ pub(crate) async fn follow<S: Store>(State(edge): State<Edge<S>>, request: Reque
     let wake = Arc::new(Wake::default());
     let watch = edge.feeds.watch(&identity.tenant, asked.device, asked.recent, wake.clone(), 0);
     let counted = Counted::new(edge.metrics.connections.with_label_values(&["sse"]));
-    let events = Events { edge, watch, wake, queue: VecDeque::new(), _counted: counted };
+    let (queue, guest) = (VecDeque::new(), edge.departures.enter());
+    let events = Events { edge, watch, wake, queue, is_over: false, guest, _counted: counted };
     let events = stream::unfold(events, |mut events| async move {
         let event = events.next().await?;
         Some((Ok::<_, std::convert::Infallible>(event), events))
@@ -49,6 +51,8 @@ struct Events<S> {
     watch: Watch,
     wake: Arc<Wake>,
     queue: VecDeque<Bytes>,
+    is_over: bool,
+    guest: Guest,
     _counted: Counted,
 }
 
@@ -56,6 +60,9 @@ impl<S: Store> Events<S> {
     /// The next event; none when the node drains.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            if self.is_over {
+                return None;
+            }
             if let Some(event) = self.queue.pop_front() {
                 self.edge.metrics.feed_frames.inc();
                 return Some(event);
@@ -71,7 +78,10 @@ impl<S: Store> Events<S> {
                 None => tokio::select! {
                     () = self.wake.woken() => self.wake.take(&mut Vec::new()),
                     () = tokio::time::sleep(HEARTBEAT) => return Some(Bytes::from_static(b":\n\n")),
-                    () = self.edge.tasks.stopped() => return None,
+                    () = self.edge.departures.goes(&self.guest, Role::Client) => {
+                        self.is_over = true;
+                        return Some(bye_event(&self.edge.departures, &self.guest));
+                    }
                 },
             }
         }

@@ -5,7 +5,7 @@ use crate::{Edge, control, put};
 use axum::extract::{Request, State};
 use everthread_protocol::control::Mode;
 use everthread_protocol::entry::{ControlKind, Target};
-use everthread_protocol::{AgentName, ControlId, Fault, RequestId};
+use everthread_protocol::{AgentName, ControlId, Fault, Level, RequestId};
 use everthread_store::Store;
 use http::StatusCode;
 use serde::Deserialize;
@@ -25,6 +25,7 @@ struct Asked {
     mode: Option<Mode>,
     payload: Option<Box<RawValue>>,
     expires_ms: Option<u64>,
+    ack: Option<Level>,
 }
 
 #[derive(Deserialize)]
@@ -46,11 +47,11 @@ pub(super) async fn ask<S: Store>(
 ) -> Answer {
     let (identity, key) = enter(&edge, request.headers(), &session)?;
     let wait = query::<WaitQuery>(&request)?.wait();
-    let Asked { id, kind, target, mode, payload, expires_ms } = body(request).await?;
+    let Asked { id, kind, target, mode, payload, expires_ms, ack } = body(request).await?;
     let id = id.unwrap_or_else(put::fresh_id);
     let asked = control::read(id, identity.author, target, kind, mode, payload.as_deref(), expires_ms)?;
-    let receipt = control::ask(&edge.desk, &key, asked).await?;
-    let receipt = control::wait_for(&edge, &key, receipt, wait).await?;
+    let asked = control::ask(&edge, &key, asked, ack).await?;
+    let receipt = control::wait_for(&edge, &key, asked.receipt, asked.at, wait).await?;
     let status = if control::is_settled(&receipt) { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(json_response(status, &receipt))
 }
@@ -64,7 +65,7 @@ pub(super) async fn show<S: Store>(
     let wait = query::<WaitQuery>(&request)?.wait();
     let id: ControlId = control.parse().map_err(|e| Fault::bad_request(format!("control: {e}")))?;
     let receipt = control::receipt_now(&edge.desk, &key, &id).await?;
-    let receipt = control::wait_for(&edge, &key, receipt, wait).await?;
+    let receipt = control::wait_for(&edge, &key, receipt, None, wait).await?;
     Ok(json_response(StatusCode::OK, &receipt))
 }
 

@@ -5,7 +5,7 @@ use crate::Edge;
 use crate::reader::fault_of;
 use axum::extract::{Request, State};
 use everthread_protocol::{Code, Cursor, DeviceId, Fault, SessionKey};
-use everthread_store::{Device, Store};
+use everthread_store::{Device, Error, Refusal, Store};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -57,6 +57,13 @@ pub(super) async fn forget<S: Store>(
     let (_, key) = enter(&edge, &headers, &session)?;
     let device = named(&device)?;
     let was_known = edge.desk.store().forget_device(&key, &device).await.map_err(|e| fault_of(&key, &e))?;
+    if !was_known {
+        let heads =
+            edge.desk.store().heads(std::slice::from_ref(&key)).await.map_err(|e| fault_of(&key, &e))?;
+        if heads.first().is_none_or(Option::is_none) {
+            return Err(Error::Refused(Refusal::NoSession).fault().into());
+        }
+    }
     Ok(json_response(StatusCode::OK, &json!({ "forgotten": was_known })))
 }
 

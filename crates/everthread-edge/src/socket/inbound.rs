@@ -5,6 +5,7 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use everthread_protocol::limits::FRAME_BYTES_MAX;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncReadExt as _;
@@ -73,6 +74,12 @@ impl Inbound {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Ready when the peer is gone; what it still sends is dropped. A socket that is closed while something unread is there
+    /// takes back what was written last, and the peer never learns why it was closed.
+    pub async fn gone(&mut self) {
+        while poll_fn(|cx| self.poll_next(cx)).await.is_ok() {}
     }
 }
 

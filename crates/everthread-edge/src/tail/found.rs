@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use everthread_protocol::Cursor;
+use std::time::Instant;
 
 /// What a cursor finds in a ring.
 #[derive(Debug)]
@@ -29,18 +30,25 @@ pub struct Frames {
     pub to: Cursor,
     /// There was nothing behind them.
     pub is_all: bool,
+    /// When the feed brought the first, unless they are folded.
+    pub arrived: Option<Instant>,
 }
 
 impl Frames {
     /// One frame.
     pub fn one(frame: Bytes, to: Cursor, is_all: bool) -> Frames {
-        Frames { first: frame, more: Vec::new(), to, is_all }
+        Frames { first: frame, more: Vec::new(), to, is_all, arrived: None }
     }
 
     /// Several; none is no stretch at all.
     pub fn of(frames: impl IntoIterator<Item = Bytes>, to: Cursor, is_all: bool) -> Option<Frames> {
         let mut frames = frames.into_iter();
-        Some(Frames { first: frames.next()?, more: frames.collect(), to, is_all })
+        Some(Frames { first: frames.next()?, more: frames.collect(), to, is_all, arrived: None })
+    }
+
+    /// The same, brought by the feed then.
+    pub fn since(self, arrived: Instant) -> Frames {
+        Frames { arrived: Some(arrived), ..self }
     }
 
     /// How many; at least one.

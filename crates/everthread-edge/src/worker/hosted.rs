@@ -3,8 +3,11 @@
 use super::Connection;
 use super::job::{self, Job, Kept, Write, WriteKind};
 use super::parts::Parts;
+use super::safety::{Confirmed, Question, Safety, Unsure};
+use crate::metrics;
 use crate::reader::fault_of;
 use crate::tail::STOPPED;
+use crate::trace::{About, Traced};
 use bytes::Bytes;
 use everthread_control::{Assignment, Seat, run_producer};
 use everthread_protocol::entry::{self, PartAppend, Token, Writer};
@@ -12,12 +15,14 @@ use everthread_protocol::worker_frame::{
     Ack, Append, Decline, PlainAppend, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Code, ControlId, Fault, Fence, RequestId, RunId, Seq, SessionKey, Version, scan,
+    AgentName, Code, ControlId, Fault, Fence, Level, RequestId, RunId, Seq, SessionKey, TraceContext,
+    Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Error, Follower, Following, Interest, Refusal, Store};
+use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What every write of a run names.
 pub(super) struct Writing {
@@ -50,11 +55,15 @@ pub(super) struct Hosted {
     pub queue: VecDeque<Queued>,
     /// Whether a write or a rebuild is under way.
     pub is_busy: bool,
+    /// When what is being written was read, if its time is taken.
+    pub read: Option<Instant>,
     /// Controls and ended children that the worker was told of.
     pub told_controls: HashSet<ControlId>,
     pub told_children: HashSet<RunId>,
     /// The messages of steers are being read: later ones wait, to be told in their order.
     pub is_reading_steers: bool,
+    /// Which of its batches the worker may forget.
+    pub safety: Safety,
     pub watch: u32,
 }
 
@@ -88,7 +97,7 @@ impl Follower for Changes {
 
 impl Hosted {
     /// A run of which nothing is known here but who holds it.
-    fn new(kept: Kept, seat: Option<Arc<Seat>>, watch: u32) -> Hosted {
+    fn new(kept: Kept, seat: Option<Arc<Seat>>, keeping: Keeping, watch: u32) -> Hosted {
         let writing = Writing {
             by: format!("{{\"kind\":\"agent\",\"id\":\"{}\"}}", kept.agent),
             producer: run_producer(&kept.run),
@@ -108,9 +117,11 @@ impl Hosted {
             is_rebuilt: false,
             queue: VecDeque::new(),
             is_busy: false,
+            read: None,
             told_controls: HashSet::new(),
             told_children: HashSet::new(),
             is_reading_steers: false,
+            safety: Safety::new(keeping),
             watch,
         }
     }
@@ -121,12 +132,17 @@ pub(super) struct Queued {
     id: RequestId,
     /// Of the frame.
     bytes: usize,
+    /// When it was read, if its time is taken.
+    read: Option<Instant>,
+    /// What its worker says led to it.
+    asked: Option<Box<TraceContext>>,
+    trace: Option<Box<Traced>>,
     what: Unwritten,
 }
 
 enum Unwritten {
     /// Entries of the run.
-    Append { fence: Fence, producer: Producer, entries: Bytes },
+    Append { fence: Fence, producer: Producer, entries: Bytes, ack: Option<Level> },
     /// A frame that asks for a decision: there are few, and each is read again in its turn.
     Other(Bytes),
 }
@@ -135,20 +151,30 @@ impl Queued {
     /// Part of the frame in `bytes`.
     pub fn append(append: Append<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries.get().as_bytes());
-        let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        let read = metrics::is_sampled(append.producer.batch).then(Instant::now);
+        let Append { id, run, fence, producer, ack, traceparent, .. } = append;
+        let what = Unwritten::Append { fence, producer, entries, ack };
+        let asked = traceparent.and_then(|text| text.parse().ok()).map(Box::new);
+        (run, Queued { id, bytes: bytes.len(), read, asked, trace: None, what })
     }
 
     /// The same, read the short way.
     pub fn plain(append: PlainAppend<'_>, bytes: &Bytes) -> (RunId, Queued) {
         let entries = bytes.slice_ref(append.entries);
-        let what = Unwritten::Append { fence: append.fence, producer: append.producer, entries };
-        (append.run, Queued { id: append.id, bytes: bytes.len(), what })
+        let PlainAppend { fence, producer, .. } = append;
+        let read = metrics::is_sampled(producer.batch).then(Instant::now);
+        let what = Unwritten::Append { fence, producer, entries, ack: None };
+        (append.run, Queued { id: append.id, bytes: bytes.len(), read, asked: None, trace: None, what })
+    }
+
+    fn is_append(&self) -> bool {
+        matches!(self.what, Unwritten::Append { .. })
     }
 
     /// The frame in `bytes`.
     pub fn other(id: RequestId, bytes: Bytes) -> Queued {
-        Queued { id, bytes: bytes.len(), what: Unwritten::Other(bytes) }
+        let (read, asked, trace) = (None, None, None);
+        Queued { id, bytes: bytes.len(), read, asked, trace, what: Unwritten::Other(bytes) }
     }
 }
 
@@ -185,7 +211,8 @@ impl<S: Store> Connection<S> {
             attempt,
             next: Producer { incarnation: u64::from(attempt), batch: 1 },
         };
-        let mut hosted = Hosted::new(claimed, Some(seat), self.watch(&assignment.key));
+        let keeping = self.edge.desk.store().keeping(&assignment.key);
+        let mut hosted = Hosted::new(claimed, Some(seat), keeping, self.watch(&assignment.key));
         hosted.since = assignment.seq;
         // An earlier attempt may have left something open.
         hosted.parts = (attempt == 1).then(Parts::default);
@@ -199,7 +226,8 @@ impl<S: Store> Connection<S> {
         let seat = self.seats.get(&kept.agent).cloned();
         let watch = self.watch(&kept.key);
         let run = kept.run.clone();
-        let mut hosted = Hosted::new(kept, seat, watch);
+        let keeping = self.edge.desk.store().keeping(&kept.key);
+        let mut hosted = Hosted::new(kept, seat, keeping, watch);
         hosted.is_handed = true;
         self.runs.insert(run, hosted);
         self.wake.mark(watch);
@@ -265,7 +293,10 @@ impl<S: Store> Connection<S> {
     }
 
     /// `append` and the like: written when all earlier ones of the run are.
-    pub(super) fn on_write(&mut self, run: &RunId, queued: Queued) {
+    pub(super) fn on_write(&mut self, run: &RunId, mut queued: Queued) {
+        if let Some(tracer) = self.edge.tracer.get().filter(|_| queued.is_append()) {
+            queued.trace = tracer.begin(queued.asked.as_deref());
+        }
         let Some(hosted) = self.runs.get_mut(run) else {
             return self.error(Some(queued.id.to_string()), not_held());
         };
@@ -290,11 +321,13 @@ impl<S: Store> Connection<S> {
                 self.jobs.push(Box::pin(work));
                 return;
             }
-            let Some(queued) = hosted.queue.pop_front() else { return };
+            let Some(mut queued) = hosted.queue.pop_front() else { return };
             self.queued_bytes -= queued.bytes;
             match prepare(hosted, &queued) {
-                Ok(write) => {
-                    hosted.is_busy = true;
+                Ok(mut write) => {
+                    write.trace = queued.trace.take();
+                    (hosted.is_busy, hosted.read) = (true, queued.read);
+                    hosted.safety.sent(queued.bytes);
                     hosted.is_rebuilt = false;
                     self.jobs.push(Box::pin(job::write(self.edge.clone(), write)));
                     return;
@@ -336,29 +369,37 @@ impl<S: Store> Connection<S> {
     }
 
     pub(super) fn on_written(&mut self, done: job::WriteDone) {
-        let job::WriteDone { id, writing, fence, producer, is_last, result } = done;
+        let job::WriteDone { id, writing, fence, producer, is_last, ack, trace, result } = done;
         let run = &writing.run;
         match &result {
             Ok(written) if written.duplicate.is_none() => self.edge.metrics.appended.inc(),
             Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
             Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
         }
-        if let Some(hosted) = self.hosted(run, fence) {
-            hosted.is_busy = false;
+        if let Some((trace, tracer)) = trace.zip(self.edge.tracer.get()) {
+            let (key, agent, batch) = (&writing.key, writing.agent.as_str(), producer.batch);
+            let about = About { key, run: run.as_str(), agent, batch };
+            tracer.acked(&trace, about, result.as_ref().map(|written| written.to));
         }
+        let read = self.hosted(run, fence).and_then(|hosted| {
+            hosted.is_busy = false;
+            hosted.read.take()
+        });
         match result {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
                 let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
-                let ack = Ack {
-                    id,
-                    run: run.clone(),
-                    batch,
-                    to: written.to,
-                    version: written.version,
-                    safe: batch,
+                let safe = match self.hosted(run, fence) {
+                    Some(hosted) => {
+                        let is_sure = ack.is_some_and(|level| level > Level::Accepted);
+                        hosted.safety.written(batch, producer.incarnation, &written, is_sure)
+                    }
+                    None => batch,
                 };
+                let (to, version) = (written.to, written.version);
+                let ack = Ack { id, run: run.clone(), batch, to, version, safe, ack };
                 self.outbox.text(ack.encode(is_repeat));
+                self.edge.metrics.acked(read);
                 if let Some(hosted) = self.hosted(run, fence) {
                     let next = Producer { incarnation: producer.incarnation, batch: batch + 1 };
                     let is_new = producer == hosted.next && !is_repeat;
@@ -374,6 +415,8 @@ impl<S: Store> Connection<S> {
                 }
                 if is_last && self.hosted(run, fence).is_some() {
                     self.drop_run(run);
+                } else if self.hosted(run, fence).is_some_and(|hosted| hosted.safety.is_pressing()) {
+                    self.confirm(Some(run));
                 }
             }
             Err(fault) => {
@@ -390,6 +433,44 @@ impl<S: Store> Connection<S> {
         self.pump(run);
     }
 
+    /// Tells workers what has become safe by age, and asks about what can be asked about.
+    pub(super) fn on_safety_tick(&mut self) {
+        let now = tokio::time::Instant::now();
+        for (run, hosted) in &mut self.runs {
+            let keeping = self.edge.desk.store().keeping(&hosted.writing.key);
+            if let Some(batch) = hosted.safety.tick(keeping, now) {
+                self.outbox.text(WorkerServerFrame::Safe { run: run.clone(), batch }.encode());
+            }
+        }
+        self.confirm(None);
+    }
+
+    /// Asks the store whether what is written is sure: of one run, or all together.
+    fn confirm(&mut self, only: Option<&RunId>) {
+        let wanted = self
+            .runs
+            .iter_mut()
+            .filter(|(run, hosted)| only.is_none_or(|only| only == *run) && hosted.safety.wants_confirming());
+        let question = |(run, hosted): (&RunId, &mut Hosted)| -> Option<Question> {
+            let (batch, written) = hosted.safety.confirm()?;
+            let unsure = Unsure { run: run.clone(), fence: hosted.fence, batch, written };
+            Some((hosted.writing.key.clone(), unsure))
+        };
+        let questions: Vec<Question> = wanted.filter_map(question).collect();
+        if !questions.is_empty() {
+            self.jobs.push(Box::pin(job::confirm(self.edge.clone(), questions)));
+        }
+    }
+
+    fn on_confirmed(&mut self, all: Vec<Confirmed>) {
+        for Confirmed { run, fence, batch, is_sure } in all {
+            let Some(hosted) = self.hosted(&run, fence) else { continue };
+            if let Some(batch) = hosted.safety.confirmed(batch, is_sure) {
+                self.outbox.text(WorkerServerFrame::Safe { run, batch }.encode());
+            }
+        }
+    }
+
     pub(super) fn fenced(&mut self, run: &RunId) {
         let Some(hosted) = self.runs.get(run) else { return };
         if hosted.is_handed {
@@ -402,7 +483,7 @@ impl<S: Store> Connection<S> {
         let mut marked = Vec::new();
         self.wake.take(&mut marked);
         if marked.contains(&STOPPED) {
-            return Err(super::End::Close(everthread_protocol::error::close::DRAINING));
+            self.begin_to_go();
         }
         for number in marked {
             let Some(watched) = self.watched.get_mut(&number) else { continue };
@@ -455,6 +536,7 @@ impl<S: Store> Connection<S> {
             Job::Rebuilt((run, fence), result) => self.on_rebuilt(&run, fence, result),
             Job::Looked(number, result) => self.on_looked(number, result),
             Job::Steers(held, steers) => self.on_steers(&held, steers),
+            Job::Confirmed(all) => self.on_confirmed(all),
             Job::Marked => {}
             Job::Renewed(heads) => {
                 for (number, version) in heads {
@@ -475,19 +557,19 @@ fn not_held() -> Fault {
 /// Checks a write against the run, and makes it ready for the store.
 fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
     let (fence, producer, kind) = match &queued.what {
-        Unwritten::Append { fence, producer, entries } => {
+        Unwritten::Append { fence, producer, entries, ack } => {
             if *fence != hosted.fence {
                 return Err(not_held());
             }
             let count = check_append(hosted, *producer, entries)?;
-            (*fence, *producer, WriteKind::Append { entries: entries.clone(), count })
+            (*fence, *producer, WriteKind::Append { entries: entries.clone(), count, ack: *ack })
         }
         Unwritten::Other(bytes) => read_decision(&hosted.writing.run, bytes)?,
     };
     if fence != hosted.fence {
         return Err(not_held());
     }
-    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind })
+    Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind, trace: None })
 }
 
 fn read_decision(run: &RunId, bytes: &Bytes) -> Result<(Fence, Producer, WriteKind), Fault> {

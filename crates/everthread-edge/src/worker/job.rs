@@ -3,22 +3,25 @@
 use super::Me;
 use super::hosted::Writing;
 use super::parts::Parts;
+use super::safety::{Confirmed, Question, Unsure};
 use crate::Edge;
+use crate::put::told_level;
 use crate::reader::fault_of;
 use crate::run_token::RunRight;
+use crate::trace::Traced;
 use bytes::Bytes;
 use everthread_control::{Assignment, Numbered};
 use everthread_protocol::worker_frame::{
     Held, Producer, Work, WorkerControl, WorkerHello, WorkerServerFrame,
 };
 use everthread_protocol::{
-    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, MessageId, RequestId, RunId, Seq,
+    AgentName, Author, AuthorKind, Code, ControlId, Fault, Fence, Level, MessageId, RequestId, RunId, Seq,
     SessionKey, Version, WorkerId,
 };
 use everthread_session::state::Run;
 use everthread_session::view::Message;
 use everthread_session::{Request, State};
-use everthread_store::{Error, Loaded, Renewal, Store, Written};
+use everthread_store::{Error, Loaded, Renewal, Store, Written, check_level};
 use futures_util::StreamExt as _;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -38,6 +41,8 @@ pub(super) enum Job {
     Looked(u32, Result<(Loaded, State), Fault>),
     Steers((RunId, Fence), Vec<SteerRead>),
     Marked,
+    /// Whether what was written is sure.
+    Confirmed(Vec<Confirmed>),
     /// The versions of the watched sessions; none of one that is gone.
     Renewed(Vec<(u32, Option<Version>)>),
 }
@@ -68,13 +73,14 @@ pub(super) struct Write {
     pub fence: Fence,
     pub producer: Producer,
     pub kind: WriteKind,
+    pub trace: Option<Box<Traced>>,
 }
 
 /// What is written.
 #[derive(Debug)]
 pub(super) enum WriteKind {
     /// Entries as they came.
-    Append { entries: Bytes, count: u32 },
+    Append { entries: Bytes, count: u32, ack: Option<Level> },
     /// A decision.
     Decided(Box<Request>),
 }
@@ -93,6 +99,9 @@ pub(super) struct WriteDone {
     pub producer: Producer,
     /// Once it is written the run is not the worker's any more.
     pub is_last: bool,
+    /// How sure it is, if that is worth telling.
+    pub ack: Option<Level>,
+    pub trace: Option<Box<Traced>>,
     pub result: Result<Written, Fault>,
 }
 
@@ -205,15 +214,19 @@ async fn work_frame<S: Store>(edge: &Edge<S>, assignment: &Assignment) -> Result
 
 /// Writes a block or a decision of a run.
 pub(super) async fn write<S: Store>(edge: Edge<S>, write: Write) -> Job {
-    let Write { id, writing, fence, producer, kind } = write;
-    let (is_last, result) = match kind {
-        WriteKind::Append { entries, count } => {
-            (false, append(&edge, &writing, fence, producer, &entries, count).await)
+    let Write { id, writing, fence, producer, kind, mut trace } = write;
+    let (is_last, ack, result) = match kind {
+        WriteKind::Append { entries, count, ack } => {
+            let level = ack.unwrap_or(edge.config.acks.appends);
+            let told = told_level(level, ack);
+            let trace = trace.as_deref_mut();
+            let result = append(&edge, &writing, fence, producer, (&entries, count), level, trace).await;
+            (false, told, result)
         }
         // Apart and rare: what it takes would make every append's future larger.
         WriteKind::Decided(request) => Box::pin(decide(&edge, &writing, fence, producer, *request)).await,
     };
-    Job::Written(WriteDone { id, writing, fence, producer, is_last, result })
+    Job::Written(WriteDone { id, writing, fence, producer, is_last, ack, trace, result })
 }
 
 async fn decide<S: Store>(
@@ -222,7 +235,7 @@ async fn decide<S: Store>(
     fence: Fence,
     producer: Producer,
     request: Request,
-) -> (bool, Result<Written, Fault>) {
+) -> (bool, Option<Level>, Result<Written, Fault>) {
     let by = agent_author(&writing.agent);
     let numbered = Numbered::Run { run: &writing.run, fence, producer };
     let result = edge.desk.decide(&writing.key, &by, &request, numbered).await;
@@ -230,7 +243,8 @@ async fn decide<S: Store>(
     if let Ok(decided) = &result {
         edge.folder.after_write(&writing.key, &decided.written, is_last);
     }
-    (is_last, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
+    let ack = result.as_ref().ok().and_then(|decided| told_level(decided.level, None));
+    (is_last, ack, result.map(|decided| decided.written).map_err(|failure| failure.fault()))
 }
 
 fn agent_author(agent: &AgentName) -> Author {
@@ -244,9 +258,14 @@ async fn append<S: Store>(
     Writing { key, run, by, producer: producer_key, .. }: &Writing,
     fence: Fence,
     producer: Producer,
-    entries: &[u8],
-    count: u32,
+    (entries, count): (&[u8], u32),
+    level: Level,
+    mut trace: Option<&mut Traced>,
 ) -> Result<Written, Fault> {
+    if let Some(trace) = trace.as_deref_mut() {
+        trace.send(by);
+    }
+    let by = trace.as_deref().map_or(by.as_str(), |trace| trace.by.as_str());
     // Checked to be UTF-8 by the scan.
     let entries = std::str::from_utf8(entries).map_err(|_| Fault::bad_request("entries: not UTF-8"))?;
     let write = everthread_store::Write {
@@ -264,7 +283,17 @@ async fn append<S: Store>(
         change: None,
         not_after: None,
     };
-    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error))?;
+    if level > Level::Accepted {
+        check_level(&**edge.desk.store(), level).map_err(|error| error.fault())?;
+    }
+    let written = edge.desk.store().write(key, write).await.map_err(|error| fault_of(key, &error));
+    edge.trace_write(trace.as_deref(), key, &written);
+    let written = written?;
+    if level > Level::Accepted {
+        // Apart: what it takes would make every append's future larger.
+        let confirmed = Box::pin(edge.desk.store().confirm(key, &written, level)).await;
+        confirmed.map_err(|error| fault_of(key, &error))?;
+    }
     edge.folder.after_write(key, &written, false);
     Ok(written)
 }
@@ -320,6 +349,17 @@ pub(super) async fn mark_delivered<S: Store>(
         tracing::debug!(%key, %control, %error, "a control's asker is not told that it was delivered");
     }
     Job::Marked
+}
+
+/// Asks the store whether what runs have written is sure: it asks its servers once for all of them.
+pub(super) async fn confirm<S: Store>(edge: Edge<S>, questions: Vec<Question>) -> Job {
+    let store = edge.desk.store();
+    let ask = |(key, unsure): Question| async move {
+        let Unsure { run, fence, batch, written } = unsure;
+        let is_sure = store.confirm(&key, &written, Level::Replicated).await.is_ok();
+        Confirmed { run, fence, batch, is_sure }
+    };
+    Job::Confirmed(futures_util::future::join_all(questions.into_iter().map(ask)).await)
 }
 
 /// Renews the leases of the runs at hand and the worker's liveness, and reads the versions of the sessions it works in: a

@@ -199,6 +199,8 @@ async fn devices_are_acknowledged_listed_and_forgotten_over_http<E: Engine>() {
     let forget = async || Request::new("DELETE", path).send(there.address).await.with(200);
     assert_eq!(forget().await["forgotten"], true);
     assert_eq!(forget().await["forgotten"], false);
+    let nowhere = Request::new("DELETE", "/v1/sessions/nowhere/devices/phone");
+    nowhere.send(there.address).await.is_error(404, "no_session");
     assert_eq!(devices(here.address).await, [] as [Value; 0]);
     Request::get("/v1/sessions/none/devices").send(here.address).await.is_error(404, "no_session");
 }

@@ -7,12 +7,11 @@ pub mod http;
 pub mod socket;
 pub mod worker;
 
-use axum::serve::ListenerExt as _;
 use everthread_archive::{Archive, Bucket};
 use everthread_control::{Leases, TaskGroup};
 use everthread_edge::auth::Auth;
 use everthread_edge::presence::Times;
-use everthread_edge::{Config, Edge, archiving, folder, http as routes, retention};
+use everthread_edge::{Config, Edge, archiving, folder, http as routes, listen, retention};
 use everthread_protocol::NodeId;
 use everthread_store::Store;
 use everthread_store::embedded::{Durability, Embedded, Options as EmbeddedOptions};
@@ -23,7 +22,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -142,8 +141,11 @@ pub struct World<E> {
     pub leases: Leases,
     pub hosts: Vec<String>,
     pub presence: Times,
+    pub acks: everthread_control::Acks,
+    pub rebuild_every: Duration,
     pub folding: folder::Options,
     pub retention: retention::Options,
+    pub upgrades_per_s: u32,
     nodes_made: std::sync::atomic::AtomicU32,
 }
 
@@ -177,9 +179,12 @@ impl<E: Engine> World<E> {
             engine,
             leases,
             hosts: Vec::new(),
+            acks: everthread_control::Acks::default(),
+            rebuild_every: Duration::from_secs(600),
             folding: FOLDING,
             presence,
             retention: retention::Options::default(),
+            upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
             nodes_made: 0.into(),
         }
     }
@@ -211,8 +216,11 @@ impl<E: Engine> World<E> {
             heartbeat: Duration::from_secs(20),
             stall_max: Duration::from_secs(60),
             presence: self.presence.clone(),
+            acks: self.acks,
+            rebuild_every: self.rebuild_every,
             folding: self.folding,
             archive: None,
+            upgrades_per_s: self.upgrades_per_s,
             retention: self.retention.clone(),
         }
     }
@@ -232,14 +240,9 @@ impl<S: Store> Node<S> {
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(1024).unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         let server = TaskGroup::new();
-        let routes = routes::router(edge.clone());
-        let stop = server.token();
-        server.spawn(async move {
-            let served = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
-            served.await.unwrap();
-        });
+        let tune = |stream: &TcpStream| drop(stream.set_nodelay(true));
+        server.spawn(listen::serve(listener, routes::router(edge.clone()), tune, server.token()));
         Self { edge, address, server }
     }
 

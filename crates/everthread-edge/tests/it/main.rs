@@ -32,6 +32,8 @@ mod interrupt;
 #[cfg(test)]
 mod lease;
 #[cfg(test)]
+mod levels;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod pace;
@@ -41,6 +43,8 @@ mod pause;
 mod presence;
 #[cfg(test)]
 mod read;
+#[cfg(test)]
+mod rebuild;
 #[cfg(test)]
 mod receipts;
 #[cfg(test)]
@@ -53,6 +57,8 @@ mod retention;
 mod run_token;
 #[cfg(test)]
 mod steer;
+#[cfg(test)]
+mod storm;
 #[cfg(test)]
 mod stream;
 #[cfg(test)]

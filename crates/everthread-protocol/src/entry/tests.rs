@@ -27,6 +27,16 @@ fn a_worker_appends_its_own_types_and_no_others() {
 }
 
 #[test]
+fn names_of_events_and_types_of_ones_own_are_bounded() {
+    let at = |bytes: usize| "n".repeat(bytes);
+    let event = |name: String| check_one(&format!(r#"{{"type":"event","name":"{name}"}}"#), worker);
+    let own = |name: String| check_one(&format!(r#"{{"type":"x-{name}"}}"#), worker);
+    assert!(event(at(EVENT_NAME_BYTES_MAX)).is_ok() && own(at(EVENT_NAME_BYTES_MAX - 2)).is_ok());
+    assert_eq!(event(at(EVENT_NAME_BYTES_MAX + 1)).unwrap_err().code, Code::TooLarge);
+    assert_eq!(own(at(EVENT_NAME_BYTES_MAX - 1)).unwrap_err().code, Code::TooLarge);
+}
+
+#[test]
 fn the_table_of_fields_agrees_with_the_types() {
     for (name, _, fields) in TYPES {
         let probe = format!(r#"{{"type":"{name}"}}"#);

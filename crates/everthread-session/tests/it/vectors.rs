@@ -189,6 +189,7 @@ fn worker_kind(frame: &WorkerServerFrame<'_>) -> &'static str {
         WorkerServerFrame::Work(_) => "work",
         WorkerServerFrame::Ok(_) => "ok",
         WorkerServerFrame::Duplicate(_) => "duplicate",
+        WorkerServerFrame::Safe { .. } => "safe",
         WorkerServerFrame::Error(_) => "error",
         WorkerServerFrame::Control(_) => "control",
         WorkerServerFrame::Fenced { .. } => "fenced",
@@ -220,7 +221,7 @@ fn server_frame_vectors_are_current() {
         assert_eq!(serde_json::from_str::<Value>(&read.encode()).unwrap(), *frame);
         seen_worker.insert(worker_kind(&read));
     }
-    assert_eq!((seen.len(), seen_worker.len()), (15, 10), "one example of each: {seen:?} {seen_worker:?}");
+    assert_eq!((seen.len(), seen_worker.len()), (15, 11), "one example of each: {seen:?} {seen_worker:?}");
     current("server_frames.json", &vectors);
 }
 

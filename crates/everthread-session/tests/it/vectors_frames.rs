@@ -47,7 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     let mut unnamed = input.clone();
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
-    cases.extend(client_controls());
+    cases.extend(client_controls().into_iter().chain(client_levels(&input)));
     cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend(vectors_feed::client_feed());
@@ -131,6 +131,18 @@ pub fn client_frames() -> Vec<Value> {
         ),
     ]);
     cases
+}
+
+fn client_levels(input: &Value) -> Vec<Value> {
+    let put =
+        |level: &str| json!({"t": "put", "id": "p1", "attachment": 1, "ack": level, "entries": [input]});
+    let mut cancel = control("cancel", json!({"run": "r1"}));
+    cancel["ack"] = json!("fsynced");
+    vec![
+        accepted("put: with a level", put("replicated")),
+        refused("put: a level that nobody knows", "bad_request", put("sure")),
+        accepted("control: with a level", cancel),
+    ]
 }
 
 fn client_controls() -> Vec<Value> {
@@ -384,7 +396,10 @@ pub fn worker_frames() -> Vec<Value> {
     odd_child["parts"][0]["color"] = json!("red");
     let mut childless = child.clone();
     childless.as_object_mut().unwrap().remove("child");
+    let mut sure = append(json!([{"type": "x-a"}]));
+    sure["ack"] = json!("replicated");
     let mut cases = vec![
+        accepted("append: with a level", sure),
         accepted("hello", hello(json!([guide]))),
         accepted("hello: with runs that it holds", named),
         refused("hello: no agents", "bad_request", hello(json!([]))),
@@ -561,7 +576,9 @@ pub fn server_frames() -> Value {
             error("indeterminate", true, false),
             late,
             nameless,
+            {"t": "ok", "id": "3", "cursor": format!("{epoch}.44"), "message": "i2", "run": "r2", "ack": "replicated"},
             {"t": "receipt", "control": "c1", "stage": "accepted", "seq": 45},
+            {"t": "receipt", "control": "c1", "stage": "accepted", "seq": 45, "ack": "fsynced"},
             {"t": "receipt", "control": "c1", "stage": "settled", "outcome": "refused", "reason": "run_ended", "seq": 45},
             {"t": "receipt", "control": "c1", "stage": "delivered", "worker": "w1", "seq": 45},
             {"t": "receipt", "control": "c2", "stage": "settled", "outcome": "applied", "run": "r2", "seq": 46},
@@ -591,6 +608,8 @@ pub fn server_frames() -> Value {
              "token": "et1.run", "messages": [message]},
             {"t": "ok", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 2},
             {"t": "duplicate", "id": "2", "run": "r2", "batch": 3, "to": 47, "version": format!("{epoch}.5"), "safe": 3},
+            {"t": "ok", "id": "2", "run": "r2", "batch": 4, "to": 48, "version": format!("{epoch}.5"), "safe": 4, "ack": "replicated"},
+            {"t": "safe", "run": "r2", "batch": 4},
             gap,
             {"t": "control", "run": "r2", "control": "c1", "kind": "cancel", "grace_ms": 5000},
             {"t": "control", "run": "r2", "control": "c2", "kind": "steer", "grace_ms": 120_000, "mode": "next_step", "message": message},

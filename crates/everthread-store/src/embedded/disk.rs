@@ -317,6 +317,14 @@ impl Snapshot {
         disk.0.begin_read().map(Self).map_err(failed)
     }
 
+    /// A table of it.
+    pub fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
+        &self,
+        table: TableDefinition<'_, K, V>,
+    ) -> Result<redb::ReadOnlyTable<K, V>, Error> {
+        self.0.open_table(table).map_err(failed)
+    }
+
     fn meta(&self, key: &SessionKey) -> Result<Option<Meta>, Error> {
         let row = self.0.open_table(META).map_err(failed)?.get(key.to_string().as_str()).map_err(failed)?;
         row.map(|row| from_json(row.value())).transpose()
@@ -384,6 +392,7 @@ pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Er
     serde_json::from_slice(bytes).map_err(|e| Error::Corrupt(format!("the local database: {e}")))
 }
 
-fn corrupt_key(key: &str) -> Error {
+/// A key that cannot be one.
+pub(super) fn corrupt_key(key: &str) -> Error {
     Error::Corrupt(format!("the local database: {key:?} is not a key"))
 }

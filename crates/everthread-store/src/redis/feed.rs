@@ -18,6 +18,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{PushInfo, PushKind, RedisResult, Value};
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -50,6 +51,8 @@ pub(super) struct Feed {
     lanes: Mutex<HashMap<Lane, Arc<Serving>>>,
     /// Tells this process's probes from those of another with the same node id.
     nonce: String,
+    /// How often another primary was found to serve something.
+    upheavals: AtomicU64,
 }
 
 /// One lane.
@@ -61,8 +64,17 @@ pub(super) struct Serving {
     probe_at: watch::Sender<Option<ProbeAt>>,
     /// Last probe that came back.
     echo: watch::Sender<u64>,
-    /// When it did, unless the lane is being rebuilt.
-    echoed_at: Mutex<Option<Instant>>,
+    /// When the last one did, also of a connection before this one; at first, when the lane was made.
+    proved_at: Mutex<Instant>,
+    /// Since when probes came back from one primary without a break, and when the last one did; none while the lane is
+    /// being rebuilt.
+    echoed: Mutex<Option<Echoed>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Echoed {
+    since: Instant,
+    last: Instant,
 }
 
 /// What a lane needs to run.
@@ -84,6 +96,7 @@ impl Feed {
             table: Mutex::new(Table::new(homes)),
             lanes: Mutex::default(),
             nonce: format!("{:04x}{:04x}{:04x}", random(), random(), random()),
+            upheavals: AtomicU64::new(0),
         }
     }
 
@@ -94,7 +107,8 @@ impl Feed {
             dirty: Notify::new(),
             probe_at: watch::Sender::new(probe_at),
             echo: watch::Sender::new(0),
-            echoed_at: Mutex::default(),
+            proved_at: Mutex::new(Instant::now()),
+            echoed: Mutex::default(),
         });
         lock(&self.lanes).insert(lane, serving.clone());
         serving
@@ -117,6 +131,7 @@ impl Feed {
             });
         }
         let busy = self.table().rehome(homes);
+        self.upheavals.fetch_add(1, Ordering::Relaxed);
         busy.into_iter().for_each(|lane| self.wake(Some(lane)));
     }
 
@@ -139,12 +154,29 @@ impl Feed {
         })
     }
 
-    /// Whether the last probe of every lane came back in time.
+    /// Whether the last probe of some lane came back in time. One primary of many that does not answer stops its own
+    /// sessions, at every node alike: those of the others have nowhere else to go.
     pub(super) fn is_ready(&self) -> bool {
         let lanes = lock(&self.lanes);
-        let mut probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some()).peekable();
-        probed.peek().is_some()
-            && probed.all(|serving| lock(&serving.echoed_at).is_some_and(|at| at.elapsed() < READY_FOR))
+        let mut probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some());
+        probed.any(|serving| serving.steady_since().is_some())
+    }
+
+    /// For how long the probes of a lane have come back in time, from one and the same primary.
+    pub(super) fn steady_for(&self, lane: Lane) -> Option<Duration> {
+        Some(lock(&self.lanes).get(&lane)?.steady_since()?.elapsed())
+    }
+
+    /// How often another primary was found to serve something.
+    pub(super) fn upheavals(&self) -> u64 {
+        self.upheavals.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the last probe came back, of the lane where that is longest ago.
+    pub(super) fn probe_age(&self) -> Option<Duration> {
+        let lanes = lock(&self.lanes);
+        let probed = lanes.values().filter(|serving| serving.probe_at.borrow().is_some());
+        probed.map(|serving| lock(&serving.proved_at).elapsed()).max()
     }
 
     /// Connects a lane, serves it, and connects it again, for ever.
@@ -155,7 +187,7 @@ impl Feed {
         loop {
             generation += 1;
             let Err(why) = self.serve(serving, supplies, generation, &mut probe).await;
-            if lock(&serving.echoed_at).take().is_some() {
+            if lock(&serving.echoed).take().is_some() {
                 backoff = Backoff::default();
                 tracing::warn!(why, "the live feed is rebuilt");
             }
@@ -265,9 +297,12 @@ impl Feed {
                     return Err("it is not the primary any more".into());
                 }
                 Ok(Ok(primary)) => {
-                    *lock(&serving.echoed_at) = Some(Instant::now());
-                    if probe.primary.replace(primary.clone()).is_some_and(|before| before != primary) {
+                    let is_other =
+                        probe.primary.replace(primary.clone()).is_some_and(|before| before != primary);
+                    serving.on_steady(is_other);
+                    if is_other {
                         tracing::warn!("another primary serves the store");
+                        self.upheavals.fetch_add(1, Ordering::Relaxed);
                         let everybody = self.table().everybody(serving.lane);
                         everybody.iter().for_each(Sink::doubt);
                     }
@@ -325,6 +360,21 @@ impl Feed {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         lock(&self.table)
+    }
+}
+
+impl Serving {
+    /// Since when probes came back from one primary, if the last one did in time.
+    fn steady_since(&self) -> Option<Instant> {
+        let echoed = (*lock(&self.echoed))?;
+        (echoed.last.elapsed() < READY_FOR).then_some(echoed.since)
+    }
+
+    /// A probe came back.
+    fn on_steady(&self, is_other_primary: bool) {
+        let (now, before) = (Instant::now(), if is_other_primary { None } else { self.steady_since() });
+        *lock(&self.proved_at) = now;
+        *lock(&self.echoed) = Some(Echoed { since: before.unwrap_or(now), last: now });
     }
 }
 

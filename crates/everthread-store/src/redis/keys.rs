@@ -27,6 +27,8 @@ pub(super) enum Tag<'a> {
     Worker(&'a TenantId, &'a WorkerId),
     /// A node.
     Node(&'a NodeId),
+    /// Who builds the indexes anew.
+    Rebuild,
 }
 
 impl Display for Tag<'_> {
@@ -38,6 +40,7 @@ impl Display for Tag<'_> {
             Tag::Sessions(tenant) => write!(f, "sessions:{tenant}:{PARTITION}"),
             Tag::Worker(tenant, worker) => write!(f, "worker:{tenant}:{worker}"),
             Tag::Node(node) => write!(f, "node:{node}"),
+            Tag::Rebuild => write!(f, "rebuild:{PARTITION}"),
         }
     }
 }
@@ -69,6 +72,21 @@ impl Keys {
         self.name(session, "meta").to_string()
     }
 
+    /// What the metas of all sessions look like.
+    pub(super) fn any_meta(&self) -> String {
+        format!("{}:{{*}}:meta", self.prefix)
+    }
+
+    /// The session that has this meta, if it is one.
+    pub(super) fn session_of_meta(&self, key: &str) -> Option<SessionKey> {
+        key.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix("}:meta")?.parse().ok()
+    }
+
+    /// Hash that expires: which node builds the indexes anew, and when that was done last.
+    pub(super) fn rebuild(&self) -> String {
+        format!("{}:{{{}}}", self.prefix, Tag::Rebuild)
+    }
+
     /// Stream: the recent records of a session, raw. Also the channel on which each is published.
     pub(super) fn log(&self, session: &SessionKey) -> String {
         self.name(session, "log").to_string()
@@ -92,6 +110,11 @@ impl Keys {
     /// String that expires: the last epoch and fence of a session that was deleted.
     pub(super) fn gone(&self, session: &SessionKey) -> String {
         self.name(session, "gone").to_string()
+    }
+
+    /// String that expires at once: something that is written so that it comes after all that was.
+    pub(super) fn mark(&self, session: &SessionKey) -> String {
+        self.name(session, "mark").to_string()
     }
 
     /// Hash: the last batch of each producer of a session.
@@ -177,11 +200,17 @@ mod tests {
         let pool = PoolKey { tenant: "acme".parse().unwrap(), agent: "guide".parse().unwrap() };
         let (node, worker) = ("n1".parse().unwrap(), "w1".parse().unwrap());
         assert_eq!(keys.meta(&session), "et:{acme/s1}:meta");
+        assert_eq!(keys.any_meta(), "et:{*}:meta");
+        assert_eq!(keys.session_of_meta("et:{acme/s1}:meta"), Some(session.clone()));
+        assert_eq!(keys.session_of_meta("et:{acme/s1}:log"), None);
+        assert_eq!(keys.session_of_meta("eta:{acme/s1}:meta"), None);
+        assert_eq!(keys.rebuild(), "et:{rebuild:0}");
         assert_eq!(keys.log(&session), "et:{acme/s1}:log");
         assert_eq!(keys.folded(&session), "et:{acme/s1}:folded");
         assert_eq!(keys.staged(&session, "x"), "et:{acme/s1}:staged:x");
         assert_eq!(keys.base(&session), "et:{acme/s1}:base");
         assert_eq!(keys.gone(&session), "et:{acme/s1}:gone");
+        assert_eq!(keys.mark(&session), "et:{acme/s1}:mark");
         assert_eq!(keys.producers(&session), "et:{acme/s1}:producers");
         assert_eq!(keys.delivered(&session), "et:{acme/s1}:delivered");
         assert_eq!(keys.devices(&session), "et:{acme/s1}:devices");
@@ -211,6 +240,7 @@ mod tests {
             (Tag::Pool(&pool), keys.pool(&pool)),
             (Tag::Pool(&pool), keys.pool_wake(&pool)),
             (Tag::Deadlines, keys.deadlines()),
+            (Tag::Rebuild, keys.rebuild()),
             (Tag::Sessions(&pool.tenant), keys.sessions(&pool.tenant)),
             (Tag::Sessions(&pool.tenant), keys.changed(&pool.tenant)),
             (Tag::Worker(&pool.tenant, &worker), keys.worker(&pool.tenant, &worker)),

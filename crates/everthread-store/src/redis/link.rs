@@ -12,7 +12,7 @@ use super::dial::{Dialer, Dialled};
 use super::script::{By, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,8 +28,9 @@ const OUTAGE_PATIENCE: Duration = Duration::from_millis(500);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// … and the longest: a healed server is found within this, however long it was away.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
 /// Why a request failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Failure {
     /// There is no connection; it was not sent.
     Down(String),
@@ -250,23 +251,41 @@ impl Link {
         }
     }
 
+    /// The connection of the moment, for requests that must all go by one.
+    pub(super) async fn same(&self) -> Result<Same, Failure> {
+        self.live(OUTAGE_PATIENCE).await.map(Same)
+    }
+
     fn down(&self) -> Failure {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         Failure::Down(format!("redis is not connected: {trouble}"))
     }
 
+    /// A connection for a request of this moment.
+    async fn live_now(&self) -> Result<Live, Failure> {
+        self.live(OUTAGE_PATIENCE).await.inspect_err(|failure| self.scripts.counts.failed(failure))
+    }
+
+    fn failed(&self, live: &Live, error: RedisError) -> Failure {
+        let failure = live.failed(error);
+        self.scripts.counts.failed(&failure);
+        failure
+    }
+
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
+        self.scripts.counts.sent(command);
         let answer = command.query_async(&mut live.connection).await;
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends several commands at once.
     pub(super) async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
+        self.scripts.counts.sent_pipeline();
         let answer = pipeline.query_async(&mut live.connection).await;
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends the call of a script that `call` makes.
@@ -274,14 +293,14 @@ impl Link {
         &self,
         call: impl Fn(By) -> Cmd + Sync,
     ) -> Result<T, Failure> {
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
         let mut answer = call(By::Hash).query_async(&mut live.connection).await;
         if let Err(error) = &answer
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
             answer = call(By::Text).query_async(&mut live.connection).await;
         }
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
     }
 
     /// Sends many commands at once, one for each of `places`. Where the server does not know a script, calls that were made
@@ -299,18 +318,32 @@ impl Link {
                     pipeline.cmd("ASKING").ignore();
                 }
                 // The text of the first makes the script known to the others.
-                pipeline.add_command(make(*place, if told || n > 0 { By::Hash } else { By::Text }));
+                let command = make(*place, if told || n > 0 { By::Hash } else { By::Text });
+                self.scripts.counts.sent(&command);
+                pipeline.add_command(command);
             }
             pipeline
         };
-        let mut live = self.live(OUTAGE_PATIENCE).await?;
+        let mut live = self.live_now().await?;
         let mut answer = pipeline(true).query_async(&mut live.connection).await;
         if let Err(error) = &answer
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
             answer = pipeline(false).query_async(&mut live.connection).await;
         }
-        answer.map_err(|e| live.failed(e))
+        answer.map_err(|e| self.failed(&live, e))
+    }
+}
+
+/// One connection to one server, however long that lives: it does not come back.
+pub(super) struct Same(Live);
+
+impl Same {
+    /// Sends several commands at once; each has an answer of its own.
+    pub(super) async fn pipeline(&mut self, pipeline: &Pipeline) -> Result<Vec<RedisResult<Value>>, Failure> {
+        let mut pipeline = pipeline.clone();
+        let answers = pipeline.ignore_errors().query_async(&mut self.0.connection).await;
+        answers.map_err(|e| self.0.failed(e))
     }
 }
 

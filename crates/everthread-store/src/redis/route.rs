@@ -42,6 +42,14 @@ impl Shards {
         }
     }
 
+    /// The primary that has what `tag` names, as far as is known.
+    pub(super) fn shard(&self, tag: Tag<'_>) -> Option<Arc<Shard>> {
+        match self {
+            Shards::One(shard) => Some(shard.clone()),
+            Shards::Many(cluster) => cluster.shard_of(slot_of_tag(tag)),
+        }
+    }
+
     /// One command about each of many things: `make` is called with the place of each in `slots`. At most `batch` of them go
     /// at once to one primary. Whatever it is must bear to be done twice.
     pub(super) async fn each<T: FromRedisValue + Send>(

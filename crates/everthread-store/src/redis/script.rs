@@ -3,7 +3,9 @@
 //! They are loaded on every connect and called by hash. A server that does not know one (a failover, a `SCRIPT FLUSH`)
 //! gets its text, which makes it known again.
 
+use super::counts::Counts;
 use ::redis::{Cmd, Pipeline, RedisWrite as _};
+use prometheus::IntCounter;
 
 /// How a call names its script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,11 +21,13 @@ pub(super) enum By {
 pub(super) struct Script {
     text: &'static str,
     hash: String,
+    /// How often it was called.
+    calls: IntCounter,
 }
 
 impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, hash: ::redis::Script::new(text).get_hash().to_owned() }
+    fn new(counts: &Counts, name: &str, text: &'static str) -> Self {
+        Self { text, hash: ::redis::Script::new(text).get_hash().to_owned(), calls: counts.of_script(name) }
     }
 
     /// A call.
@@ -37,6 +41,7 @@ impl Script {
 
     /// The beginning of a call: so many keys and arguments, which have so many bytes together, are to be written behind it.
     pub(super) fn begin(&self, by: By, keys: usize, args: usize, bytes: usize) -> Cmd {
+        self.calls.inc();
         let (verb, script) = match by {
             By::Hash => ("EVALSHA", self.hash.as_str()),
             By::Text => ("EVAL", self.text),
@@ -64,6 +69,8 @@ fn fenced(text: &'static str) -> &'static str {
 /// Every script of the engine.
 #[derive(Debug)]
 pub(super) struct Scripts {
+    /// What is asked of Redis.
+    pub(super) counts: Counts,
     /// The one write.
     pub(super) write: Script,
     /// What most writes are.
@@ -112,40 +119,49 @@ pub(super) struct Scripts {
     pub(super) sessions: Script,
     /// Sends a node's probe through the live feed.
     pub(super) probe: Script,
+    /// Decides who builds the indexes anew.
+    pub(super) rebuild: Script,
 }
 
 impl Scripts {
     /// All of them, hashed.
     pub(super) fn new() -> Self {
+        let counts = Counts::new();
+        let script = |name, text| Script::new(&counts, name, text);
         Self {
-            write: Script::new(fenced(include_str!("lua/write.lua"))),
-            append: Script::new(fenced(include_str!("lua/append.lua"))),
-            load: Script::new(include_str!("lua/load.lua")),
-            read: Script::new(include_str!("lua/read.lua")),
-            fold: Script::new(include_str!("lua/fold.lua")),
-            delete: Script::new(include_str!("lua/delete.lua")),
-            trim: Script::new(concat!(
-                "#!lua flags=allow-oom\n",
-                include_str!("lua/epoch.lua"),
-                include_str!("lua/trim.lua")
-            )),
-            stage: Script::new(include_str!("lua/stage.lua")),
-            plant: Script::new(concat!(include_str!("lua/epoch.lua"), include_str!("lua/plant.lua"))),
-            stub: Script::new(include_str!("lua/stub.lua")),
-            renew: Script::new(include_str!("lua/renew.lua")),
-            deliver: Script::new(include_str!("lua/deliver.lua")),
-            ack: Script::new(include_str!("lua/ack.lua")),
-            forget_device: Script::new(include_str!("lua/forget_device.lua")),
-            hold: Script::new(include_str!("lua/hold.lua")),
-            present: Script::new(include_str!("lua/present.lua")),
-            take: Script::new(include_str!("lua/take.lua")),
-            arm: Script::new(include_str!("lua/arm.lua")),
-            claim_due: Script::new(include_str!("lua/claim_due.lua")),
-            finish_due: Script::new(include_str!("lua/finish_due.lua")),
-            bury: Script::new(include_str!("lua/bury.lua")),
-            unindex: Script::new(include_str!("lua/unindex.lua")),
-            sessions: Script::new(include_str!("lua/sessions.lua")),
-            probe: Script::new(include_str!("lua/probe.lua")),
+            write: script("write", fenced(include_str!("lua/write.lua"))),
+            append: script("append", fenced(include_str!("lua/append.lua"))),
+            load: script("load", include_str!("lua/load.lua")),
+            read: script("read", include_str!("lua/read.lua")),
+            fold: script("fold", include_str!("lua/fold.lua")),
+            delete: script("delete", include_str!("lua/delete.lua")),
+            trim: script(
+                "trim",
+                concat!(
+                    "#!lua flags=allow-oom\n",
+                    include_str!("lua/epoch.lua"),
+                    include_str!("lua/trim.lua")
+                ),
+            ),
+            stage: script("stage", include_str!("lua/stage.lua")),
+            plant: script("plant", concat!(include_str!("lua/epoch.lua"), include_str!("lua/plant.lua"))),
+            stub: script("stub", include_str!("lua/stub.lua")),
+            renew: script("renew", include_str!("lua/renew.lua")),
+            deliver: script("deliver", include_str!("lua/deliver.lua")),
+            ack: script("ack", include_str!("lua/ack.lua")),
+            forget_device: script("forget_device", include_str!("lua/forget_device.lua")),
+            hold: script("hold", include_str!("lua/hold.lua")),
+            present: script("present", include_str!("lua/present.lua")),
+            take: script("take", include_str!("lua/take.lua")),
+            arm: script("arm", include_str!("lua/arm.lua")),
+            claim_due: script("claim_due", include_str!("lua/claim_due.lua")),
+            finish_due: script("finish_due", include_str!("lua/finish_due.lua")),
+            bury: script("bury", include_str!("lua/bury.lua")),
+            unindex: script("unindex", include_str!("lua/unindex.lua")),
+            sessions: script("sessions", include_str!("lua/sessions.lua")),
+            probe: script("probe", include_str!("lua/probe.lua")),
+            rebuild: script("rebuild", include_str!("lua/rebuild.lua")),
+            counts,
         }
     }
 
@@ -176,6 +192,7 @@ impl Scripts {
             &self.unindex,
             &self.sessions,
             &self.probe,
+            &self.rebuild,
         ];
         let mut pipeline = ::redis::pipe();
         for script in all {

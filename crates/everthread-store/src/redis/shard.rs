@@ -1,14 +1,18 @@
-//! What is kept connected to one primary: a few connections for commands, one for large replies, one for the live feed.
+//! What is kept connected to one primary: a few connections for commands, one for large replies, one that asks how sure
+//! writes are, one for the live feed.
 //!
 //! Their number is constant, however much is followed or asked.
 
 use super::address::Endpoint;
+use super::appends::Appends;
+use super::confirm::Confirmer;
 use super::dial::Dialer;
 use super::feed::{Feed, Lane, ProbeAt, Supplies};
 use super::link::Link;
 use super::script::Scripts;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,7 +36,11 @@ pub(super) struct Shard {
     pub(super) lane: Lane,
     /// For commands, at least one.
     links: Vec<Arc<Link>>,
+    /// What is to be appended, for each of them.
+    appends: Vec<Appends>,
     ranges: Arc<Link>,
+    /// Asks how sure writes are.
+    pub(super) confirmer: Arc<Confirmer>,
     stop: CancellationToken,
 }
 
@@ -43,6 +51,11 @@ impl Shard {
             Way::Commands => &self.links[usize::from(slot) % self.links.len()],
             Way::Ranges => &self.ranges,
         }
+    }
+
+    /// Where appends to what lies in a slot wait for its connection.
+    pub(super) fn appends(&self, slot: u16) -> &Appends {
+        &self.appends[usize::from(slot) % self.appends.len()]
     }
 
     /// Whether this is the server there.
@@ -69,6 +82,8 @@ pub(super) struct Crew {
     /// At least one.
     pub(super) command_connections: usize,
     pub(super) feed: Arc<Feed>,
+    /// A request without an answer for so long has failed.
+    pub(super) response_timeout: Duration,
     /// Somebody was sent elsewhere.
     pub(super) moved: Arc<Notify>,
     /// Number of the next primary's lane.
@@ -90,15 +105,30 @@ impl Crew {
         probe_at: Option<ProbeAt>,
     ) -> Arc<Shard> {
         let stop = self.stop.child_token();
-        let keep = |name: String| {
-            let link = Arc::new(Link::new(dialer.clone(), self.scripts.clone()));
+        let keep_link = |link: &Arc<Link>, name: String| {
             let (kept, stop) = (link.clone(), stop.clone());
             self.tasks.spawn(async move { stop.run_until_cancelled(kept.keep(&name)).await });
+        };
+        let keep = |name: String| {
+            let link = Arc::new(Link::new(dialer.clone(), self.scripts.clone()));
+            keep_link(&link, name);
             link
         };
         let links: Vec<_> =
             (1..=self.command_connections.max(1)).map(|n| keep(format!("{endpoint} commands {n}"))).collect();
         let ranges = keep(format!("{endpoint} ranges"));
+        let gather = |link: &Arc<Link>| {
+            let (appends, calls) = Appends::new();
+            let (link, scripts, stop) = (link.clone(), self.scripts.clone(), stop.clone());
+            self.tasks.spawn(async move { stop.run_until_cancelled(calls.keep(&link, &scripts)).await });
+            appends
+        };
+        let appends = links.iter().map(gather).collect();
+        let (confirmer, asks) = Confirmer::new(dialer.clone(), self.scripts.clone(), self.response_timeout);
+        let confirmer = Arc::new(confirmer);
+        keep_link(confirmer.link(), format!("{endpoint} confirmations"));
+        let (kept, stopped) = (confirmer.clone(), stop.clone());
+        self.tasks.spawn(async move { stopped.run_until_cancelled(kept.keep(asks)).await });
         let lane = self.lane();
         let serving = self.feed.open(lane, probe_at);
         let supplies = Supplies {
@@ -109,7 +139,7 @@ impl Crew {
         };
         let (feed, stopped) = (self.feed.clone(), stop.clone());
         self.tasks.spawn(async move { stopped.run_until_cancelled(feed.keep(&serving, &supplies)).await });
-        Arc::new(Shard { endpoint, also, lane, links, ranges, stop })
+        Arc::new(Shard { endpoint, also, lane, links, appends, ranges, confirmer, stop })
     }
 
     /// Lets a primary go: what waits for an answer of it fails at once.

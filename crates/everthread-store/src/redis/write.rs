@@ -1,23 +1,20 @@
 //! The one write: a [`Write`] as arguments of `write.lua`, and its answer as a [`Written`].
 //!
-//! Nearly all are appends of a run: `append.lua` makes those, in half the time, and leaves what is not as usual to `write.lua`.
+//! Nearly all are appends of a run: [`super::appends`] makes those, in half the time, and leaves here what is not as usual.
 
 use super::Redis;
-use super::keys::{Keys, Tag};
-use super::read::{broken, number, parse, text};
-use super::script::{By, Script};
+use super::keys::Tag;
+use super::read::{broken, number, text};
 use crate::{Duplicate, Error, LEASE_MS_MAX, Refusal, Write, Written};
-use ::redis::{Cmd, RedisWrite as _, Value};
+use ::redis::Value;
 use everthread_protocol::limits::{EPOCHS_MAX, REQUEST_MEMORY_MS, REQUESTS_MAX};
-use everthread_protocol::record::{stored_tail, stored_tail_len, write_stored_tail};
+use everthread_protocol::record::stored_tail;
 use everthread_protocol::{Epoch, Fence, Millis, RunId, Seq, SessionKey, Version};
 
 impl Redis {
     /// See [`crate::Store::write`].
     pub(super) async fn write_once(&self, key: &SessionKey, write: &Write<'_>) -> Result<Written, Error> {
-        if let Some(append) = Append::of(write)
-            && let Some(written) = self.append(key, &append).await?
-        {
+        if let Some(written) = self.append(key, write).await? {
             return Ok(written);
         }
         let keys = &self.inner.keys;
@@ -30,76 +27,6 @@ impl Redis {
             self.at(Tag::Session(key)).script(script, &[&meta, &log, &producers, &gone], &args).await;
         answer_of(answer.map_err(super::link::Failure::of_write)?)
     }
-
-    /// `None` if it is not as usual: nothing is written.
-    async fn append(&self, key: &SessionKey, append: &Append<'_>) -> Result<Option<Written>, Error> {
-        let (keys, script) = (&self.inner.keys, &self.inner.scripts.append);
-        let answer = self.at(Tag::Session(key)).call(|by| append.call(script, by, keys, key)).await;
-        match answer.map_err(super::link::Failure::of_write)? {
-            Value::Nil => Ok(None),
-            answer => appended(text(&answer)?).map(Some),
-        }
-    }
-}
-
-/// Bytes of keys and numbers of an append, more or less.
-const ROOM: usize = 256;
-
-/// A write that only appends, of a run that has written before.
-#[derive(Debug, Clone, Copy)]
-struct Append<'a> {
-    write: &'a Write<'a>,
-    run: &'a RunId,
-    fence: Fence,
-    incarnation: u64,
-    /// At least 2.
-    batch: u64,
-}
-
-impl<'a> Append<'a> {
-    /// `None` if it is more than that, or the run's first.
-    fn of(write: &'a Write<'a>) -> Option<Self> {
-        let ((run, fence), producer) = (write.fence?, write.producer?);
-        let is_plain = write.change.is_none() && write.not_after.is_none() && write.count > 0;
-        let is_own = producer.key.strip_prefix("run:") == Some(run.as_str());
-        let is_next = producer.batch > 1 && producer.answer.is_empty();
-        (is_plain && is_own && is_next).then_some(Self {
-            write,
-            run,
-            fence,
-            incarnation: producer.incarnation,
-            batch: producer.batch,
-        })
-    }
-
-    /// In the order of the script's header, each argument straight into the command.
-    fn call(&self, script: &Script, by: By, keys: &Keys, key: &SessionKey) -> Cmd {
-        let Append { write, run, fence, incarnation, batch } = *self;
-        let tail = stored_tail_len(write.by, write.run, write.entries);
-        let mut call = script.begin(by, 2, 6, tail + ROOM);
-        call.write_arg_fmt(keys.name(key, "meta"));
-        call.write_arg_fmt(keys.name(key, "log"));
-        // Writing to a buffer cannot fail.
-        drop(write_stored_tail(&mut call.writer_for_next_arg(), write.by, write.run, write.entries));
-        call.write_arg(run.as_str().as_bytes());
-        call.write_arg_fmt(fence);
-        call.write_arg_fmt(format_args!("{incarnation} {} ", batch - 1));
-        call.write_arg_fmt(format_args!("{incarnation} {batch} "));
-        if write.count > 1 {
-            call.write_arg_fmt(write.count);
-        }
-        call
-    }
-}
-
-/// The answer of `append.lua`.
-fn appended(answer: &str) -> Result<Written, Error> {
-    let mut numbers = answer.split(' ').map(parse::<u64>);
-    let mut number = || numbers.next().unwrap_or_else(|| Err(broken("a short answer to an append")));
-    let epoch = Epoch(number()?);
-    let (to, at) = (Seq(number()?), Millis(number()?));
-    let version = Version { epoch, n: number()? };
-    Ok(Written { epoch, to, at, version, fence: None, folded_to: Seq(number()?), duplicate: None })
 }
 
 /// In the order of the script's header.

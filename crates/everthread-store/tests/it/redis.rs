@@ -5,6 +5,7 @@ mod appends;
 mod cluster;
 mod folding;
 mod history;
+mod levels;
 mod sentinel;
 
 use crate::suite::folding::{Writers, catch_up, folded, text};

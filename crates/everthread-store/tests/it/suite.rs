@@ -11,6 +11,8 @@ pub mod leases;
 pub mod people;
 pub mod planting;
 pub mod reading;
+pub mod rebuilding;
+pub mod sureness;
 pub mod tenant;
 pub mod trimming;
 pub mod writing;
@@ -44,6 +46,12 @@ macro_rules! conformance {
             load_knows_fences_producers_and_time,
             two_hundred_writers_get_dense_seqs_and_lose_nothing,
             of_many_deciders_at_one_version_exactly_one_wins,
+        );
+        $crate::suite::conformance!(@ $open, sureness, every_write_is_accepted_and_more_is_had_or_refused);
+        $crate::suite::conformance!(@ $open, rebuilding,
+            every_session_is_found_by_a_scan_whatever_else_there_is,
+            what_waits_in_a_pool_is_read_without_taking_it,
+            one_node_at_a_time_builds_and_once_is_enough,
         );
         $crate::suite::conformance!(@ $open, reading,
             what_was_written_is_read_back_verbatim,

@@ -28,7 +28,7 @@ fn runs() -> Runs {
             Finish::from(Outcome::Completed)
         })
     });
-    let served = Served { function, is_steerable: false, on_lost: OnLost::End };
+    let served = Served { function, is_steerable: false, on_lost: OnLost::End, ack: None };
     Runs::new(BTreeMap::from([("a".parse().unwrap(), served)]))
 }
 

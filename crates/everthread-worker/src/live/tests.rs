@@ -19,7 +19,7 @@ fn run(answers: &str, messages: &str) -> Run {
             "answers":{answers},"token":"only-r","messages":{messages}}}"#
     );
     let work: Work<'_> = serde_json::from_str(&work).unwrap();
-    let name = Name { local: 7, run: work.run.clone(), fence: Fence(9), incarnation: 2 };
+    let name = Name { local: 7, run: work.run.clone(), fence: Fence(9), incarnation: 2, ack: None };
     let outbox = Outbox::new(name, BLOCK_BYTES_MAX);
     let (session, agent) = (work.session.clone(), work.agent.clone());
     let shared = Shared::new(session, agent, 2, outbox, Asked::new(true), Arc::<Ready>::default());

@@ -6,7 +6,7 @@ use everthread_protocol::limits::{BLOCK_ENTRIES_MAX, FOLDED_TEXT_BYTES_MAX};
 use everthread_protocol::worker_frame::{
     End, NewApproval, Producer, Settle, StartChild, Suspend, WorkerFrame,
 };
-use everthread_protocol::{AgentName, ControlId, RequestId, RunId};
+use everthread_protocol::{AgentName, ControlId, RequestId, RunId, TraceContext};
 use std::fmt::Write as _;
 
 /// Entries that will be written together, as the JSON that is sent.
@@ -129,12 +129,19 @@ fn escape(text: &str) -> String {
 }
 
 /// The `append` frame of a batch. Made as text: every id in it is of letters that need no escape.
-pub(super) fn append_frame(name: &Name, batch: u64, gathered: Gathered) -> String {
-    let Name { local, run, fence, incarnation } = name;
+pub(super) fn append_frame(
+    name: &Name,
+    batch: u64,
+    traceparent: Option<TraceContext>,
+    gathered: Gathered,
+) -> String {
+    let Name { local, run, fence, incarnation, ack } = name;
     let entries = gathered.close();
+    let ack = ack.map(|level| format!("\"ack\":\"{level}\",")).unwrap_or_default();
+    let trace = traceparent.map_or_else(String::new, |context| format!("\"traceparent\":\"{context}\","));
     format!(
         "{{\"t\":\"append\",\"id\":\"{local}-{batch}\",\"run\":\"{run}\",\"fence\":\"{fence}\",\
-         \"producer\":{{\"incarnation\":{incarnation},\"batch\":{batch}}},\"entries\":{entries}}}"
+         \"producer\":{{\"incarnation\":{incarnation},\"batch\":{batch}}},{ack}{trace}\"entries\":{entries}}}"
     )
 }
 
@@ -213,7 +220,7 @@ impl Request {
 
     /// The frame of this request as batch `batch`.
     pub(super) fn frame(self, name: &Name, batch: u64) -> String {
-        let Name { local, run, fence, incarnation } = name.clone();
+        let Name { local, run, fence, incarnation, .. } = name.clone();
         let producer = Producer { incarnation, batch };
         let Ok(id) = format!("{local}-{batch}").parse::<RequestId>() else {
             // Digits and a dash are an id.

@@ -7,7 +7,7 @@ use everthread_protocol::{Fault, scan};
 use proptest::prelude::*;
 
 fn outbox() -> Outbox {
-    let name = Name { local: 7, run: "r".parse().unwrap(), fence: Fence(9), incarnation: 2 };
+    let name = Name { local: 7, run: "r".parse().unwrap(), fence: Fence(9), incarnation: 2, ack: None };
     Outbox::new(name, BLOCK_BYTES_MAX)
 }
 
@@ -120,6 +120,44 @@ fn a_full_buffer_has_no_room_until_what_was_sent_is_safe() {
     assert!(!outbox.has_room());
     outbox.forget_old(later(30_000));
     assert!(outbox.has_room());
+}
+
+#[test]
+fn what_is_called_safe_later_is_forgotten_but_not_what_is_on_its_way_again() {
+    let mut outbox = outbox();
+    for n in 1..=3 {
+        outbox.raw_entry(&format!(r#"{{"type":"x-a","n":{n}}}"#)).unwrap();
+        assert_eq!(batch(&outbox.next_frame(later(0)).unwrap()), n);
+        outbox.written(n, 0, later(0));
+    }
+    outbox.safe(2);
+    assert_eq!((outbox.first(), outbox.kept.len()), (3, 1));
+    outbox.raw_entry(r#"{"type":"x-a","n":4}"#).unwrap();
+    outbox.next_frame(later(0)).unwrap();
+    // The log has lost what was never called safe.
+    outbox.refused(4, &Fault { expected: Some(3), ..Fault::new(Code::Gap, "3") }.into(), later(0));
+    assert_eq!(batch(&outbox.next_frame(later(0)).unwrap()), 3);
+    outbox.safe(4);
+    assert_eq!(outbox.first(), 3, "it is not there yet");
+    outbox.written(3, 0, later(0));
+    outbox.safe(3);
+    assert_eq!(outbox.first(), 4);
+}
+
+#[test]
+fn a_level_is_named_in_every_append_and_nowhere_else() {
+    let mut outbox = outbox();
+    outbox.name.ack = Some(Level::Replicated);
+    outbox.raw_entry(r#"{"type":"x-a"}"#).unwrap();
+    let frame = outbox.next_frame(later(0)).unwrap();
+    let WorkerFrame::Append(append) = WorkerFrame::decode(frame.as_bytes()).unwrap() else {
+        panic!("{frame:?}")
+    };
+    assert_eq!(append.ack, Some(Level::Replicated));
+    outbox.written(1, 1, later(0));
+    outbox.end(end(Outcome::Completed));
+    let frame = outbox.next_frame(later(0)).unwrap();
+    assert!(!frame.as_str().contains("ack"), "{frame:?}");
 }
 
 #[test]
@@ -289,6 +327,7 @@ fn no_write_becomes_a_frame_that_closes_the_connection() {
         run: long_id().parse().unwrap(),
         fence: Fence(u64::MAX),
         incarnation: u64::MAX,
+        ack: None,
     };
     let mut outbox = Outbox::new(name, usize::MAX);
     let part = |bytes: usize| PutPart { kind: PartKind::Text, value: "x".repeat(bytes).into(), attrs: None };

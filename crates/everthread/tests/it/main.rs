@@ -13,6 +13,8 @@ mod commands;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod counted;
+#[cfg(test)]
 mod crew;
 #[cfg(test)]
 mod death;
@@ -29,6 +31,8 @@ mod joining;
 #[cfg(test)]
 mod kill;
 #[cfg(test)]
+mod lost;
+#[cfg(test)]
 mod many;
 #[cfg(test)]
 mod mesh;
@@ -37,4 +41,8 @@ mod node;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod traces;

@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 pub const TOKEN: &str = "test-token";
+/// How long a node that was told to stop still serves: longer than the balancer of the tests needs to notice.
+const DRAIN_DELAY_MS: &str = "600";
 /// For anything that is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,12 +27,19 @@ impl Node {
     }
 
     pub async fn start_at(dir: &Path, listen: &str, admin: &str, args: &[&str]) -> Node {
+        Self::start_release(Path::new(env!("CARGO_BIN_EXE_everthread")), dir, listen, admin, args).await
+    }
+
+    /// Starts the binary of whatever release.
+    pub async fn start_release(binary: &Path, dir: &Path, listen: &str, admin: &str, args: &[&str]) -> Node {
         let log = dir.join(format!("log-{:x}", rand_suffix()));
-        let process = Command::new(env!("CARGO_BIN_EXE_everthread"))
+        let process = Command::new(binary)
             .args(args)
             .args(["--listen", listen, "--admin", admin, "--token", TOKEN, "--data-dir"])
             .arg(dir.join("data"))
             .env_remove("OPENAI_BASE_URL")
+            // Not a flag: an older release does not know it.
+            .env("EVERTHREAD_DRAIN_DELAY_MS", DRAIN_DELAY_MS)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
@@ -56,6 +65,15 @@ impl Node {
         let (listen, admin) = (bare(&self.url), bare(&self.admin));
         drop(self);
         Self::start_at(dir, &listen, &admin, args).await
+    }
+
+    /// Where clients reach it.
+    pub fn listens(&self) -> std::net::SocketAddr {
+        self.url.trim_start_matches("http://").parse().unwrap()
+    }
+
+    pub fn listens_for_admin(&self) -> std::net::SocketAddr {
+        self.admin.trim_start_matches("http://").parse().unwrap()
     }
 
     pub fn log(&self) -> String {
@@ -126,9 +144,14 @@ impl Node {
         self.post(&format!("/v1/sessions/{session}/input"), body).await
     }
 
+    /// All that it counts.
+    pub async fn metrics(&self) -> String {
+        http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap()
+    }
+
     /// A counter, over all of its labels that contain `label`.
     pub async fn metric(&self, name: &str, label: &str) -> f64 {
-        let text = http().get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap();
+        let text = self.metrics().await;
         let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
         lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
@@ -224,6 +247,16 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// Follows at an address from a cursor, or from the start; none if nobody answers there now.
+    pub async fn try_follow(url: &str, session: &str, cursor: &str) -> Option<Follower> {
+        let mut request = http().get(format!("{url}/v1/sessions/{session}/follow")).bearer_auth(TOKEN);
+        if !cursor.is_empty() {
+            request = request.header("Last-Event-ID", cursor);
+        }
+        let response = request.send().await.ok().filter(|response| response.status().is_success())?;
+        Some(Follower { cursor: cursor.to_owned(), response, buffer: String::new() })
+    }
+
     pub async fn follow(node: &Node, session: &str) -> Follower {
         let response = http()
             .get(format!("{}/v1/sessions/{session}/follow", node.url))

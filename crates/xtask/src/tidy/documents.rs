@@ -38,7 +38,7 @@ pub fn settings(tree: &Tree) -> Vec<Finding> {
         findings
             .extend(missing.map(|name| Finding::error(OPERATIONS, format!("`{name}` of {path} is missing"))));
     }
-    for (path, source) in tree.ending("/metrics.rs") {
+    for (path, source) in tree.ending("/metrics.rs").chain(tree.ending("/counts.rs")) {
         let missing = literals(source, "everthread_").filter(|name| !text.contains(&format!("`{name}`")));
         findings
             .extend(missing.map(|name| Finding::error(OPERATIONS, format!("`{name}` of {path} is missing"))));

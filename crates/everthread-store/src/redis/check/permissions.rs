@@ -50,8 +50,10 @@ const USED: &[&str] = &[
     "SPUBLISH CHANNEL m",
     "EVAL return 1 KEY",
     "EVALSHA 0 1 KEY",
+    "SCAN 0",
     "SCRIPT LOAD return",
     "TIME",
+    "WAIT 0 1",
     "INFO replication",
 ];
 /// No server knows it: it spoils a transaction.

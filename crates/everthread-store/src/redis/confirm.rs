@@ -1,0 +1,424 @@
+//! How sure writes are: who asks a primary whether its replicas and its disk have them.
+//!
+//! One task and one connection per primary, since `WAIT` holds up whatever comes behind it. What is asked while a confirmation is
+//! under way is confirmed together in the next: first every write is looked for in its session, as it stands there now; then
+//! a mark is written, so that the connection's place in the stream of replication is behind all of them; then `WAIT` says
+//! whether the replicas are there, too. All of it goes by one connection, and with it ends what was not confirmed: after a
+//! failover another server answers, of which nothing is known. Invariant: a write is called replicated only if the server that
+//! has it was asked, and had at that moment at least one replica and the word of every one that follows it.
+
+use super::dial::Dialer;
+use super::link::{Link, Same};
+use super::read::number;
+use super::script::Scripts;
+use crate::Error;
+use ::redis::{RedisResult, Value};
+use everthread_protocol::{Epoch, Level, Seq};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Between two looks at who follows.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two questions to a server about its disk: one that does not let us ask notes every one.
+const SETTINGS_EVERY: Duration = Duration::from_secs(300);
+/// How long replicas and disk may take, where connections are not given up before.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a confirmation may take with all that it waits behind.
+const CONFIRM_MAX: Duration = Duration::from_secs(6);
+/// A replica that has said nothing for longer does not follow: nobody waits for it.
+const LAG_MAX_S: u64 = 10;
+/// Writes that wait for a place in the next confirmation …
+const QUEUE: usize = 1024;
+/// … and that are confirmed together.
+const TOGETHER_MAX: usize = 512;
+/// How long a mark stays. It is there to be written, not to be read.
+const MARK_MS: u64 = 1_000;
+/// Releases that know `WAITAOF`.
+const WAITAOF_SINCE: (u32, u32) = (7, 2);
+
+/// A write that is to be sure.
+#[derive(Debug, Clone)]
+pub(super) struct Sought {
+    /// The session's meta.
+    pub(super) meta: String,
+    /// In the same slot; whatever is there is overwritten.
+    pub(super) mark: String,
+    pub(super) epoch: Epoch,
+    /// The log must reach to here …
+    pub(super) to: Seq,
+    /// … and the state have this version.
+    pub(super) n: u64,
+    pub(super) level: Level,
+}
+
+struct Ask {
+    sought: Sought,
+    answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// What can be said of what is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Disk {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// What is answered is there.
+    Always,
+    /// The server can be asked.
+    Asked,
+}
+
+/// What is known of a primary.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    /// Replicas that follow.
+    replicas: u64,
+    /// Whether there ever was one.
+    had_replicas: bool,
+    disk: Disk,
+    /// What a server said about its disk, and when.
+    settings: Option<(Disk, Instant)>,
+}
+
+/// Confirms what is written to one primary.
+pub(super) struct Confirmer {
+    link: Arc<Link>,
+    asks: mpsc::Sender<Ask>,
+    standing: Mutex<Standing>,
+    wait_max: Duration,
+}
+
+/// What [`Confirmer::keep`] takes its work from.
+pub(super) struct Asks(mpsc::Receiver<Ask>);
+
+impl Confirmer {
+    /// A confirmer that [`Confirmer::keep`] will serve; [`Confirmer::link`] is to be kept connected.
+    pub(super) fn new(dialer: Dialer, scripts: Arc<Scripts>, response_timeout: Duration) -> (Self, Asks) {
+        let (asks, received) = mpsc::channel(QUEUE);
+        let link = Arc::new(Link::new(dialer, scripts));
+        let wait_max = WAIT_MAX.min(response_timeout / 2);
+        (Self { link, asks, standing: Mutex::default(), wait_max }, Asks(received))
+    }
+
+    /// Its connection.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Replicas that follow.
+    pub(super) fn replicas(&self) -> u64 {
+        self.standing().replicas
+    }
+
+    /// Whether a write here can be as sure as that.
+    pub(super) fn offers(&self, level: Level) -> bool {
+        let standing = *self.standing();
+        match level {
+            Level::Accepted => true,
+            Level::Replicated => standing.had_replicas,
+            Level::Fsynced => standing.disk != Disk::Unknown,
+        }
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        // Nothing panics while it is locked.
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a write is sure; or why nobody knows whether it is.
+    pub(super) async fn confirm(&self, sought: Sought) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            let gone = || "the primary is not served any more".to_owned();
+            self.asks.send(Ask { sought, answer }).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        };
+        match timeout(CONFIRM_MAX, asked).await {
+            Ok(confirmed) => confirmed,
+            Err(_) => Err(format!("not confirmed within {CONFIRM_MAX:?}")),
+        }
+    }
+
+    /// Confirms, and looks who follows, for ever.
+    pub(super) async fn keep(&self, Asks(mut asks): Asks) -> Infallible {
+        let mut next_look = Instant::now();
+        loop {
+            let first = tokio::select! {
+                ask = asks.recv() => ask,
+                () = sleep_until(next_look) => None,
+            };
+            let Some(first) = first else {
+                self.look().await;
+                next_look = Instant::now() + LOOK_EVERY;
+                continue;
+            };
+            let mut all = vec![first];
+            while all.len() < TOGETHER_MAX
+                && let Ok(ask) = asks.try_recv()
+            {
+                all.push(ask);
+            }
+            self.confirm_all(all).await;
+        }
+    }
+
+    /// Learns who follows.
+    pub(super) async fn look(&self) {
+        let looking = async {
+            let mut same = self.link.same().await.ok()?;
+            let mut info = ::redis::pipe();
+            info.cmd("INFO").arg("server").arg("replication").arg("persistence");
+            let told = same.pipeline(&info).await.ok()?.pop()?.ok()?;
+            let told = info_of(&told)?;
+            let disk = self.disk(&mut same, &told).await;
+            self.learn(&told, Some(disk));
+            Some(())
+        };
+        if looking.await.is_none() {
+            tracing::debug!("it is not known who follows the primary");
+        }
+    }
+
+    async fn disk(&self, same: &mut Same, told: &str) -> Disk {
+        let field = |name| told_of(told, name).unwrap_or_default();
+        if field("aof_enabled") != "1" {
+            return Disk::Unknown;
+        }
+        let mut version = field("redis_version").split('.').map(|part| part.parse().unwrap_or(0));
+        let version: (u32, u32) = (version.next().unwrap_or(0), version.next().unwrap_or(0));
+        let is_new = version >= WAITAOF_SINCE;
+        let known = self.standing().settings;
+        if let Some((disk, _)) = known.filter(|(_, at)| at.elapsed() < SETTINGS_EVERY) {
+            return disk;
+        }
+        let mut asking = ::redis::pipe();
+        if is_new {
+            // Nothing to wait for: whether we may.
+            asking.cmd("WAITAOF").arg(0).arg(0).arg(1);
+        } else {
+            asking.cmd("CONFIG").arg("GET").arg("appendfsync");
+        }
+        let answer = same.pipeline(&asking).await.ok().and_then(|mut answers| answers.pop()?.ok());
+        let disk = match answer {
+            Some(_) if is_new => Disk::Asked,
+            Some(set) if is_set(&set, "always") => Disk::Always,
+            _ => Disk::Unknown,
+        };
+        self.standing().settings = Some((disk, Instant::now()));
+        disk
+    }
+
+    fn learn(&self, told: &str, disk: Option<Disk>) {
+        let replicas = replicas(told);
+        let mut standing = self.standing();
+        if standing.replicas != replicas {
+            tracing::info!(before = standing.replicas, now = replicas, "replicas that follow the primary");
+        }
+        standing.replicas = replicas;
+        standing.had_replicas |= replicas > 0;
+        standing.disk = disk.unwrap_or(standing.disk);
+    }
+
+    async fn confirm_all(&self, asks: Vec<Ask>) {
+        let mut same = match self.link.same().await {
+            Ok(same) => same,
+            Err(failure) => return answer(asks, &Err(failure.why())),
+        };
+        let asks = self.look_for(&mut same, asks).await;
+        let replicas = self.standing().replicas;
+        // Without replicas what is on the disk may be had.
+        let (asks, alone): (Vec<_>, Vec<_>) =
+            asks.into_iter().partition(|ask| replicas > 0 || ask.sought.level == Level::Fsynced);
+        answer(alone, &Err("no replica follows the primary now".into()));
+        let Some(mark) = asks.first().map(|ask| ask.sought.mark.clone()) else { return };
+        let waited = self.wait(&mut same, &mark, replicas).await;
+        let (synced, asks): (Vec<_>, Vec<_>) =
+            asks.into_iter().partition(|ask| ask.sought.level == Level::Fsynced);
+        answer(asks, &waited);
+        if synced.is_empty() {
+            return;
+        }
+        let disk = self.standing().disk;
+        let on_disk = match (waited, disk) {
+            (Ok(()), Disk::Asked) => self.wait_for_disk(&mut same).await,
+            (Ok(()), Disk::Unknown) => Err("nobody can say what is on the disk now".into()),
+            (waited, _) => waited,
+        };
+        answer(synced, &on_disk);
+    }
+
+    /// Those whose writes are there: the others are told that they are not.
+    async fn look_for(&self, same: &mut Same, asks: Vec<Ask>) -> Vec<Ask> {
+        let mut looking = ::redis::pipe();
+        for ask in &asks {
+            looking.cmd("HMGET").arg(&ask.sought.meta).arg("epoch").arg("head").arg("n");
+        }
+        looking.cmd("INFO").arg("replication");
+        let mut answers = match same.pipeline(&looking).await {
+            Ok(answers) if answers.len() == asks.len() + 1 => answers,
+            Ok(_) => {
+                answer(asks, &Err("fewer answers than questions".into()));
+                return Vec::new();
+            }
+            Err(failure) => {
+                answer(asks, &Err(failure.why()));
+                return Vec::new();
+            }
+        };
+        match answers.pop() {
+            Some(Ok(told)) => self.learn(&info_of(&told).unwrap_or_default(), None),
+            _ => {
+                answer(asks, &Err("it is not known who follows the primary".into()));
+                return Vec::new();
+            }
+        }
+        let mut found = Vec::with_capacity(asks.len());
+        for (ask, told) in asks.into_iter().zip(answers) {
+            match told.map_err(|error| error.to_string()).and_then(|told| ask.sought.check(&told)) {
+                Ok(()) => found.push(ask),
+                Err(why) => answer([ask], &Err(why)),
+            }
+        }
+        found
+    }
+
+    /// Marks the place, and waits until so many replicas have come to it.
+    async fn wait(&self, same: &mut Same, mark: &str, replicas: u64) -> Result<(), String> {
+        let mut waiting = ::redis::pipe();
+        waiting.cmd("SET").arg(mark).arg("").arg("PX").arg(MARK_MS);
+        if replicas > 0 {
+            waiting.cmd("WAIT").arg(replicas).arg(self.wait_ms());
+        }
+        let answers = same.pipeline(&waiting).await.map_err(super::link::Failure::why)?;
+        let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
+        let answers = answers.map_err(|error| error.to_string())?;
+        if replicas == 0 {
+            return Ok(());
+        }
+        let reached = answers.last().map_or(Ok(0), number).map_err(|error| error.to_string())?;
+        if reached >= replicas {
+            Ok(())
+        } else {
+            Err(format!("{reached} of {replicas} replicas have it within {:?}", self.wait_max))
+        }
+    }
+
+    /// Waits for the disk of the primary itself.
+    async fn wait_for_disk(&self, same: &mut Same) -> Result<(), String> {
+        let mut waiting = ::redis::pipe();
+        waiting.cmd("WAITAOF").arg(1).arg(0).arg(self.wait_ms());
+        let answer = same.pipeline(&waiting).await.map_err(super::link::Failure::why)?.pop();
+        match answer {
+            Some(Ok(Value::Array(reached))) if reached.first() == Some(&Value::Int(1)) => Ok(()),
+            Some(Ok(_)) => Err(format!("not on the disk within {:?}", self.wait_max)),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("no answer".into()),
+        }
+    }
+
+    fn wait_ms(&self) -> u64 {
+        // Redis takes 0 for ever.
+        everthread_protocol::millis(self.wait_max).max(1)
+    }
+}
+
+impl Sought {
+    /// Whether the write is in a session of which `told` are epoch, head and version. Within one epoch nobody but one primary
+    /// has written, so that whoever has come as far has all before it.
+    fn check(&self, told: &Value) -> Result<(), String> {
+        let Value::Array(told) = told else { return Err("an unknown answer".into()) };
+        let number = |at: usize| match told.get(at) {
+            Some(Value::Nil) | None => Ok(None),
+            Some(value) => number(value).map(Some),
+        };
+        let read = || Ok((number(0)?, number(1)?.unwrap_or(0), number(2)?.unwrap_or(0)));
+        let (epoch, head, n) = read().map_err(|error: Error| error.to_string())?;
+        if epoch == Some(self.epoch.0) && head >= self.to.0 && n >= self.n {
+            Ok(())
+        } else {
+            Err("the log is not the one that was written any more".into())
+        }
+    }
+}
+
+fn answer(asks: impl IntoIterator<Item = Ask>, result: &Result<(), String>) {
+    for ask in asks {
+        // Who does not wait any more need not know.
+        drop(ask.answer.send(result.clone()));
+    }
+}
+
+/// Whether the answer to `CONFIG GET` of one setting is this.
+fn is_set(answer: &Value, value: &str) -> bool {
+    let all: Result<std::collections::HashMap<String, String>, _> = ::redis::from_redis_value_ref(answer);
+    all.is_ok_and(|all| all.values().any(|set| set == value))
+}
+
+/// The answer to `INFO`, which has a type of its own.
+fn info_of(told: &Value) -> Option<String> {
+    ::redis::from_redis_value_ref(told).ok()
+}
+
+/// A field of `INFO`.
+fn told_of<'a>(told: &'a str, name: &str) -> Option<&'a str> {
+    told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// How many replicas follow a primary; none follow a replica, as far as we are concerned.
+fn replicas(told: &str) -> u64 {
+    if told_of(told, "role") != Some("master") {
+        return 0;
+    }
+    let is_close = |line: &&str| {
+        let Some((name, about)) = line.split_once(':') else { return false };
+        let is_replica = name.strip_prefix("slave").is_some_and(|n| n.parse::<u32>().is_ok());
+        let field =
+            |name: &str| about.trim().split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let lag = field("lag").and_then(|lag| lag.parse::<u64>().ok());
+        is_replica && field("state") == Some("online") && lag.is_some_and(|lag| lag <= LAG_MAX_S)
+    };
+    told.lines().filter(is_close).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_follows_if_it_is_online_and_was_heard_of_lately() {
+        let told = "# Replication\r\nrole:master\r\nconnected_slaves:3\r\n\
+                    slave0:ip=10.0.0.2,port=6379,state=online,offset=10,lag=0\r\n\
+                    slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0\r\n\
+                    slave2:ip=10.0.0.4,port=6379,state=online,offset=4,lag=11\r\n\
+                    master_replid:0f\r\n";
+        assert_eq!(replicas(told), 1);
+        assert_eq!(replicas(&told.replace("lag=11", "lag=10")), 2);
+        assert_eq!(replicas(&told.replace("role:master", "role:slave")), 0);
+        assert_eq!(replicas(""), 0);
+        assert_eq!(told_of(told, "connected_slaves"), Some("3"));
+    }
+
+    #[test]
+    fn a_write_is_there_only_in_its_own_epoch_and_if_log_and_state_have_come_as_far() {
+        let sought = Sought {
+            meta: String::new(),
+            mark: String::new(),
+            epoch: Epoch(5),
+            to: Seq(10),
+            n: 3,
+            level: Level::Replicated,
+        };
+        let told = |fields: [&str; 3]| {
+            Value::Array(fields.map(|field| Value::BulkString(field.as_bytes().to_vec())).to_vec())
+        };
+        assert_eq!(sought.check(&told(["5", "10", "3"])), Ok(()));
+        assert_eq!(sought.check(&told(["5", "12", "4"])), Ok(()));
+        for other in [["5", "9", "3"], ["5", "10", "2"], ["6", "12", "4"], ["4", "12", "4"]] {
+            assert!(sought.check(&told(other)).is_err(), "{other:?}");
+        }
+        assert!(sought.check(&Value::Array(vec![Value::Nil, Value::Nil, Value::Nil])).is_err());
+    }
+}
