@@ -5,7 +5,8 @@
 //! a mark is written, so that the connection's place in the stream of replication is behind all of them; then `WAIT` says
 //! whether the replicas are there, too. All of it goes by one connection, and with it ends what was not confirmed: after a
 //! failover another server answers, of which nothing is known. Invariant: a write is called replicated only if the server that
-//! has it was asked, and had at that moment at least one replica and the word of every one that follows it.
+//! has it was asked, and had at that moment at least one replica and the word of every one that follows it, or did until a
+//! moment ago: a replica that has just left may be the next primary.
 
 use super::dial::Dialer;
 use super::link::{Link, Same};
@@ -30,6 +31,9 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 const CONFIRM_MAX: Duration = Duration::from_secs(6);
 /// A replica that has said nothing for longer does not follow: nobody waits for it.
 const LAG_MAX_S: u64 = 10;
+/// A replica that has left is waited for so long: when one is promoted by hand, it leaves before anybody is told who is
+/// primary now, and what the others confirm meanwhile is lost with the old one.
+const LEFT_COUNTS: Duration = Duration::from_secs(5);
 /// Writes that wait for a place in the next confirmation …
 const QUEUE: usize = 1024;
 /// … and that are confirmed together.
@@ -76,6 +80,8 @@ enum Disk {
 struct Standing {
     /// Replicas that follow.
     replicas: u64,
+    /// Replicas that must have a write.
+    needed: u64,
     /// Whether there ever was one.
     had_replicas: bool,
     disk: Disk,
@@ -83,11 +89,35 @@ struct Standing {
     settings: Option<(Disk, Instant)>,
 }
 
+/// Replicas that a primary has had lately.
+#[derive(Debug, Default)]
+struct Lately {
+    /// Which primary: it changes with a failover, and then nobody has left.
+    replid: String,
+    replicas: u64,
+    /// Those that are missing count until then.
+    until: Option<Instant>,
+}
+
+impl Lately {
+    /// How many must have what is written now, while so many follow.
+    fn needed(&mut self, replid: &str, replicas: u64, now: Instant) -> u64 {
+        let is_settled = self.replid != replid
+            || replicas >= self.replicas
+            || now >= *self.until.get_or_insert(now + LEFT_COUNTS);
+        if is_settled {
+            *self = Lately { replid: replid.to_owned(), replicas, until: None };
+        }
+        self.replicas
+    }
+}
+
 /// Confirms what is written to one primary.
 pub(super) struct Confirmer {
     link: Arc<Link>,
     asks: mpsc::Sender<Ask>,
     standing: Mutex<Standing>,
+    lately: Mutex<Lately>,
     wait_max: Duration,
 }
 
@@ -100,7 +130,7 @@ impl Confirmer {
         let (asks, received) = mpsc::channel(QUEUE);
         let link = Arc::new(Link::new(dialer, scripts));
         let wait_max = WAIT_MAX.min(response_timeout / 2);
-        (Self { link, asks, standing: Mutex::default(), wait_max }, Asks(received))
+        (Self { link, asks, standing: Mutex::default(), lately: Mutex::default(), wait_max }, Asks(received))
     }
 
     /// Its connection.
@@ -213,11 +243,15 @@ impl Confirmer {
 
     fn learn(&self, told: &str, disk: Option<Disk>) {
         let replicas = replicas(told);
+        let replid = told_of(told, "master_replid").unwrap_or_default();
+        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        let needed = lately.needed(replid, replicas, Instant::now());
+        drop(lately);
         let mut standing = self.standing();
         if standing.replicas != replicas {
             tracing::info!(before = standing.replicas, now = replicas, "replicas that follow the primary");
         }
-        standing.replicas = replicas;
+        (standing.replicas, standing.needed) = (replicas, needed);
         standing.had_replicas |= replicas > 0;
         standing.disk = disk.unwrap_or(standing.disk);
     }
@@ -228,13 +262,13 @@ impl Confirmer {
             Err(failure) => return answer(asks, &Err(failure.why())),
         };
         let asks = self.look_for(&mut same, asks).await;
-        let replicas = self.standing().replicas;
+        let Standing { replicas, needed, .. } = *self.standing();
         // Without replicas what is on the disk may be had.
         let (asks, alone): (Vec<_>, Vec<_>) =
             asks.into_iter().partition(|ask| replicas > 0 || ask.sought.level == Level::Fsynced);
         answer(alone, &Err("no replica follows the primary now".into()));
         let Some(mark) = asks.first().map(|ask| ask.sought.mark.clone()) else { return };
-        let waited = self.wait(&mut same, &mark, replicas).await;
+        let waited = self.wait(&mut same, &mark, needed).await;
         let (synced, asks): (Vec<_>, Vec<_>) =
             asks.into_iter().partition(|ask| ask.sought.level == Level::Fsynced);
         answer(asks, &waited);
@@ -399,6 +433,21 @@ mod tests {
         assert_eq!(replicas(&told.replace("role:master", "role:slave")), 0);
         assert_eq!(replicas(""), 0);
         assert_eq!(told_of(told, "connected_slaves"), Some("3"));
+    }
+
+    #[test]
+    fn a_replica_that_has_just_left_is_waited_for_as_it_may_be_the_next_primary() {
+        let (mut lately, now) = (Lately::default(), Instant::now());
+        assert_eq!(lately.needed("p1", 2, now), 2);
+        // One is promoted: the other's word is not enough until everybody knows who is primary.
+        assert_eq!(lately.needed("p1", 1, now), 2);
+        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS / 2), 2);
+        assert_eq!(lately.needed("p1", 0, now + LEFT_COUNTS / 2), 2);
+        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS), 1, "it is gone for good");
+        // The new primary has never had more.
+        assert_eq!(lately.needed("p1", 2, now + LEFT_COUNTS), 2);
+        assert_eq!(lately.needed("p2", 1, now + LEFT_COUNTS), 1);
+        assert_eq!(lately.needed("p2", 2, now + LEFT_COUNTS), 2);
     }
 
     #[test]
