@@ -1,7 +1,7 @@
 //! A run from its beginning to its verdict: start, load, break by the plan, mend, let it come to rest, read, check.
 
 use crate::asker::{self, Pace, Shared};
-use crate::check::{Verdict, check};
+use crate::check::{Promise, Verdict, check};
 use crate::client::{Client, Options};
 use crate::history::{self, Event, Recorder, What, now};
 use crate::log::Log;
@@ -104,6 +104,21 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
         }
     }
     Ok(Outcome { verdict: check(&events, &logs, world.store.promise()), planned, events })
+}
+
+/// The checker once more, over what a run has left in `dir`: its histories, and its exports as the first node told them.
+pub fn again(dir: &Path, promise: Promise) -> anyhow::Result<Outcome> {
+    let (mut events, mut logs) = (history::read(&dir.join("history"))?, BTreeMap::new());
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if name.starts_with("history-") {
+            events.extend(history::read(&path)?);
+        } else if let Some(session) = name.strip_prefix("export-") {
+            logs.insert(session.to_owned(), vec![Log::parse(&std::fs::read_to_string(&path)?)?]);
+        }
+    }
+    Ok(Outcome { verdict: check(&events, &logs, promise), planned: Vec::new(), events })
 }
 
 /// Waits until all of them have ended; false if some never do. One that panics is a fault of this program.

@@ -31,8 +31,10 @@ pub struct Logged {
 pub struct Log {
     /// Which.
     pub session: String,
-    /// Incarnations with their first seqs.
+    /// Incarnations with their first seqs, as far as the store still knows them.
     pub epochs: Vec<(u64, u64)>,
+    /// All that have entries.
+    pub all_epochs: Vec<(u64, u64)>,
     /// First seq that is kept.
     pub floor: u64,
     /// Last seq.
@@ -51,6 +53,7 @@ impl Log {
         let mut log = Log {
             session: head["session"].as_str().context("no session")?.to_owned(),
             epochs: epochs(&head["epochs"])?,
+            all_epochs: epochs(&head["epochs"])?,
             floor: head["floor"].as_u64().unwrap_or(1),
             head: 0,
             entries: Vec::new(),
@@ -72,11 +75,15 @@ impl Log {
                 Entries::decode(text.as_bytes()).map_err(|fault| anyhow::anyhow!("{fault:?}: {text}"))?;
             log.take(&frame)?;
         }
+        log.all_epochs.sort_unstable();
         ensure!(Some(log.head) >= head["seq"].as_u64(), "{}: an export that was cut off", log.session);
         Ok(log)
     }
 
     fn take(&mut self, frame: &Entries<'_>) -> anyhow::Result<()> {
+        if !self.all_epochs.iter().any(|(known, _)| *known == frame.epoch.0) {
+            self.all_epochs.push((frame.epoch.0, frame.since.0));
+        }
         for block in &frame.blocks {
             for (first, last, raw) in numbered(block, frame.from)? {
                 let body: Value = serde_json::from_str(raw.get())?;
@@ -98,9 +105,18 @@ impl Log {
 
     /// Whether somebody who stood there could go on in this log.
     pub fn is_valid(&self, epoch: u64, seq: u64) -> bool {
-        let Some(index) = self.epochs.iter().position(|(known, _)| *known == epoch) else { return false };
-        seq <= self.head && self.epochs.get(index + 1).is_none_or(|(_, next)| seq < *next)
+        seq <= self.head && is_before_next(&self.epochs, epoch, seq)
     }
+
+    /// Whether what was written there is still there, also if that is too long ago for anybody to go on from it.
+    pub fn is_kept(&self, epoch: u64, seq: u64) -> bool {
+        seq <= self.head && is_before_next(&self.all_epochs, epoch, seq)
+    }
+}
+
+fn is_before_next(epochs: &[(u64, u64)], epoch: u64, seq: u64) -> bool {
+    let Some(index) = epochs.iter().position(|(known, _)| *known == epoch) else { return false };
+    epochs.get(index + 1).is_none_or(|(_, next)| seq < *next)
 }
 
 /// `[[epoch, since], …]`, the epoch as text or number; or objects with these names.

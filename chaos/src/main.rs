@@ -4,6 +4,7 @@
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use everthread_chaos::asker::Pace;
+use everthread_chaos::check::Promise;
 use everthread_chaos::drive::{self, Load};
 use everthread_chaos::history::{Level, Recorder};
 use everthread_chaos::setup::{Replicated, Shape, Standalone, StoreSetup};
@@ -25,6 +26,8 @@ struct Cli {
 enum Verb {
     /// Starts a deployment, breaks it by the plan of a seed, and checks what everybody saw.
     Run(RunArgs),
+    /// The checker once more, over what a run has left.
+    Check(CheckArgs),
     /// A worker of it.
     Worker(WorkerArgs),
 }
@@ -85,6 +88,16 @@ struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+struct CheckArgs {
+    /// Where its histories and exports are.
+    #[arg(long)]
+    dir: PathBuf,
+    /// What Redis the nodes had.
+    #[arg(long, value_enum, default_value_t = Redis::Standalone)]
+    redis: Redis,
+}
+
+#[derive(Debug, Args)]
 struct WorkerArgs {
     #[arg(long)]
     url: String,
@@ -113,6 +126,7 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         match verb {
             Verb::Run(args) => run(args).await.unwrap_or_else(complain),
+            Verb::Check(args) => check(&args).unwrap_or_else(complain),
             Verb::Worker(args) => work(args).await.map_or_else(complain, |()| ExitCode::SUCCESS),
         }
     })
@@ -140,6 +154,15 @@ fn again_in_own_network() -> anyhow::Result<ExitCode> {
         .status()
         .context("unshare does not start")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let promise = if args.redis == Redis::Standalone { Promise::Kept } else { Promise::MayLoseTail };
+    let outcome = drive::again(&args.dir, promise)?;
+    let title = args.dir.display().to_string();
+    println!("{}", report::markdown(&title, &outcome));
+    std::fs::write(args.dir.join("report.json"), report::json(&title, &outcome)?)?;
+    Ok(if outcome.verdict.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn work(args: WorkerArgs) -> anyhow::Result<()> {

@@ -51,7 +51,7 @@ impl Index<'_> {
                 || (logged.kind == "run.requested" && logged.body["run"] == run)
         };
         let last = self.log.entries.iter().rev().find(is_its).map_or(0, |logged| logged.last);
-        self.log.epochs.iter().skip(1).any(|(_, since)| *since > last)
+        self.log.all_epochs.iter().skip(1).any(|(_, since)| *since > last)
     }
 }
 
@@ -83,6 +83,12 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
                     put.acked = Some((*place, *level));
                     put.first = put.first.or(put.acked);
                 }
+                if *level > Level::Accepted && !index.log.is_kept(place.epoch, place.seq) {
+                    let text = format!(
+                        "{id} was acknowledged at {place:?} as {level:?}, and lost, if only for a while"
+                    );
+                    verdict.found(Rule::Lost, session, &event.who, text);
+                }
                 if is_forgiven(index.log, *place, *level, promise) {
                     continue;
                 }
@@ -110,7 +116,7 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
         verdict.looked.add("acknowledged", u64::from(put.acked.is_some()));
         if let Some((place, level)) = put.first {
             let is_there = index.puts.contains_key(put.name);
-            let is_moved = !index.log.is_valid(place.epoch, place.seq);
+            let is_moved = !index.log.is_kept(place.epoch, place.seq);
             let kept = verdict.levels.entry(level).or_default();
             kept.acknowledged += 1;
             kept.healed += u64::from(is_there && is_moved);
@@ -147,7 +153,7 @@ fn session_of(what: &What) -> Option<&str> {
 
 /// Whether what was acknowledged there may be gone.
 fn is_forgiven(log: &Log, place: Place, level: Level, promise: Promise) -> bool {
-    promise.may_lose(level) && !log.is_valid(place.epoch, place.seq)
+    promise.may_lose(level) && !log.is_kept(place.epoch, place.seq)
 }
 
 /// What is wrong with something that was asked for.
@@ -163,7 +169,7 @@ fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, St
             let is_text = one.kind == "x-mark" || one.body["parts"][0]["value"] == put.text;
             // Where the log was lost and has grown again, it may stand elsewhere.
             let is_elsewhere = |(place, _): &(Place, Level)| {
-                index.log.is_valid(place.epoch, place.seq)
+                index.log.is_kept(place.epoch, place.seq)
                     && (one.first > place.seq || one.first + BLOCK_ENTRIES_MAX <= place.seq)
             };
             if !is_text {

@@ -26,10 +26,10 @@ pub(super) fn count(events: &[Event], logs: &BTreeMap<&str, &Log>, verdict: &mut
     for (session, epochs) in seen {
         let Some(log) = logs.get(session) else { continue };
         for (epoch, (since, to)) in epochs {
-            let lost = match log.epochs.iter().position(|(known, _)| *known == epoch) {
-                Some(at) => log.epochs.get(at + 1).map_or(0, |(_, next)| (to + 1).saturating_sub(*next)),
+            let lost = match log.all_epochs.iter().position(|(known, _)| *known == epoch) {
+                Some(at) => log.all_epochs.get(at + 1).map_or(0, |(_, next)| (to + 1).saturating_sub(*next)),
                 // Another took its place altogether. Old ones are forgotten, and were not lost.
-                None if log.epochs.first().is_some_and(|(oldest, _)| epoch > *oldest) => to + 1 - since,
+                None if log.all_epochs.first().is_some_and(|(oldest, _)| epoch > *oldest) => to + 1 - since,
                 None => 0,
             };
             verdict.tails.count += u64::from(lost > 0);

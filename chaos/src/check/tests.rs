@@ -193,6 +193,10 @@ fn what_was_acknowledged_as_replicated_may_never_be_gone_and_what_was_put_again_
         [asked.clone(), acked("k1", EPOCH, 13, Level::Accepted), acked("k1", 6, 14, Level::Accepted)];
     let verdict = check(&healed, &whole);
     assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].healed), (0, 1));
+    // That it is there again is no excuse where more was promised.
+    let again =
+        [asked.clone(), acked("k1", EPOCH, 13, Level::Replicated), acked("k1", 6, 14, Level::Replicated)];
+    assert_eq!(check(&again, &whole).by_rule().into_keys().collect::<Vec<_>>(), [Rule::Lost]);
     // Whoever was told by the new log that it is there relies on it.
     let again = [asked, acked("k1", EPOCH, 14, Level::Accepted), acked("k1", 6, 13, Level::Accepted)];
     assert_eq!(check(&again, &lost).by_rule().into_keys().collect::<Vec<_>>(), [Rule::Lost]);
