@@ -16,7 +16,7 @@ use everthread_protocol::{
     AgentName, Code, ControlId, Fault, Fence, Level, RequestId, RunId, Seq, SessionKey, Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store};
+use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store, Written};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -353,20 +353,22 @@ impl<S: Store> Connection<S> {
             Ok(_) => self.edge.metrics.appends.with_label_values(&["duplicate"]).inc(),
             Err(fault) => self.edge.metrics.appends.with_label_values(&[fault.code.as_str()]).inc(),
         }
+        let batch_of =
+            |written: &Written| written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
+        let mut safe = None;
         if let Some(hosted) = self.hosted(run, fence) {
             hosted.is_busy = false;
+            if let Ok(written) = &result {
+                let is_sure = ack.is_some_and(|level| level > Level::Accepted);
+                let batch = batch_of(written);
+                safe = Some(hosted.safety.written(batch, producer.incarnation, written, is_sure));
+            }
         }
         match result {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
-                let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
-                let safe = match self.hosted(run, fence) {
-                    Some(hosted) => {
-                        let is_sure = ack.is_some_and(|level| level > Level::Accepted);
-                        hosted.safety.written(batch, producer.incarnation, &written, is_sure)
-                    }
-                    None => batch,
-                };
+                let batch = batch_of(&written);
+                let safe = safe.unwrap_or(batch);
                 let (to, version) = (written.to, written.version);
                 let ack = Ack { id, run: run.clone(), batch, to, version, safe, ack };
                 self.outbox.text(ack.encode(is_repeat));
@@ -378,15 +380,16 @@ impl<S: Store> Connection<S> {
                         hosted.parts = None;
                     }
                     hosted.next = next;
-                    let watch = hosted.watch;
+                    let (watch, is_pressing) = (hosted.watch, hosted.safety.is_pressing());
+                    if is_pressing {
+                        self.confirm(Some(run));
+                    }
                     if self.watched.get(&watch).is_some_and(|watched| watched.version != written.version) {
                         self.wake.mark(watch);
                     }
                 }
                 if is_last && self.hosted(run, fence).is_some() {
                     self.drop_run(run);
-                } else if self.hosted(run, fence).is_some_and(|hosted| hosted.safety.is_pressing()) {
-                    self.confirm(Some(run));
                 }
             }
             Err(fault) => {

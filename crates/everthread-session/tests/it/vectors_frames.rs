@@ -47,8 +47,7 @@ pub fn client_frames() -> Vec<Value> {
     let mut unnamed = input.clone();
     unnamed.as_object_mut().unwrap().remove("message");
     let mut cases = client_requests();
-    cases.extend(client_controls());
-    cases.extend(client_levels(&input));
+    cases.extend(client_controls().into_iter().chain(client_levels(&input)));
     cases.extend(client_branches());
     cases.extend(client_people());
     cases.extend(vectors_feed::client_feed());
