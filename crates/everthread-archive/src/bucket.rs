@@ -190,7 +190,7 @@ mod tests {
         assert!(matches!(begun, Err(Error::Away(_))), "nothing is said before it is taken into use");
         bucket.begin().await.unwrap();
         bucket.begin().await.unwrap();
-        let key: SessionKey = "acme/..".parse().unwrap();
+        let key: SessionKey = "acme/..x".parse().unwrap();
         let other: SessionKey = "acme/...".parse().unwrap();
         let large: Vec<u8> = (0..=250).cycle().take(PART_BYTES * 2 + 17).collect();
         for content in [&large[..], &large[..PART_BYTES], &large[..9], &[]] {

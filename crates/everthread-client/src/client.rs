@@ -11,7 +11,7 @@ use everthread_protocol::error::ErrorBody;
 use everthread_protocol::frame::{Done, From, check_recent};
 use everthread_protocol::limits::FRAME_BYTES_MAX;
 use everthread_protocol::{
-    AgentName, AuthorKind, Code, DeviceId, RequestId, RunId, Seq, SessionId, SubjectId,
+    AgentName, AuthorKind, Code, DeviceId, Level, RequestId, RunId, Seq, SessionId, SubjectId,
 };
 use everthread_socket::Backoff;
 use serde_json::value::{RawValue, to_raw_value};
@@ -104,6 +104,8 @@ pub struct Client {
 pub struct Session {
     client: Client,
     key: u64,
+    /// How sure answers are to be.
+    ack: Option<Level>,
 }
 
 /// Whom a user's message asks to work, and how.
@@ -164,7 +166,7 @@ impl Client {
         let key = self.inner.next_key.fetch_add(1, Ordering::Relaxed);
         let (queue, events) = mpsc::channel(FOLLOW_FRAMES_MAX);
         let (reply, attached) = oneshot::channel();
-        let handle = Session { client: self.clone(), key };
+        let handle = Session { client: self.clone(), key, ack: None };
         // Made before the wait: dropping it detaches, also if the caller gives up.
         let overflowed = Arc::<AtomicBool>::default();
         let (commands, mark) = (self.inner.commands.clone(), overflowed.clone());
@@ -217,6 +219,13 @@ fn is_cursor(from: From) -> bool {
 }
 
 impl Session {
+    /// The same, for writes and controls that are to be as sure as that before they are answered, where the deployment says
+    /// less or more. A level that it cannot give is refused, and nothing is written.
+    pub fn acknowledged(mut self, level: Level) -> Self {
+        self.ack = Some(level);
+        self
+    }
+
     /// Puts a user's text; `agent` is asked to work, or the session's own.
     pub async fn input(&self, text: &str, agent: Option<&str>) -> Result<Done, Error> {
         self.input_for(text, &Addressee { agent: agent.map(str::parse).transpose()?, when_busy: None }).await
@@ -271,8 +280,8 @@ impl Session {
         replaces: Option<&str>,
     ) -> Result<Done, Error> {
         let (Addressee { agent, when_busy }, entries) = (to.clone(), entries.into());
-        let replaces = replaces.map(str::to_owned);
-        self.done(Body::Put { id: id.parse()?, agent, when_busy, replaces, entries }).await
+        let (replaces, ack) = (replaces.map(str::to_owned), self.ack);
+        self.done(Body::Put { id: id.parse()?, agent, when_busy, replaces, ack, entries }).await
     }
 
     /// This device has read everything up to `seq`: what its next connection, anywhere, is told as `acked`. Needs a
@@ -325,7 +334,7 @@ impl Session {
     /// Asks something of a run. Returns when it is in the log: from then on it has exactly one outcome, which the handle
     /// tells however often the connection is lost meanwhile.
     pub async fn control(&self, ask: Ask) -> Result<Asked, Error> {
-        let body = ask.into_body(|| self.client.fresh_id())?;
+        let body = ask.into_body(self.ack, || self.client.fresh_id())?;
         check_size(&body.frame(u32::MAX))?;
         let id = body.id.clone();
         let (receipts, mut handle) = mpsc::channel(RECEIPTS_MAX);
@@ -387,7 +396,7 @@ mod tests {
     async fn a_request_that_no_frame_holds_is_refused_here_and_costs_nothing_else() {
         // Nobody listens there: nothing of this is to be sent.
         let client = Client::builder("ws://127.0.0.1:9", "t").connect();
-        let session = Session { client, key: 1 };
+        let session = Session { client, key: 1, ack: None };
         let text = "x".repeat(FRAME_BYTES_MAX);
         let too_large = |error: Error| matches!(error, Error::Refused { code: Code::TooLarge, .. });
         assert!(too_large(session.input(&text, None).await.unwrap_err()));

@@ -11,7 +11,7 @@ use everthread_protocol::entry::Object;
 use everthread_protocol::frame::{
     Bye, ClientFrame, Done, ErrorFrame, From, Hello, HistoryPage, Receipt, Welcome,
 };
-use everthread_protocol::{AgentName, RequestId, RunId, Seq, SessionId};
+use everthread_protocol::{AgentName, Level, RequestId, RunId, Seq, SessionId};
 use everthread_socket::{Backoff, RawConnection, Receiver, SocketError, Utf8Bytes};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -78,6 +78,7 @@ pub(crate) enum Body {
         agent: Option<AgentName>,
         when_busy: Option<WhenBusy>,
         replaces: Option<String>,
+        ack: Option<Level>,
         entries: Arc<RawValue>,
     },
     Regenerate {

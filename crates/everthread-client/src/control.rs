@@ -4,7 +4,7 @@ use crate::error::Error;
 use everthread_protocol::control::Mode;
 use everthread_protocol::entry::{ControlKind, ControlOutcome, PutPart, RefusalReason, Target};
 use everthread_protocol::frame::{ClientFrame, Control, ControlTag, Receipt, Stage};
-use everthread_protocol::{ApprovalId, Author, ControlId, MessageId, RunId, Seq};
+use everthread_protocol::{ApprovalId, Author, ControlId, Level, MessageId, RunId, Seq};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -141,7 +141,11 @@ impl Ask {
         self
     }
 
-    pub(crate) fn into_body(self, fresh_id: impl FnOnce() -> String) -> Result<ControlBody, Error> {
+    pub(crate) fn into_body(
+        self,
+        ack: Option<Level>,
+        fresh_id: impl FnOnce() -> String,
+    ) -> Result<ControlBody, Error> {
         let Ask { kind, target, id, mode, payload, expires } = self;
         let id = match id {
             Some(id) => id,
@@ -154,7 +158,7 @@ impl Ask {
             ControlKind::Cancel | ControlKind::Pause | ControlKind::Resume => None,
         };
         let expires_ms = expires.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        Ok(ControlBody { id, kind, target, mode, payload, expires_ms })
+        Ok(ControlBody { id, kind, target, mode, payload, expires_ms, ack })
     }
 }
 
@@ -167,13 +171,14 @@ pub(crate) struct ControlBody {
     mode: Option<Mode>,
     payload: Option<Arc<RawValue>>,
     expires_ms: Option<u64>,
+    ack: Option<Level>,
 }
 
 impl ControlBody {
     pub(crate) fn frame(&self, attachment: u32) -> String {
-        let ControlBody { id, kind, target, mode, payload, expires_ms } = self.clone();
+        let ControlBody { id, kind, target, mode, payload, expires_ms, ack } = self.clone();
         let (t, payload) = (ControlTag::Control, payload.as_deref());
-        let control = Control { t, id, attachment, kind, target, mode, payload, expires_ms, ack: None };
+        let control = Control { t, id, attachment, kind, target, mode, payload, expires_ms, ack };
         ClientFrame::Control(control).encode()
     }
 }

@@ -25,6 +25,7 @@ mod stand;
 pub use client::{Addressee, Builder, Client, How, Page, Session};
 pub use control::{Ask, Asked, Settled};
 pub use error::Error;
+pub use everthread_protocol::Level;
 pub use everthread_protocol::control::{Mode, WhenBusy};
 pub use everthread_protocol::entry::{ControlOutcome, RefusalReason, Target};
 pub use everthread_protocol::frame::{From, Member, Presence, Receipt, Stage, Summary};

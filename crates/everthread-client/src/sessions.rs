@@ -495,10 +495,9 @@ impl Body {
 
     pub(crate) fn frame(&self, attachment: u32) -> String {
         match self.clone() {
-            Body::Put { id, agent, when_busy, replaces, entries } => {
+            Body::Put { id, agent, when_busy, replaces, ack, entries } => {
                 let (t, entries) = (frame::PutTag::Put, &*entries);
-                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, ack: None, entries })
-                    .encode()
+                ClientFrame::Put(Put { t, id, attachment, agent, when_busy, replaces, ack, entries }).encode()
             }
             Body::Regenerate { id, run, params } => {
                 ClientFrame::Regenerate(Regenerate { id, attachment, run, params }).encode()

@@ -1,6 +1,7 @@
 //! Controls of clients, from WebSocket and HTTP alike, and how their askers learn what became of them.
 
 use crate::Edge;
+use crate::trace::Traced;
 use everthread_control::{Desk, Failure, Numbered};
 use everthread_protocol::control::{What, check_wait};
 use everthread_protocol::entry::{ControlKind, Target};
@@ -139,6 +140,7 @@ pub struct Track<S> {
     is_delivered: bool,
     /// When it was asked for here; its times are taken then.
     asked: Option<Instant>,
+    traced: Option<Box<Traced>>,
     woken: Arc<Notify>,
     _following: Following,
 }
@@ -163,7 +165,8 @@ impl<S: Store> Track<S> {
         let woken = Arc::new(Notify::new());
         let following = edge.desk.store().follow(key, Interest::Control, Arc::new(Woken(woken.clone())));
         let (edge, key, id) = (edge.clone(), key.clone(), id.clone());
-        Track { edge, key, id, is_delivered: false, asked, woken, _following: following }
+        let traced = asked.and_then(|_| edge.trace_of_control());
+        Track { edge, key, id, is_delivered: false, asked, traced, woken, _following: following }
     }
 
     /// Which control.
@@ -185,6 +188,9 @@ impl<S: Store> Track<S> {
                     self.is_delivered = true;
                     if let Some(asked) = self.asked {
                         self.edge.metrics.control(asked, &receipt.stage);
+                    }
+                    if let Some(traced) = &self.traced {
+                        self.edge.trace_control(traced, &self.key, self.id.as_str(), &receipt.stage);
                     }
                     return Ok(receipt);
                 }

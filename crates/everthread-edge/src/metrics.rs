@@ -413,7 +413,7 @@ impl Metrics {
     }
 }
 
-fn outcome_label(outcome: ControlOutcome) -> &'static str {
+pub(crate) fn outcome_label(outcome: ControlOutcome) -> &'static str {
     match outcome {
         ControlOutcome::Applied => "applied",
         ControlOutcome::Refused => "refused",

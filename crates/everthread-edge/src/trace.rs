@@ -5,8 +5,9 @@
 //! which the queue has no room is counted and dropped.
 
 use crate::Edge;
-use crate::metrics::{Metrics, Mode};
+use crate::metrics::{Metrics, Mode, outcome_label};
 use crate::tail::{Frames, Tail};
+use everthread_protocol::frame::Stage;
 use everthread_protocol::trace::{of_frame, stamped};
 use everthread_protocol::{Fault, Seq, SessionKey, TraceContext};
 use everthread_store::{Store, Written};
@@ -159,6 +160,39 @@ impl Tracer {
         });
     }
 
+    /// A control that was asked for here is at this stage: the last one is the span that all others belong to.
+    fn control(&self, traced: &Traced, key: &SessionKey, control: &str, stage: &Stage) {
+        let (context, parent, name, said) = match stage {
+            Stage::Accepted => return,
+            Stage::Delivered { worker } => {
+                let (context, parent) = (self.child_of(&traced.context), Some(traced.context.span));
+                (context, parent, "control delivered", ("everthread.worker", text(worker)))
+            }
+            Stage::Settled { outcome, .. } => (
+                traced.context,
+                None,
+                "control",
+                ("everthread.outcome", Value::Text(outcome_label(*outcome).into())),
+            ),
+        };
+        let attributes = vec![
+            ("everthread.session", text(&key.session)),
+            ("everthread.control", Value::Text(control.to_owned())),
+            said,
+        ];
+        let (began, ended) = (nanos(traced.read), nanos(Instant::now()));
+        self.export(Span {
+            context,
+            parent,
+            name,
+            kind: Kind::Server,
+            began,
+            ended,
+            attributes,
+            error: None,
+        });
+    }
+
     fn delivered(&self, key: &SessionKey, frames: &Frames, arrived: Instant) {
         for context in frames.iter().filter_map(|suffix| of_frame(suffix)) {
             self.export(Span {
@@ -220,6 +254,18 @@ impl<S: Store> Edge<S> {
         // Who comes later finds it there: that is no delivery.
         if let Some(arrived) = frames.arrived.filter(|_| mode == Mode::Live) {
             tracer.delivered(tail.key(), frames, arrived);
+        }
+    }
+
+    /// Whether a control that was asked for just now is traced.
+    pub(crate) fn trace_of_control(&self) -> Option<Box<Traced>> {
+        self.tracer.get().and_then(|tracer| tracer.begin(None))
+    }
+
+    /// A control that is traced has come to a stage.
+    pub(crate) fn trace_control(&self, traced: &Traced, key: &SessionKey, control: &str, stage: &Stage) {
+        if let Some(tracer) = self.tracer.get() {
+            tracer.control(traced, key, control, stage);
         }
     }
 

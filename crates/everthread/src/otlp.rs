@@ -28,7 +28,7 @@ pub struct OtlpArgs {
     /// Send traces to this collector, by OTLP over HTTP (JSON): http://host:4318.
     #[arg(long, env = "EVERTHREAD_OTLP")]
     pub otlp: Option<String>,
-    /// The part of all appends that is traced, 0 to 1, of those that come without a trace of their own.
+    /// The part of all appends and controls that is traced, 0 to 1, of those that come without a trace of their own.
     #[arg(long, env = "EVERTHREAD_OTLP_RATIO", default_value_t = 0.01)]
     pub otlp_ratio: f64,
 }

@@ -114,7 +114,7 @@ async fn node_until_stopped<S: Store>(
     let store = Arc::new(Archive::new(Arc::new(store), archive));
     store.begin().await.context("--archive")?;
     let acks = args.acks();
-    acks.check(&*store).context("--ack and --ack-decisions")?;
+    acks.check(&*store).map_err(|error| error.fault()).context("--ack and --ack-decisions")?;
     let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
     let counts = store.counts().collectors();
     let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));

@@ -29,7 +29,7 @@ fn asked() -> (Controls, Receipts) {
 }
 
 fn body(ask: Ask) -> ControlBody {
-    ask.into_body(|| "fresh".to_owned()).unwrap()
+    ask.into_body(None, || "fresh".to_owned()).unwrap()
 }
 
 fn attached(key: u64) -> Option<u32> {

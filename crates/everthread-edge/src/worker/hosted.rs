@@ -19,7 +19,7 @@ use everthread_protocol::{
     Version, scan,
 };
 use everthread_session::Request;
-use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store};
+use everthread_store::{Error, Follower, Following, Interest, Keeping, Refusal, Store, Written};
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -381,21 +381,23 @@ impl<S: Store> Connection<S> {
             let about = About { key, run: run.as_str(), agent, batch };
             tracer.acked(&trace, about, result.as_ref().map(|written| written.to));
         }
-        let read = self.hosted(run, fence).and_then(|hosted| {
+        let batch_of =
+            |written: &Written| written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
+        let (mut safe, mut read) = (None, None);
+        if let Some(hosted) = self.hosted(run, fence) {
             hosted.is_busy = false;
-            hosted.read.take()
-        });
+            read = hosted.read.take();
+            if let Ok(written) = &result {
+                let is_sure = ack.is_some_and(|level| level > Level::Accepted);
+                let batch = batch_of(written);
+                safe = Some(hosted.safety.written(batch, producer.incarnation, written, is_sure));
+            }
+        }
         match result {
             Ok(written) => {
                 let is_repeat = written.duplicate.is_some();
-                let batch = written.duplicate.as_ref().map_or(producer.batch, |first| first.batch);
-                let safe = match self.hosted(run, fence) {
-                    Some(hosted) => {
-                        let is_sure = ack.is_some_and(|level| level > Level::Accepted);
-                        hosted.safety.written(batch, producer.incarnation, &written, is_sure)
-                    }
-                    None => batch,
-                };
+                let batch = batch_of(&written);
+                let safe = safe.unwrap_or(batch);
                 let (to, version) = (written.to, written.version);
                 let ack = Ack { id, run: run.clone(), batch, to, version, safe, ack };
                 self.outbox.text(ack.encode(is_repeat));
@@ -408,15 +410,16 @@ impl<S: Store> Connection<S> {
                         hosted.parts = None;
                     }
                     hosted.next = next;
-                    let watch = hosted.watch;
+                    let (watch, is_pressing) = (hosted.watch, hosted.safety.is_pressing());
+                    if is_pressing {
+                        self.confirm(Some(run));
+                    }
                     if self.watched.get(&watch).is_some_and(|watched| watched.version != written.version) {
                         self.wake.mark(watch);
                     }
                 }
                 if is_last && self.hosted(run, fence).is_some() {
                     self.drop_run(run);
-                } else if self.hosted(run, fence).is_some_and(|hosted| hosted.safety.is_pressing()) {
-                    self.confirm(Some(run));
                 }
             }
             Err(fault) => {

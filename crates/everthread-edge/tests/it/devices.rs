@@ -127,6 +127,8 @@ async fn unread_are_the_messages_of_others_that_began_after_the_mark<E: Engine>(
     assert_eq!(attached["unread"], 3, "{attached}");
     let head = live(&mut phone).await;
     ack(&mut phone, head).await;
+    // What is answered after it finds it taken in.
+    assert!(errors(&mut phone).await.is_empty());
     drop(phone);
     let (_, attached) = device(there.address, "phone", json!({ "recent": 1 })).await;
     assert_eq!(

@@ -28,7 +28,8 @@ fn text_of(case: &Value) -> String {
 }
 
 /// Codes that a frame may get whose form is right: what it is about is not there.
-const FORM_IS_RIGHT: [&str; 6] = ["no_session", "no_run", "not_found", "fenced", "bad_cursor", "id_conflict"];
+const FORM_IS_RIGHT: [&str; 7] =
+    ["not_supported", "no_session", "no_run", "not_found", "fenced", "bad_cursor", "id_conflict"];
 
 /// Sends a frame, then one whose answer is known: what came between is the answer, if there was one.
 async fn answer_to(socket: &mut Socket, frame: String, probe: &Value) -> Option<Value> {

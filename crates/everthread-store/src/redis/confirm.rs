@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// Between two looks at who follows.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two questions to a server about its disk: one that does not let us ask notes every one.
-const SETTINGS_EVERY: Duration = Duration::from_secs(300);
+const SETTINGS_EVERY: Duration = Duration::from_secs(60);
 /// How long replicas and disk may take, where connections are not given up before.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a confirmation may take with all that it waits behind.
@@ -76,14 +76,18 @@ enum Disk {
 }
 
 /// What is known of a primary.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Standing {
+    /// Which primary this is about.
+    replid: String,
     /// Replicas that follow.
     replicas: u64,
     /// Replicas that must have a write.
     needed: u64,
     /// Whether there ever was one.
     had_replicas: bool,
+    /// Whether it was ever known what is on the disk.
+    had_disk: bool,
     disk: Disk,
     /// What a server said about its disk, and when.
     settings: Option<(Disk, Instant)>,
@@ -145,11 +149,11 @@ impl Confirmer {
 
     /// Whether a write here can be as sure as that.
     pub(super) fn offers(&self, level: Level) -> bool {
-        let standing = *self.standing();
+        let standing = self.standing();
         match level {
             Level::Accepted => true,
             Level::Replicated => standing.had_replicas,
-            Level::Fsynced => standing.disk != Disk::Unknown,
+            Level::Fsynced => standing.had_disk,
         }
     }
 
@@ -203,8 +207,11 @@ impl Confirmer {
             info.cmd("INFO").arg("server").arg("replication").arg("persistence");
             let told = same.pipeline(&info).await.ok()?.pop()?.ok()?;
             let told = info_of(&told)?;
+            self.learn(&told);
             let disk = self.disk(&mut same, &told).await;
-            self.learn(&told, Some(disk));
+            let mut standing = self.standing();
+            standing.had_disk |= disk != Disk::Unknown;
+            standing.disk = disk;
             Some(())
         };
         if looking.await.is_none() {
@@ -241,7 +248,7 @@ impl Confirmer {
         disk
     }
 
-    fn learn(&self, told: &str, disk: Option<Disk>) {
+    fn learn(&self, told: &str) {
         let replicas = replicas(told);
         let replid = told_of(told, "master_replid").unwrap_or_default();
         let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,7 +260,12 @@ impl Confirmer {
         }
         (standing.replicas, standing.needed) = (replicas, needed);
         standing.had_replicas |= replicas > 0;
-        standing.disk = disk.unwrap_or(standing.disk);
+        let replid = told_of(told, "master_replid").unwrap_or_default();
+        if standing.replid != replid {
+            // Another server, which may be set up otherwise.
+            (standing.disk, standing.settings) = (Disk::Unknown, None);
+            replid.clone_into(&mut standing.replid);
+        }
     }
 
     async fn confirm_all(&self, asks: Vec<Ask>) {
@@ -303,7 +315,7 @@ impl Confirmer {
             }
         };
         match answers.pop() {
-            Some(Ok(told)) => self.learn(&info_of(&told).unwrap_or_default(), None),
+            Some(Ok(told)) => self.learn(&info_of(&told).unwrap_or_default()),
             _ => {
                 answer(asks, &Err("it is not known who follows the primary".into()));
                 return Vec::new();

@@ -111,6 +111,8 @@ impl Feed {
             echoed: Mutex::default(),
         });
         lock(&self.lanes).insert(lane, serving.clone());
+        // A primary that is new to us may have been a replica.
+        self.upheavals.fetch_add(1, Ordering::Relaxed);
         serving
     }
 
@@ -131,7 +133,6 @@ impl Feed {
             });
         }
         let busy = self.table().rehome(homes);
-        self.upheavals.fetch_add(1, Ordering::Relaxed);
         busy.into_iter().for_each(|lane| self.wake(Some(lane)));
     }
 

@@ -62,6 +62,12 @@ async fn the_doctor_tells_warnings_from_errors_and_a_node_does_not_start_on_an_e
         ["serve", "--token", TOKEN, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--redis", &url];
     let told = refusal(&serve);
     assert!(told.contains("noeviction"), "what to do: {told}");
+    server.command("CONFIG SET maxmemory-policy noeviction").await.unwrap();
+    for flag in ["--ack", "--ack-decisions"] {
+        let serve: Vec<&str> = serve.into_iter().chain([flag, "replicated"]).collect();
+        let told = refusal(&serve);
+        assert!(told.contains(flag) && told.contains("has no replica"), "{told}");
+    }
     drop(server);
     let told = String::from_utf8(everthread(&["doctor", "--redis", &url]).stdout).unwrap();
     assert!(told.contains("cannot connect"), "{told}");

@@ -188,6 +188,22 @@ async fn a_trace_goes_from_the_append_of_a_worker_to_the_frame_of_a_client_at_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_is_traced_from_its_acceptance_to_its_outcome() {
+    let (collector, dir) = (Collector::start().await, tempfile::tempdir().unwrap());
+    let args = ["serve", "--otlp", &collector.url, "--otlp-ratio", "1", "--node", "n"];
+    let node = Node::start(dir.path(), &args).await;
+    let _worker = Streamer { tokens: 100_000, pause_ms: 5, each_alone: true }.serve(&node, 1);
+    let run = node.ask("s", "streamer", "go").await;
+    collector.wait_for(|span| span.is("append", "n")).await;
+    let ask = json!({ "id": "c1", "kind": "cancel", "target": { "run": run } });
+    assert_eq!(node.control("s", ask, 20_000).await["outcome"], "applied");
+    let control = collector.wait_for(|span| span.is("control", "n")).await;
+    assert_eq!(control.attribute("everthread.outcome")["stringValue"], "applied");
+    assert_eq!(control.attribute("everthread.control")["stringValue"], "c1");
+    assert!(control.span.get("parentSpanId").is_none() && control.at("startTimeUnixNano") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stops_exports_what_it_has_and_a_part_of_what_is_not_asked_for_is_traced() {
     let (collector, dir) = (Collector::start().await, tempfile::tempdir().unwrap());
     let args = ["serve", "--otlp", &collector.url, "--otlp-ratio", "0.5"];
