@@ -268,8 +268,16 @@ impl RedisCluster {
     }
 
     async fn node(&self) -> anyhow::Result<RedisServer> {
+        // The bus has a port of its own, which may be taken, too, before the server has it.
+        match self.node_at(free_port().await?).await {
+            Ok(node) => Ok(node),
+            Err(_) => self.node_at(free_port().await?).await,
+        }
+    }
+
+    async fn node_at(&self, bus: u16) -> anyhow::Result<RedisServer> {
         // Not the port plus 10 000, which may be beyond the last.
-        let bus = free_port().await?.to_string();
+        let bus = bus.to_string();
         let own = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"];
         let quick = ["--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"];
         let advised = ["--cluster-require-full-coverage", "no"];
