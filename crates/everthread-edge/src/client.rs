@@ -93,7 +93,7 @@ pub fn serve<S: Store>(
         reading: None,
         opened: Instant::now(),
         heard: Instant::now(),
-        pinged: false,
+        pinged: None,
         next_look: Instant::now() + LOOK,
     };
     Box::pin(async move {
@@ -140,7 +140,8 @@ struct Connection<S> {
     reading: Option<BoxFuture<'static, watching::Read>>,
     opened: Instant,
     heard: Instant,
-    pinged: bool,
+    /// When it was asked whether it lives, if it has not been heard since.
+    pinged: Option<Instant>,
     /// When the connection's health is looked at next.
     next_look: Instant,
 }
@@ -349,23 +350,24 @@ impl<S: Store> Connection<S> {
                 self.ready.push_back(*id);
             }
         }
-        let (heartbeat, silence) = (self.edge.config.heartbeat, now - self.heard);
-        if silence >= heartbeat * 2 && self.outbox.is_empty() {
+        let heartbeat = self.edge.config.heartbeat;
+        // However late this look is, nobody is given up who was not asked.
+        if self.pinged.is_some_and(|at| now - at >= heartbeat) && self.outbox.is_empty() {
             return Err(End::Close(close::STALLED));
         }
-        if silence >= heartbeat && !self.pinged {
-            self.pinged = true;
+        if now - self.heard >= heartbeat && self.pinged.is_none() {
+            self.pinged = Some(now);
             self.outbox.text(ServerFrame::Ping {}.encode());
         }
         // Who is silent and owed nothing is looked at only when it is to be asked whether it lives.
-        let quiet = self.heard + if self.pinged { heartbeat * 2 } else { heartbeat };
-        self.next_look = if is_idle { quiet.max(now + LOOK_MIN) } else { now + LOOK };
+        let quiet = (self.pinged.unwrap_or(self.heard) + heartbeat).max(now + LOOK_MIN);
+        self.next_look = if is_idle { quiet } else { quiet.min(now + LOOK) };
         Ok(())
     }
 
     fn on_message(&mut self, message: Result<Message, ReadError>) -> Result<(), End> {
         self.heard = Instant::now();
-        self.pinged = false;
+        self.pinged = None;
         match message {
             Ok(Message::Text(bytes)) => self.on_text(&bytes),
             Ok(Message::Ping(payload)) => {

@@ -6,6 +6,7 @@ use crate::harness::{Client, Engine, PATIENCE, Request, Worker, World, client};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::time::timeout;
 
 on_both_engines!(
@@ -15,7 +16,11 @@ on_both_engines!(
     a_put_that_is_repeated_gets_the_first_answer,
     a_second_input_waits_for_the_first_run_and_another_agent_does_not,
     an_attachment_that_ends_leaves_the_others_of_its_connection_alone,
+    a_client_that_answers_pings_is_never_given_up_however_short_the_heartbeat,
 );
+
+/// Of a heartbeat that is shorter than the time between two looks at a connection.
+const PINGS: usize = 8;
 
 const PIECES: [&str; 6] = ["Hel", "lo, ", "wör", "ld 😀", "! ", "Bye."];
 
@@ -270,4 +275,20 @@ async fn an_attachment_that_ends_leaves_the_others_of_its_connection_alone<E: En
     let live = socket.wait(|frame| frame["t"] == "live" && frame["attachment"] == 2).await;
     assert_eq!(live["seq"], 25);
     assert_eq!(history.text(), state(node.address, "b").await);
+}
+
+async fn a_client_that_answers_pings_is_never_given_up_however_short_the_heartbeat<E: Engine>() {
+    let mut world = World::<E>::start().await;
+    world.heartbeat = Duration::from_secs(1);
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let mut socket = client::hello(node.address).await;
+    let attached = socket.ask(json!({ "t": "attach", "session": "s", "from": "start" })).await;
+    assert_eq!(attached["t"], "attached", "{attached}");
+    for number in 0..PINGS {
+        assert!(socket.ping(true).await.is_some(), "closed after {number} pings");
+    }
+    // And one that answers no more is given up, after one more.
+    assert!(socket.ping(false).await.is_some());
+    assert!(socket.ping(false).await.is_none());
 }

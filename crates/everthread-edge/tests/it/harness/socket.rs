@@ -107,6 +107,22 @@ impl Socket {
         }
     }
 
+    /// The next ping, answered or not, and what else came before it dropped; none if the socket was closed first.
+    pub async fn ping(&mut self, is_answered: bool) -> Option<()> {
+        loop {
+            let message = timeout_at(Instant::now() + PATIENCE, self.inner.next()).await.expect("no ping");
+            match message {
+                Some(Ok(Message::Text(text))) if text.contains(r#""t":"ping""#) => break,
+                Some(Ok(Message::Text(_) | Message::Ping(_))) => {}
+                _ => return None,
+            }
+        }
+        if is_answered {
+            self.send_text(r#"{"t":"pong"}"#).await;
+        }
+        Some(())
+    }
+
     /// Hears on and keeps everything for later; the code of the close.
     pub async fn hear_on(&mut self) -> Option<u16> {
         loop {
