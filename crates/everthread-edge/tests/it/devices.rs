@@ -245,7 +245,11 @@ async fn what_a_device_says_in_a_hurry_is_written_a_few_times_and_its_last_word_
         ack(&mut phone, seq).await;
     }
     stands_at(node.address, "phone", head).await;
-    let written = node.edge.metrics.acks.with_label_values(&["ok"]).get();
+    // It is counted when its answer is here, which is after it can be read.
+    let written = until("a write that is counted", async || {
+        Some(node.edge.metrics.acks.with_label_values(&["ok"]).get()).filter(|written| *written > 0)
+    })
+    .await;
     // One at once, one a second, one at the end.
     let most = begun.elapsed().as_secs() + 2;
     assert!((1..=most).contains(&written), "{written} writes for {head} acks, {most} at most");
