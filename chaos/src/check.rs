@@ -102,6 +102,8 @@ pub struct Kept {
     pub tokens: u64,
     /// Of these, are gone with a tail.
     pub tokens_gone: u64,
+    /// Attempts that had written those: each was taken from its worker before that could write them again.
+    pub taken: u64,
 }
 
 /// What was lost by failovers, whether or not it is there again.
@@ -151,7 +153,7 @@ pub enum Promise {
     /// It is kept, whatever happens.
     Kept,
     /// A tail of the log may be lost with the place where it was: then what was acknowledged there as no more than
-    /// [`Level::Accepted`] may be gone, unless whoever wrote it has written it again.
+    /// [`Level::Accepted`] may be gone, unless whoever wrote it has written it again. A worker does, while it has its run.
     MayLoseTail,
 }
 

@@ -195,13 +195,13 @@ fn lost(out: &mut String, verdict: &Verdict) {
         "Tails that the store lost: {count}, with {entries} entries that somebody had seen, the longest {longest}.\n\n"
     ));
     out.push_str(
-        "| Acknowledged as | Inputs and marks | Lost and healed | Gone | Tokens confirmed | Gone |\n",
+        "| Acknowledged as | Inputs and marks | Lost and healed | Gone | Tokens confirmed | Gone | With attempts that were taken away |\n",
     );
-    out.push_str("| --- | --- | --- | --- | --- | --- |\n");
-    for (level, Kept { acknowledged, healed, gone, tokens, tokens_gone }) in &verdict.levels {
+    out.push_str("| --- | --- | --- | --- | --- | --- | --- |\n");
+    for (level, Kept { acknowledged, healed, gone, tokens, tokens_gone, taken }) in &verdict.levels {
         let level = format!("{level:?}").to_lowercase();
         out.push_str(&format!(
-            "| {level} | {acknowledged} | {healed} | {gone} | {tokens} | {tokens_gone} |\n"
+            "| {level} | {acknowledged} | {healed} | {gone} | {tokens} | {tokens_gone} | {taken} |\n"
         ));
     }
     out.push('\n');

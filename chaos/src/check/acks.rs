@@ -42,17 +42,46 @@ impl<'a> Index<'a> {
 }
 
 impl Index<'_> {
-    /// Whether a tail that was lost may have had what comes behind the last token of an execution that is left.
-    fn has_lost_end_of(&self, run: &str, (attempt, execution): Execution) -> bool {
+    /// What became of an execution of which tokens are gone.
+    fn fate_of(&self, run: &str, (attempt, execution): Execution) -> Fate {
         let whose = format!("{attempt}.{execution}:");
-        let is_its = |logged: &&Logged| {
+        let is_its = |logged: &Logged| {
             let is_token = || logged.body["text"].as_str().is_some_and(|text| text.contains(&whose));
             (logged.by_run.as_deref() == Some(run) && is_token())
                 || (logged.kind == "run.requested" && logged.body["run"] == run)
         };
-        let last = self.log.entries.iter().rev().find(is_its).map_or(0, |logged| logged.last);
-        self.log.all_epochs.iter().skip(1).any(|(_, since)| *since > last)
+        let last = self.log.entries.iter().rposition(is_its);
+        let (at, behind) = last.map_or((0, &self.log.entries[..]), |last| {
+            (self.log.entries[last].last, &self.log.entries[last + 1..])
+        });
+        // An attempt that wrote all it had ends without a reason; one that is taken from its worker ends with one.
+        let is_taken = |logged: &Logged| match logged.kind.as_str() {
+            "run.returned" => true,
+            "run.started" => logged.body["attempt"].as_u64() > Some(attempt.into()),
+            "run.ended" => !logged.body["reason"].is_null(),
+            _ => false,
+        };
+        Fate {
+            is_on_lost_tail: self.log.all_epochs.iter().skip(1).any(|(_, since)| *since > at),
+            is_taken: last.is_none()
+                || behind.iter().any(|logged| logged.body["run"] == run && is_taken(logged))
+                || self.is_begun_again(run, (attempt, execution)),
+        }
     }
+
+    /// Whether the start of an execution was lost, and another one has its number.
+    fn is_begun_again(&self, run: &str, (attempt, execution): Execution) -> bool {
+        let counts = self.tokens.get(run).into_iter().flat_map(BTreeMap::keys);
+        counts.into_iter().any(|other| other.0 == attempt && other.1 != execution)
+    }
+}
+
+/// Why tokens may be gone.
+struct Fate {
+    /// A tail that was lost may have had what comes behind the last token that is left.
+    is_on_lost_tail: bool,
+    /// The run was taken from this execution: it is not there to write them again.
+    is_taken: bool,
 }
 
 /// Something that was asked for under one id.
@@ -132,10 +161,17 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
         let gone = tokens.saturating_sub(there);
         let kept = verdict.levels.entry(level).or_default();
         (kept.tokens, kept.tokens_gone) = (kept.tokens + tokens, kept.tokens_gone + gone);
-        if gone > 0 && !(promise.may_lose(level) && index.has_lost_end_of(run, execution)) {
+        if gone == 0 {
+            continue;
+        }
+        kept.taken += 1;
+        let fate = index.fate_of(run, execution);
+        if !(promise.may_lose(level) && fate.is_on_lost_tail && fate.is_taken) {
             let attempt = execution.0;
-            let text =
-                format!("{tokens} tokens of {run} were confirmed to attempt {attempt}, {there} are there");
+            let whose = if fate.is_taken { "which lost its run" } else { "which kept its run" };
+            let text = format!(
+                "{tokens} tokens of {run} were confirmed to attempt {attempt}, {whose}; {there} are there"
+            );
             verdict.found(Rule::Lost, session, "worker", text);
         }
     }

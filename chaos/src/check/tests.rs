@@ -203,7 +203,7 @@ fn what_was_acknowledged_as_replicated_may_never_be_gone_and_what_was_put_again_
 }
 
 #[test]
-fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_behind_what_is_left_of_their_attempt() {
+fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_and_an_attempt_that_was_taken_from_its_worker() {
     let confirmed = |execution, level| {
         let (session, run) = ("s".to_owned(), "r1".to_owned());
         event("w", What::Confirmed { session, run, attempt: 1, execution, tokens: 4, level })
@@ -211,14 +211,22 @@ fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_behind_what_is_left_o
     let check = |event: Event, log: &Log| {
         check(&[event], &BTreeMap::from([("s".to_owned(), vec![log.clone()])]), Promise::MayLoseTail)
     };
-    let behind = log_with(&story(), &[(EPOCH, 1), (6, 13)]);
-    let verdict = check(confirmed(7, Level::Accepted), &behind);
-    assert_eq!((verdict.violations.len(), verdict.levels[&Level::Accepted].tokens_gone), (0, 1));
-    assert_eq!(check(confirmed(7, Level::Replicated), &behind).violations.len(), 1);
-    let before = log_with(&story(), &[(EPOCH, 1), (6, 8)]);
-    assert_eq!(check(confirmed(7, Level::Accepted), &before).violations.len(), 1);
+    let ended = |entry: serde_json::Value, since| {
+        let mut entries = story();
+        entries[12] = (None, entry);
+        log_with(&entries, &[(EPOCH, 1), (6, since)])
+    };
+    let lost = json!({ "type": "run.ended", "run": "r1", "outcome": "lost", "reason": "worker_lost" });
+    let verdict = check(confirmed(7, Level::Accepted), &ended(lost.clone(), 13));
+    let kept = &verdict.levels[&Level::Accepted];
+    assert_eq!((verdict.violations.len(), kept.tokens_gone, kept.taken), (0, 1, 1));
+    assert_eq!(check(confirmed(7, Level::Replicated), &ended(lost.clone(), 13)).violations.len(), 1);
+    assert_eq!(check(confirmed(7, Level::Accepted), &ended(lost, 8)).violations.len(), 1, "no tail behind it");
+    // Nobody took this run from its worker, which has ended it.
+    let completed = story()[12].1.clone();
+    assert_eq!(check(confirmed(7, Level::Accepted), &ended(completed.clone(), 13)).violations.len(), 1);
     // The attempt was begun a second time where the log had lost that it had been begun.
-    assert_eq!(check(confirmed(8, Level::Accepted), &before).violations, []);
+    assert_eq!(check(confirmed(8, Level::Accepted), &ended(completed, 8)).violations, []);
 }
 
 #[test]
