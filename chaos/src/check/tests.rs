@@ -221,7 +221,11 @@ fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_and_an_attempt_that_w
     let kept = &verdict.levels[&Level::Accepted];
     assert_eq!((verdict.violations.len(), kept.tokens_gone, kept.taken), (0, 1, 1));
     assert_eq!(check(confirmed(7, Level::Replicated), &ended(lost.clone(), 13)).violations.len(), 1);
-    assert_eq!(check(confirmed(7, Level::Accepted), &ended(lost, 8)).violations.len(), 1, "no tail behind it");
+    assert_eq!(
+        check(confirmed(7, Level::Accepted), &ended(lost, 8)).violations.len(),
+        1,
+        "no tail behind it"
+    );
     // Nobody took this run from its worker, which has ended it.
     let completed = story()[12].1.clone();
     assert_eq!(check(confirmed(7, Level::Accepted), &ended(completed.clone(), 13)).violations.len(), 1);

@@ -193,11 +193,9 @@ impl<S: Store> Desk<S> {
     }
 
     /// Reads where a session stands and what it is, without its log: of an archived one what its stub tells.
-    pub async fn listed(&self, key: &SessionKey) -> Result<(Listed, State), Failure> {
+    pub async fn listed(&self, key: &SessionKey) -> Result<Listed, Failure> {
         let listed = self.store.states(std::slice::from_ref(key)).await?.pop().flatten();
-        let listed = listed.ok_or(NO_SESSION)?;
-        let state = read_state(&listed.state)?;
-        Ok((listed, state))
+        Ok(listed.ok_or(NO_SESSION)?)
     }
 
     /// Decides `request` and makes it durable.

@@ -19,7 +19,7 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put as put_route};
-use everthread_control::Numbered;
+use everthread_control::{Numbered, read_state};
 use everthread_protocol::control::WhenBusy;
 use everthread_protocol::entry::{Object, PutPart, Role, strict_parts};
 use everthread_protocol::error::ErrorBody;
@@ -350,7 +350,8 @@ async fn delete<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, he
 
 async fn show<S: Store>(State(edge): State<Edge<S>>, Named(session): Named, headers: HeaderMap) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
-    let (listed, state) = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
+    let listed = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
+    let state = read_state(&listed.state).map_err(|f| f.fault())?;
     let runs: Vec<Value> = state
         .open_runs()
         .map(|(id, run)| {

@@ -10,6 +10,7 @@ use everthread_protocol::{
     AgentName, ApprovalId, Author, ControlId, MessageId, Millis, RunId, SubjectId, WorkerId,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The schema this release writes. A state with a higher one is read, but not decided upon.
@@ -22,6 +23,15 @@ pub fn schema_of(state: &str) -> Result<u32, serde_json::Error> {
         schema: u32,
     }
     serde_json::from_str(state).map(|Schema { schema }| schema)
+}
+
+/// What the application keeps with the session, of a state as it is stored, also of one that this release cannot read.
+pub fn meta_of(state: &str) -> Result<Value, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Kept {
+        meta: Value,
+    }
+    serde_json::from_str(state).map(|Kept { meta }| meta)
 }
 
 /// What decisions depend on.
@@ -48,7 +58,7 @@ pub struct State {
     pub forgotten: Millis,
     /// Latest value per key of `state.set`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub values: BTreeMap<String, serde_json::Value>,
+    pub values: BTreeMap<String, Value>,
 }
 
 /// A session in the hands of a person.
@@ -149,7 +159,7 @@ pub struct Approval {
     pub answered_by: Option<Author>,
     /// The answer, if it is more than yes or no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<serde_json::Value>,
+    pub value: Option<Value>,
 }
 
 /// A control request.

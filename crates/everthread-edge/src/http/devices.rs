@@ -16,7 +16,7 @@ pub(super) async fn list<S: Store>(
     headers: HeaderMap,
 ) -> Answer {
     let (_, key) = enter(&edge, &headers, &session)?;
-    let (listed, _) = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
+    let listed = edge.desk.listed(&key).await.map_err(|f| f.fault())?;
     let devices = edge.desk.store().devices(&key).await.map_err(|e| fault_of(&key, &e))?;
     let shown = devices.iter().map(|device| {
         let mut shown = json!({ "device": device.device, "cursor": device.cursor, "at": device.at });

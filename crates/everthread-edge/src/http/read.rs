@@ -11,8 +11,9 @@ use bytes::Bytes;
 use everthread_protocol::frame::ResetReason;
 use everthread_protocol::limits::{HISTORY_MESSAGES_MAX, PAGE_ENTRIES_MAX};
 use everthread_protocol::{Code, Cursor, Fault, Record, Seq, SessionKey};
+use everthread_session::state::meta_of;
 use everthread_session::view::View;
-use everthread_store::{Page, Store};
+use everthread_store::{Error, Page, Refusal, Store};
 use futures_util::stream;
 use http::{StatusCode, header};
 use serde::Deserialize;
@@ -127,13 +128,16 @@ pub(super) async fn export<S: Store>(
     request: Request,
 ) -> Answer {
     let (_, key) = enter(&edge, request.headers(), &session)?;
-    let (loaded, state) = edge.desk.load(&key).await.map_err(|failure| failure.fault())?;
+    let loaded = edge.desk.store().load(&key).await.map_err(|e| fault_of(&key, &e))?;
+    let loaded = loaded.ok_or_else(|| fault_of(&key, &Error::Refused(Refusal::NoSession)))?;
+    // A release that decides otherwise keeps the same log.
+    let meta = meta_of(&loaded.state).map_err(|e| fault_of(&key, &Error::Corrupt(e.to_string())))?;
     let epochs: Vec<_> =
         loaded.epochs.iter().map(|(epoch, since)| json!({ "epoch": epoch, "since": since })).collect();
     let base = edge.reader.store().base(&key).await.map_err(|e| fault_of(&key, &e))?;
     let floor = base.as_ref().map_or(Seq(1), |base| base.floor);
     let head = json!({
-        "session": key.session, "meta": state.meta, "seq": loaded.head, "epochs": epochs, "floor": floor,
+        "session": key.session, "meta": meta, "seq": loaded.head, "epochs": epochs, "floor": floor,
     });
     // Where the log begins, whatever its first epoch is.
     let epoch = base.as_ref().and_then(|base| View::from_base(&base.text).ok()).map(|view| view.epoch());

@@ -34,6 +34,8 @@ mod lease;
 #[cfg(test)]
 mod levels;
 #[cfg(test)]
+mod newer;
+#[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod pace;
