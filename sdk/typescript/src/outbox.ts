@@ -1,10 +1,13 @@
 // Requests of one session that have no answer yet. A request keeps its id until it is answered, over any number of
 // connections, so a write whose reply was lost is repeated, not doubled. A control is answered by its outcome: until then
-// each new connection asks for it again, and gets its receipts from there.
+// each new connection asks for it again, and gets its receipts from there. Where the log loses its end, both are asked for
+// once more under the same ids: the server knows what it still has.
 
 import { Backoff } from "./backoff.js";
 import type { ControlHandle } from "./control.js";
+import type { Cursor } from "./cursor.js";
 import { EverthreadError } from "./errors.js";
+import { Kept } from "./kept.js";
 import type { Link, Reply } from "./link.js";
 import type { Receipt } from "./protocol.js";
 
@@ -21,6 +24,8 @@ interface Item {
   /** Refusals that allow a retry, not lost connections. */
   attempts: number;
   inFlight: boolean;
+  /** The answer is its outcome, which comes whenever it comes. */
+  isControl: boolean;
   backoff: Backoff;
   /** Called for each receipt before the outcome. */
   onReceipt: (receipt: Receipt) => void;
@@ -28,13 +33,23 @@ interface Item {
   reject: (error: EverthreadError) => void;
 }
 
+type Wanted = Pick<Item, "frame" | "id" | "isControl" | "onReceipt" | "resolve" | "reject">;
+
+function newItem(wanted: Wanted): Item {
+  return { ...wanted, attempts: 0, inFlight: false, backoff: new Backoff() };
+}
+
 export class Outbox {
   readonly #items = new Set<Item>();
+  readonly #kept = new Kept<Frame>();
   readonly #newId: () => string;
+  readonly #onLost: (error: EverthreadError) => void;
   #target: { link: Link; attachment: number } | undefined;
 
-  constructor(newId: () => string) {
+  /** `onLost` is told of a write that was answered, was lost with the end of the log, and could not be written again. */
+  constructor(newId: () => string, onLost: (error: EverthreadError) => void) {
     this.#newId = newId;
+    this.#onLost = onLost;
   }
 
   /** The session is attached: send what waits, in order. */
@@ -49,9 +64,23 @@ export class Outbox {
     for (const item of this.#items) item.inFlight = false;
   }
 
+  /** The log has lost what stood where `isLost`, or may have: it is written again, before whatever waits. */
+  again(isLost: (at: Cursor) => boolean): void {
+    const onReceipt = () => undefined;
+    const whose = { isControl: false, onReceipt, resolve: onReceipt, reject: this.#onLost };
+    const lost = this.#kept.take(isLost).map(({ frame, id }) => newItem({ ...whose, frame, id }));
+    const waiting = [...this.#items];
+    for (const item of waiting) item.inFlight &&= !item.isControl;
+    this.#items.clear();
+    for (const item of [...lost, ...waiting]) this.#items.add(item);
+    for (const item of this.#items) this.#send(item);
+  }
+
   /** The reply to `frame`, which gets its `id` and `attachment` here. */
   request(frame: Frame): Promise<Reply> {
-    return new Promise((resolve, reject) => this.#add({ frame, id: undefined, onReceipt: () => undefined, resolve, reject }));
+    return new Promise((resolve, reject) =>
+      this.#add({ frame, id: undefined, isControl: false, onReceipt: () => undefined, resolve, reject }),
+    );
   }
 
   /** Asks for `handle` until it has its outcome. */
@@ -60,7 +89,7 @@ export class Outbox {
     const resolve = (reply: Reply) => {
       if (reply.t === "receipt") handle.receive(reply);
     };
-    const item = this.#add({ frame, id: handle.id, onReceipt, resolve, reject: (error) => handle.fail(error) });
+    const item = this.#add({ frame, id: handle.id, isControl: true, onReceipt, resolve, reject: (error) => handle.fail(error) });
     // The log may have the outcome first; then nothing is left to ask for.
     const done = () => void this.#items.delete(item);
     handle.settled.then(done, done);
@@ -71,10 +100,11 @@ export class Outbox {
     this.#target = undefined;
     for (const item of this.#items) item.reject(reason ?? EverthreadError.closed(item.id !== undefined));
     this.#items.clear();
+    this.#kept.clear();
   }
 
-  #add(wanted: Pick<Item, "frame" | "id" | "onReceipt" | "resolve" | "reject">): Item {
-    const item: Item = { ...wanted, attempts: 0, inFlight: false, backoff: new Backoff() };
+  #add(wanted: Wanted): Item {
+    const item = newItem(wanted);
     this.#items.add(item);
     this.#send(item);
     return item;
@@ -84,14 +114,15 @@ export class Outbox {
     if (!this.#target || item.inFlight) return;
     const { link, attachment } = this.#target;
     item.inFlight = true;
-    item.id ??= this.#newId();
+    const id = (item.id ??= this.#newId());
     const sentTo = this.#target;
-    link.request({ ...item.frame, id: item.id, attachment }, (reply) => {
+    link.request({ ...item.frame, id, attachment }, (reply) => {
       // No reply, or one to an attachment that is history: `attached` sends it again.
       if (!reply || !this.#items.has(item)) return;
       if (reply.t === "receipt" && reply.stage !== "settled") return item.onReceipt(reply);
       if (reply.t === "error") return this.#refused(item, new EverthreadError(reply), sentTo);
       this.#items.delete(item);
+      if (reply.t === "ok") this.#kept.keep(item.frame, id, reply);
       item.resolve(reply);
     });
   }

@@ -98,7 +98,10 @@ export class Session extends Emitter<SessionEvents> {
     this.id = id;
     this.#host = host;
     this.#options = options;
-    this.#outbox = new Outbox(() => this.#newId());
+    this.#outbox = new Outbox(
+      () => this.#newId(),
+      (error) => this.#isOver || this.emit("error", error),
+    );
     this.#mark = new Mark(host.self);
   }
 
@@ -416,6 +419,7 @@ export class Session extends Emitter<SessionEvents> {
     const { attachment } = attached;
     this.#attachment = { link, number: attachment };
     this.#epoch = attached.epoch;
+    this.#outbox.again(({ epoch, seq }) => epoch !== attached.epoch || seq > attached.head);
     link.listen(attachment, (frame) => this.#receive(frame));
     this.#outbox.attached(link, attachment);
     this.#mark.attached(link, attached);
@@ -438,6 +442,7 @@ export class Session extends Emitter<SessionEvents> {
   #receive(frame: SessionFrame): void {
     switch (frame.t) {
       case "reset":
+        if (frame.reason === "epoch") this.#outbox.again(() => true);
         // A snapshot follows; until then the old view is better than none.
         return this.emit("reset", frame.reason);
       case "snapshot":
@@ -468,7 +473,11 @@ export class Session extends Emitter<SessionEvents> {
 
   #apply(frame: Extract<SessionFrame, { t: "entries" }>): void {
     try {
+      const known = this.#view.epoch;
       const applied = this.#view.apply(frame);
+      if (frame.epoch !== known) {
+        this.#outbox.again(({ epoch, seq }) => epoch !== frame.epoch && seq >= frame.since);
+      }
       if (applied.result === "applied") return this.#changed(applied.change);
       if (applied.result === "duplicate") return;
       const stuck = this.#gapAt === this.#view.cursor;

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { cp, mkdtemp, rm } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -66,6 +66,20 @@ export class Server {
     const exited = once(this.#process!, "exit");
     this.#process!.kill("SIGKILL");
     await exited;
+  }
+
+  /** Copies its data, after `kill`; where to. */
+  async copy(): Promise<string> {
+    const backup = `${this.#dataDir}-backup`;
+    await cp(this.#dataDir, backup, { recursive: true });
+    return backup;
+  }
+
+  /** Puts such a copy in the place of its data, after `kill`. */
+  async restore(backup: string): Promise<void> {
+    await rm(this.#dataDir, { recursive: true });
+    await cp(backup, this.#dataDir, { recursive: true });
+    await rm(backup, { recursive: true });
   }
 
   async stop(): Promise<void> {

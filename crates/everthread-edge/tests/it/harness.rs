@@ -184,7 +184,8 @@ impl<E: Engine> World<E> {
             acks: everthread_control::Acks::default(),
             rebuild_every: Duration::from_secs(600),
             folding: FOLDING,
-            heartbeat: Duration::from_secs(20),
+            // A test that looks at something else answers no pings meanwhile.
+            heartbeat: PATIENCE * 10,
             presence,
             retention: retention::Options::default(),
             upgrades_per_s: everthread_edge::admission::UPGRADES_PER_S,
