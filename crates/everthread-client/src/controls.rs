@@ -73,6 +73,13 @@ impl Controls {
         }
     }
 
+    /// The log of that session has lost its end, and what was asked there may be gone with it.
+    pub(crate) fn ask_again(&mut self, key: u64) {
+        for open in self.open.iter_mut().filter(|open| open.key == key) {
+            open.again_at = None;
+        }
+    }
+
     /// A control got further. What the handle knows already is not said twice.
     pub(crate) fn receipt(&mut self, receipt: Receipt) {
         let Some(at) = self.position(&receipt.control) else { return };

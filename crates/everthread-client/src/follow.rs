@@ -39,6 +39,9 @@ pub enum Event {
     Lag(u64),
     /// What the follower holds is not of this log; a snapshot follows.
     Reset(ResetReason),
+    /// A write of this client that was answered as `accepted` was lost when a replica took over, and was refused when it was
+    /// asked for again.
+    Lost(Error),
     /// Who is present has changed.
     Presence(Presence),
     /// The connection is lost; it is being made again.
@@ -202,6 +205,7 @@ impl Follow {
             | Event::Live(_)
             | Event::Lag(_)
             | Event::Reset(_)
+            | Event::Lost(_)
             | Event::Disconnected => {}
         }
         Ok(())

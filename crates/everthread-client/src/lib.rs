@@ -18,6 +18,7 @@ mod controls;
 mod error;
 mod feed;
 mod follow;
+mod kept;
 mod people;
 mod sessions;
 mod stand;

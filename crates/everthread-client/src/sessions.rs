@@ -10,6 +10,7 @@ use crate::controls::Controls;
 use crate::error::Error;
 use crate::feed::{Watching, is_of_watch};
 use crate::follow::{Event, Frame};
+use crate::kept::Kept;
 use crate::people::People;
 use crate::stand::{Place, place};
 use everthread_protocol::frame::{
@@ -80,6 +81,7 @@ pub(crate) struct Sessions {
     /// In the order they were asked.
     pending: BTreeMap<u64, Pending>,
     controls: Controls,
+    kept: Kept,
     watching: Option<Watching>,
     next: u64,
     /// Frames to send.
@@ -132,6 +134,7 @@ impl Sessions {
             .values()
             .filter_map(|f| if let Phase::Later(at) = f.phase { Some(at) } else { None })
             .chain(self.controls.next_try(is_attached))
+            .chain(self.kept.next_try(is_attached))
             .min()
     }
 
@@ -211,14 +214,16 @@ impl Sessions {
             let Some(number) = followed.number else { continue };
             self.outgoing.extend(followed.people.due(number));
         }
+        let number = |key| self.followed.get(&key)?.number;
+        // Before what is asked for the first time: it was first.
+        self.outgoing.extend(self.kept.due(now, number));
         // A caller that gave up is not answered; what was sent may have happened all the same.
         self.pending.retain(|_, pending| !pending.reply.is_closed());
         for pending in self.pending.values_mut().filter(|p| !p.is_sent) {
-            let Some(number) = self.followed.get(&pending.key).and_then(|f| f.number) else { continue };
+            let Some(number) = number(pending.key) else { continue };
             self.outgoing.push_back(pending.body.frame(number));
             pending.is_sent = true;
         }
-        let number = |key| self.followed.get(&key)?.number;
         self.outgoing.extend(self.controls.due(now, number));
         self.outgoing.extend(self.watching.as_mut().and_then(Watching::due));
     }
@@ -250,6 +255,7 @@ impl Sessions {
             pending.is_sent = false;
         }
         self.controls.disconnected();
+        self.kept.disconnected(Instant::now());
         if let Some(watching) = &mut self.watching {
             watching.disconnected();
         }
@@ -303,6 +309,7 @@ impl Sessions {
             drop(reply.send(Ok(())));
         }
         self.numbers.insert(number, key);
+        self.kept.lost(key, Instant::now(), |at| at.epoch != epoch || at.seq > head);
         self.deliver(key, Event::Attached { head, resumed, acked, unread }, None);
         self.advance(Instant::now());
         true
@@ -320,7 +327,8 @@ impl Sessions {
                     return;
                 };
                 match place(at, head.epoch, head.since, head.from, head.to) {
-                    Place::Next => {}
+                    Place::Next if at.epoch == head.epoch => {}
+                    Place::Next => self.lost(key, |at| at.epoch != head.epoch && at.seq >= head.since),
                     Place::Old => return,
                     Place::Gap => {
                         tracing::debug!(%at, from = %head.from, to = %head.to, "a gap: attaching again");
@@ -340,10 +348,24 @@ impl Sessions {
             },
             "live" => (Event::Live(head.seq), None),
             "lag" => (Event::Lag(head.behind), None),
-            "reset" => (Event::Reset(head.reason.unwrap_or(ResetReason::Epoch)), None),
+            "reset" => {
+                let reason = head.reason.unwrap_or(ResetReason::Epoch);
+                if reason == ResetReason::Epoch {
+                    self.lost(key, |_| true);
+                }
+                (Event::Reset(reason), None)
+            }
             _ => return,
         };
         self.deliver(key, event, at);
+    }
+
+    /// The log of a session has lost what stood where `is_lost`, or may have: it is written again, and what has no outcome is
+    /// asked for again.
+    fn lost(&mut self, key: u64, is_lost: impl Fn(Cursor) -> bool) {
+        self.kept.lost(key, Instant::now(), is_lost);
+        self.controls.ask_again(key);
+        self.advance(Instant::now());
     }
 
     /// The session of an attachment was deleted: whoever waits for something of it is told so.
@@ -411,6 +433,7 @@ impl Sessions {
             drop(pending.reply.send(Err(error.clone())));
         }
         self.controls.give_up(Some(key), error);
+        self.kept.forget(key);
     }
 
     fn send_detach(&mut self, attachment: u32) {
@@ -449,12 +472,33 @@ impl Sessions {
         let Some(order) =
             self.pending.iter().find(|(_, p)| p.is_sent && p.body.id() == id).map(|(order, _)| *order)
         else {
-            return false;
+            return self.kept_reply(id, &reply);
         };
-        if let Some(pending) = self.pending.remove(&order) {
-            drop(pending.reply.send(reply));
+        if let Some(Pending { key, body, reply: answer, .. }) = self.pending.remove(&order) {
+            if let Ok(Reply::Done(done)) = &reply {
+                self.kept.keep(key, body, done, Instant::now());
+            }
+            drop(answer.send(reply));
         }
         true
+    }
+
+    /// The answer to a write that was answered before.
+    fn kept_reply(&mut self, id: &str, reply: &Result<Reply, Error>) -> bool {
+        let now = Instant::now();
+        match reply {
+            Ok(Reply::Done(done)) => self.kept.answered(done, now),
+            Ok(Reply::History { .. }) => false,
+            Err(error) => {
+                let mut whose = None;
+                let is_known = self.kept.failed(id, error, now, |key| whose = Some(key));
+                if let Some(key) = whose {
+                    tracing::warn!(id, %error, "what was answered was lost with the end of the log, for good");
+                    self.deliver(key, Event::Lost(error.clone()), None);
+                }
+                is_known
+            }
+        }
     }
 
     fn not_attached(&mut self, key: u64, error: Error) {
@@ -482,7 +526,7 @@ fn attach_key(id: &str) -> Option<u64> {
 }
 
 impl Body {
-    fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         match self {
             Body::Put { id, .. }
             | Body::History { id, .. }
@@ -515,146 +559,4 @@ impl Body {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use everthread_protocol::Code;
-
-    struct Harness {
-        sessions: Sessions,
-        queue: mpsc::Receiver<Event>,
-        overflowed: Arc<AtomicBool>,
-    }
-
-    /// A follower with room for three events, attached as number 1.
-    fn attached() -> Harness {
-        let (queue, events) = mpsc::channel(3);
-        let overflowed = Arc::<AtomicBool>::default();
-        let mark = overflowed.clone();
-        let (reply, _) = oneshot::channel();
-        let mut sessions = Sessions::default();
-        let session = "s".parse().unwrap();
-        sessions.command(Command::Attach {
-            key: 7,
-            session,
-            from: From::Start,
-            presence: false,
-            fold_ms: Some(40),
-            queue,
-            overflowed: mark,
-            reply,
-        });
-        sessions.connected();
-        assert!(sent(&mut sessions).contains(r#""from":"start","fold_ms":40"#));
-        assert!(sessions.attached(&as_number(1)));
-        Harness { sessions, queue: events, overflowed }
-    }
-
-    /// The answer to the attach of the follower 7.
-    fn as_number(number: u32) -> Attached {
-        let answer = format!(
-            r#"{{"id":"attach-7","attachment":{number},"session":"s","epoch":"5","head":9,"resumed":true}}"#
-        );
-        serde_json::from_str(&answer).unwrap()
-    }
-
-    fn sent(sessions: &mut Sessions) -> String {
-        sessions.outgoing.drain(..).collect()
-    }
-
-    fn entries(sessions: &mut Sessions, number: u32, seqs: std::ops::RangeInclusive<u64>) {
-        for seq in seqs {
-            let head = format!(r#"{{"attachment":{number},"epoch":"5","since":1,"from":{seq},"to":{seq}}}"#);
-            sessions.frame("entries", &serde_json::from_str(&head).unwrap(), head.as_str().into());
-        }
-    }
-
-    fn seqs(queue: &mut mpsc::Receiver<Event>) -> Vec<u64> {
-        let events = std::iter::from_fn(|| queue.try_recv().ok());
-        events.filter_map(|e| if let Event::Entries(frame) = e { Some(frame.to.0) } else { None }).collect()
-    }
-
-    #[test]
-    fn a_full_follower_is_attached_again_from_the_last_entry_that_fitted() {
-        let mut h = attached();
-        entries(&mut h.sessions, 1, 1..=5);
-        assert!(h.overflowed.load(Ordering::Acquire));
-        assert!(sent(&mut h.sessions).contains("detach"));
-        assert_eq!(seqs(&mut h.queue), [1, 2]);
-        h.sessions.command(Command::Drained { key: 7 });
-        assert!(sent(&mut h.sessions).contains(r#""from":"5.2""#));
-        h.sessions.attached(&as_number(2));
-        entries(&mut h.sessions, 2, 3..=4);
-        assert_eq!(seqs(&mut h.queue), [3, 4]);
-    }
-
-    #[test]
-    fn a_deleted_session_ends_its_follower_and_everything_asked_of_it() {
-        let no_session = |error: &Error| matches!(error, Error::Refused { code: Code::NoSession, .. });
-        let mut h = attached();
-        let (reply, mut answer) = oneshot::channel();
-        let body = Body::History { id: "h1".parse().unwrap(), before: None, limit: 1 };
-        h.sessions.command(Command::Request { key: 7, body, reply });
-        sent(&mut h.sessions);
-        h.sessions.gone(1);
-        assert!(no_session(&answer.try_recv().unwrap().unwrap_err()));
-        let events: Vec<Event> = std::iter::from_fn(|| h.queue.try_recv().ok()).collect();
-        assert!(matches!(events.last(), Some(Event::Gone(error)) if no_session(error)), "{events:?}");
-        h.sessions.disconnected();
-        h.sessions.connected();
-        assert_eq!(sent(&mut h.sessions), "", "nothing is asked for again, and nothing left");
-    }
-
-    #[test]
-    fn a_follower_whose_queue_is_full_learns_of_the_deletion_once_it_is_empty() {
-        let mut h = attached();
-        entries(&mut h.sessions, 1, 1..=2);
-        h.sessions.gone(1);
-        assert_eq!(sent(&mut h.sessions), "");
-        assert_eq!(seqs(&mut h.queue), [1, 2]);
-        h.sessions.command(Command::Drained { key: 7 });
-        assert!(sent(&mut h.sessions).contains("attach-7"));
-        assert!(h.sessions.reply("attach-7", Err(Error::deleted())));
-        assert!(matches!(h.queue.try_recv(), Ok(Event::Gone(_))));
-    }
-
-    #[test]
-    fn a_reset_for_a_reason_of_a_later_release_is_a_reset() {
-        let mut h = attached();
-        let text = r#"{"t":"reset","attachment":1,"reason":"moonrise"}"#;
-        h.sessions.frame("reset", &serde_json::from_str(text).unwrap(), text.into());
-        let events: Vec<Event> = std::iter::from_fn(|| h.queue.try_recv().ok()).collect();
-        assert!(matches!(events.last(), Some(Event::Reset(ResetReason::Epoch))), "{events:?}");
-    }
-
-    #[test]
-    fn a_gap_and_a_lost_socket_go_on_from_the_own_cursor_and_repeats_are_dropped() {
-        let mut h = attached();
-        entries(&mut h.sessions, 1, 1..=1);
-        entries(&mut h.sessions, 1, 4..=4);
-        assert!(sent(&mut h.sessions).contains(r#""from":"5.1""#));
-        h.sessions.disconnected();
-        h.sessions.connected();
-        assert!(sent(&mut h.sessions).contains(r#""from":"5.1""#));
-        assert_eq!(seqs(&mut h.queue), [1]);
-        h.sessions.attached(&as_number(1));
-        entries(&mut h.sessions, 1, 1..=2);
-        assert_eq!(seqs(&mut h.queue), [2]);
-    }
-
-    #[test]
-    fn a_request_without_an_answer_is_sent_again_under_its_id_and_answered_once() {
-        let mut h = attached();
-        let (reply, mut answer) = oneshot::channel();
-        let body = Body::History { id: "h1".parse().unwrap(), before: None, limit: 1 };
-        h.sessions.command(Command::Request { key: 7, body, reply });
-        assert!(sent(&mut h.sessions).contains(r#""id":"h1","attachment":1"#));
-        h.sessions.disconnected();
-        h.sessions.connected();
-        assert!(!sent(&mut h.sessions).contains("h1"), "not before the session is attached");
-        h.sessions.attached(&as_number(4));
-        assert!(sent(&mut h.sessions).contains(r#""id":"h1","attachment":4"#));
-        assert!(h.sessions.reply("h1", Err(Error::Closed)));
-        assert!(answer.try_recv().unwrap().is_err());
-        assert!(!h.sessions.reply("h1", Err(Error::Closed)));
-    }
-}
+mod tests;

@@ -192,8 +192,9 @@ impl Ring {
 
     /// Takes what a read of the log brought. If the log is not the one that the ring is of, the ring begins anew.
     ///
-    /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing.
-    fn learn(&mut self, page: &Page) {
+    /// The page may be older than the ring: the feed does not wait for reads. Such a page teaches nothing, unless the ring
+    /// stood where it stands when the read was begun (`asked`): then the log has lost its end, and nobody has written since.
+    fn learn(&mut self, page: &Page, asked: Option<Cursor>) {
         let end = cursor_of(page);
         if self.is_before(&page.epochs) {
             self.end(self.head);
@@ -201,7 +202,8 @@ impl Ring {
         if self.is_gone || self.is_after(page) {
             return;
         }
-        if self.known && end != self.head && is_valid(&self.epochs, self.head.seq, end) {
+        let has_shrunk = asked == Some(self.head) && end.epoch == self.head.epoch && end.seq < self.head.seq;
+        if self.known && end != self.head && !has_shrunk && is_valid(&self.epochs, self.head.seq, end) {
             // The feed was faster than the read: what the page tells is known, and its end is not the end any more.
             return;
         }
@@ -466,7 +468,8 @@ impl<S: Store> Tails<S> {
                 let before = ring.head;
                 let is_behind = ring.known && page.head.seq > before.seq && !ring.is_before(&page.epochs);
                 if !is_behind {
-                    ring.learn(&page);
+                    // Others may have begun this read before.
+                    ring.learn(&page, None);
                 }
                 (is_behind, ring.head != before, !ring.is_gone && !ring.is_after(&page))
             };
@@ -568,7 +571,7 @@ impl<S: Store> Tails<S> {
             Ok(page) => {
                 let mut ring = lock(&tail.ring);
                 let before = ring.head;
-                ring.learn(&page);
+                ring.learn(&page, Some(after));
                 Repaired::of(is_known, ring.head != before, !ring.items.is_empty())
             }
             // What nobody has opened yet is not there to be ended.

@@ -34,7 +34,7 @@ fn at(epoch: u64, seq: u64) -> Cursor {
 
 fn ring_at(head: u64) -> Ring {
     let mut ring = Ring::new();
-    ring.learn(&page(vec![], &[(1, 1)], head));
+    ring.learn(&page(vec![], &[(1, 1)], head), None);
     ring
 }
 
@@ -69,7 +69,7 @@ fn a_new_epoch_leaves_cursors_before_it_alone_and_resets_those_beyond() {
     let mut ring = ring_at(3);
     ring.push(&record(1, 4, 9));
     // The log lost 6..9 and went on.
-    ring.learn(&page(vec![record(2, 6, 6)], &[(1, 1), (2, 6)], 6));
+    ring.learn(&page(vec![record(2, 6, 6)], &[(1, 1), (2, 6)], 6), None);
     assert!(matches!(ring.after(at(1, 9), 1000), Found::Invalid));
     assert!(matches!(ring.after(at(1, 6), 1000), Found::Invalid));
     assert!(matches!(ring.after(at(1, 5), 1000), Found::Behind(1)));
@@ -80,7 +80,7 @@ fn a_new_epoch_leaves_cursors_before_it_alone_and_resets_those_beyond() {
 fn an_epoch_that_follows_is_read_before_it_goes_on() {
     let mut ring = ring_at(3);
     assert!(!ring.push(&record(2, 4, 4)), "it may follow by its number only");
-    ring.learn(&page(vec![record(2, 4, 4)], &[(1, 1), (2, 4)], 4));
+    ring.learn(&page(vec![record(2, 4, 4)], &[(1, 1), (2, 4)], 4), None);
     let Found::Frames(frames) = ring.after(at(1, 3), 1000) else { panic!() };
     assert_eq!(frames.to, at(2, 4));
     assert!(std::str::from_utf8(frames.iter().next().unwrap()).unwrap().contains("\"since\":4"));
@@ -105,7 +105,7 @@ fn a_page_that_the_feed_has_overtaken_does_not_turn_the_ring_back() {
     let mut ring = ring_at(3);
     ring.push(&record(1, 4, 4));
     ring.push(&record(1, 5, 5));
-    ring.learn(&page(vec![record(1, 4, 4)], &[(1, 1)], 4));
+    ring.learn(&page(vec![record(1, 4, 4)], &[(1, 1)], 4), None);
     assert_eq!(ring.head, at(1, 5));
     assert!(matches!(ring.after(at(1, 5), 1000), Found::Nothing(_)));
     assert!(matches!(ring.after(at(1, 3), 1000), Found::Frames(..)));
@@ -115,13 +115,32 @@ fn a_page_that_the_feed_has_overtaken_does_not_turn_the_ring_back() {
 fn a_page_that_was_read_before_the_feed_brought_more_takes_nothing_back() {
     let mut ring = ring_at(3);
     ring.push(&record(1, 4, 4));
-    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3));
+    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3), None);
     assert_eq!(ring.head, at(1, 4));
     assert!(matches!(ring.after(at(1, 4), 1000), Found::Nothing(_)));
     // The same across the beginning of an epoch.
-    ring.learn(&page(vec![record(2, 5, 5)], &[(1, 1), (2, 5)], 5));
-    ring.learn(&page(vec![], &[(1, 1)], 4));
+    ring.learn(&page(vec![record(2, 5, 5)], &[(1, 1), (2, 5)], 5), None);
+    ring.learn(&page(vec![], &[(1, 1)], 4), None);
     assert!(matches!(ring.after(at(2, 5), 1000), Found::Nothing(_)));
+}
+
+#[test]
+fn a_log_that_was_cut_short_and_that_nobody_has_written_since_is_believed_if_it_was_asked_after_that() {
+    let shorter = || page(vec![], &[(1, 1)], 4);
+    let mut ring = ring_at(3);
+    ring.push(&record(1, 4, 9));
+    ring.learn(&shorter(), Some(at(1, 9)));
+    assert_eq!(ring.head, at(1, 4));
+    assert!(matches!(ring.after(at(1, 4), 1000), Found::Nothing(_)));
+    assert!(matches!(ring.after(at(1, 9), 1000), Found::Ahead), "whoever stands there asks the log");
+    // A read that was begun before the last record came tells nothing about it.
+    ring.push(&record(1, 5, 9));
+    ring.learn(&shorter(), Some(at(1, 4)));
+    assert_eq!(ring.head, at(1, 9));
+    // Nor does a server that knows nothing of the incarnation that has begun elsewhere.
+    ring.learn(&page(vec![record(2, 10, 10)], &[(1, 1), (2, 10)], 10), None);
+    ring.learn(&shorter(), Some(at(2, 10)));
+    assert_eq!(ring.head, at(2, 10));
 }
 
 #[test]
@@ -129,15 +148,15 @@ fn a_log_that_was_begun_anew_is_not_this_one() {
     let mut ring = ring_at(5);
     assert!(!ring.push(&record(2, 1, 1)));
     assert!(!ring.push(&record(2, 6, 6)), "nor when its numbers would fit");
-    ring.learn(&page(vec![record(2, 6, 6)], &[(2, 1)], 6));
+    ring.learn(&page(vec![record(2, 6, 6)], &[(2, 1)], 6), None);
     assert!(matches!(ring.after(at(1, 5), 1000), Found::Gone));
     assert!(matches!(ring.after(at(2, 6), 1000), Found::Gone), "the new one has a tail of its own");
     assert!(ring.push(&record(2, 7, 7)), "and nothing is asked for this one any more");
 
     // A page that was read before it was begun teaches its tail nothing.
     let mut ring = Ring::new();
-    ring.learn(&page(vec![], &[(2, 1)], 2));
-    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3));
+    ring.learn(&page(vec![], &[(2, 1)], 2), None);
+    ring.learn(&page(vec![record(1, 3, 3)], &[(1, 1)], 3), None);
     assert!(matches!(ring.after(at(2, 2), 1000), Found::Nothing(_)));
 }
 

@@ -62,6 +62,7 @@ async fn follow(client: &Client, session: everthread_protocol::SessionId, from: 
             Event::Reset(reason) => {
                 note(&format!("what was shown is no longer the log ({reason:?}); starting over"))
             }
+            Event::Lost(error) => note(&format!("what was said was lost, and not taken again: {error}")),
             Event::Gone(error) => return Err(error.into()),
             Event::Attached { .. } | Event::Live(_) | Event::Lag(_) | Event::Presence(_) => {}
         }

@@ -100,8 +100,8 @@ test("that something could not be written again is told", options, async () => {
   const told = new Promise<EverthreadError>((resolve) => session.on("error", resolve));
   peer.send(reset);
   assert.equal((await peer.next("put"))["id"], first);
-  peer.send({ t: "error", id: first, code: "closed_session", message: "it is over", retryable: false, no_side_effects: true });
-  assert.equal((await told).code, "closed_session");
+  peer.send({ t: "error", id: first, code: "session_closed", message: "it is over", retryable: false, no_side_effects: true });
+  assert.equal((await told).code, "session_closed");
 });
 
 const bin = process.env["EVERTHREAD_BIN"];

@@ -2,8 +2,9 @@
 
 use crate::follower::{Streamer, is_over};
 use crate::node::{Node, PATIENCE, TOKEN};
-use everthread_client::{Client, Event, From};
-use everthread_testkit::RedisSentinels;
+use everthread_client::{Client, Event, Follow, From};
+use everthread_protocol::frame::ResetReason;
+use everthread_testkit::{RedisSentinels, RedisServer};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -54,4 +55,42 @@ async fn after_a_failover_of_sentinels_subscriptions_live_and_readiness_has_told
     timeout(PATIENCE, marks).await.expect("what is written there is pushed here");
     let state = nodes[0].get("/v1/sessions/s/state").await;
     assert_eq!(serde_json::to_value(follow.view().unwrap()).unwrap(), state);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_has_lost_is_written_again_by_the_client_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut redis = RedisServer::start().await.unwrap();
+    let node = Node::start(dir.path(), &["serve", "--redis", &redis.url()]).await;
+    node.post("/v1/sessions", json!({ "session": "s" })).await;
+    let client = Client::builder(&node.url, TOKEN).connect();
+    let mut follow = client.follow("s".parse().unwrap(), From::Start).await.unwrap();
+    let session = follow.session().clone();
+    session.input("one", None).await.unwrap();
+    // It comes back as it was now.
+    redis.command("SAVE").await.unwrap();
+    for text in ["two", "three"] {
+        session.input(text, None).await.unwrap();
+    }
+    redis.kill9();
+    redis.restart().await.unwrap();
+
+    let texts = |follow: &Follow| -> Vec<String> {
+        let messages = follow.view().unwrap().messages().iter();
+        messages.map(|message| message.parts[0].value.as_str().unwrap().to_owned()).collect()
+    };
+    let healing = async {
+        let mut was_reset = false;
+        while !was_reset || texts(&follow).len() < 3 {
+            match follow.next().await.unwrap() {
+                Event::Reset(reason) => was_reset = reason == ResetReason::Epoch,
+                Event::Lost(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+    };
+    timeout(PATIENCE, healing).await.expect("nobody wrote it again");
+    assert_eq!(texts(&follow), ["one", "two", "three"]);
+    let told = node.get("/v1/sessions/s/messages").await;
+    assert_eq!(told["messages"].as_array().unwrap().len(), 3, "each of them once: {told}");
 }
