@@ -211,7 +211,7 @@ fn tokens_that_were_confirmed_may_be_gone_only_with_a_tail_and_an_attempt_that_w
     let check = |event: Event, log: &Log| {
         check(&[event], &BTreeMap::from([("s".to_owned(), vec![log.clone()])]), Promise::MayLoseTail)
     };
-    let ended = |entry: serde_json::Value, since| {
+    let ended = |entry: Value, since| {
         let mut entries = story();
         entries[12] = (None, entry);
         log_with(&entries, &[(EPOCH, 1), (6, since)])
