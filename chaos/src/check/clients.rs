@@ -13,6 +13,8 @@ struct Client {
     holds: bool,
     /// Where it stood when it was reset without need, as it looks: what it is sent next tells.
     reset_from: Option<Place>,
+    /// The incarnation in which its node stood when it attached, until it is sent something else.
+    told: Option<u64>,
 }
 
 type Clients<'a> = BTreeMap<(&'a str, &'a str), Client>;
@@ -22,7 +24,7 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
     let mut clients = Clients::new();
     for event in events {
         let Some(session) = session_of(&event.what) else { continue };
-        let new = Client { at: None, holds: false, reset_from: None };
+        let new = Client { at: None, holds: false, reset_from: None, told: None };
         let client = clients.entry((session, event.who.as_str())).or_insert(new);
         let Some(log) = logs.get(session) else {
             verdict.found(Rule::NotArrived, session, &event.who, "nobody could read this session in the end");
@@ -61,6 +63,7 @@ fn step(client: &mut Client, event: &Event, log: &Log, promise: Promise, verdict
                     format!("it goes on from {from:?} and was sent everything up to {at:?}"),
                 );
             }
+            client.told = Some(*epoch);
             client.at = match from {
                 Some(place) => Some(*place),
                 None if *recent => None,
@@ -82,15 +85,19 @@ fn step(client: &mut Client, event: &Event, log: &Log, promise: Promise, verdict
         }
         What::Snapshot { epoch, seq, .. } => {
             client.at = Some(Place { epoch: *epoch, seq: *seq });
+            let told = client.told.take();
             let Some(from) = client.reset_from.take() else { return };
-            // A primary that is cut off knows nothing of the incarnation that has begun elsewhere.
-            if promise == Promise::MayLoseTail && *epoch < from.epoch {
+            // A primary that is cut off knows nothing of the incarnation that has begun elsewhere. Its node may have found the
+            // new one by the time it reads the snapshot.
+            let decided_in = told.map_or(*epoch, |told| told.min(*epoch));
+            if promise == Promise::MayLoseTail && decided_in < from.epoch {
                 verdict.looked.add("resets by a primary that was cut off", 1);
             } else if promise == Promise::MayLoseTail {
                 needless("snapshot", from.epoch, from.seq, log, event, verdict);
             }
         }
         What::Frames { epoch, since, from, to, count, .. } => {
+            client.told = None;
             verdict.looked.add("frames", *count);
             verdict.looked.add("delivered", to.saturating_sub(from.saturating_sub(1)));
             match wrong(client.at, *epoch, *since, *from, *to) {

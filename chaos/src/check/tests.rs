@@ -254,6 +254,13 @@ fn a_primary_that_is_cut_off_may_reset_whoever_comes_from_the_new_one_and_nobody
     // And once more where that ends.
     stale.extend([snapshot(EPOCH, 11), reset, snapshot(6, 14), holds(&log, 6)]);
     assert_eq!(check(&stale, &logs, Promise::MayLoseTail).violations, []);
+    // By the time of the snapshot its node has found the new primary.
+    let place = Some(Place { epoch: 6, seq: 12 });
+    let again =
+        What::Attached { session: "s".into(), from: place, recent: false, resumed: false, epoch: EPOCH };
+    let mut late = stands[..3].to_vec();
+    late.extend([event("c", again), stands[3].clone(), snapshot(6, 14), holds(&log, 6)]);
+    assert_eq!(check(&late, &logs, Promise::MayLoseTail).violations, []);
     let mut needless = stands.to_vec();
     needless.extend([snapshot(6, 14), holds(&log, 6)]);
     let found = check(&needless, &logs, Promise::MayLoseTail).by_rule().into_keys().collect::<Vec<_>>();
