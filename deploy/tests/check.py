@@ -422,6 +422,13 @@ class Chart(unittest.TestCase):
         policy = self.one({**GOOD, "networkPolicy.metricsFrom": "null"}, "NetworkPolicy")
         self.assertEqual([p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]], [7400])
 
+    def test_what_nodes_need_besides_redis_can_be_let_through(self):
+        more = {"networkPolicy.extraEgress[0].ports[0].port": "26379", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
+        for values in (GOOD, BUNDLED):
+            ports = [[p["port"] for rule in self.one({**values, **extra}, "NetworkPolicy")["spec"]["egress"] for p in rule["ports"]]
+                     for extra in ({}, more)]
+            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 26379, 4318]])
+
     def test_the_alerts_are_those_of_the_file(self):
         import yaml
 
@@ -464,6 +471,7 @@ class Chart(unittest.TestCase):
             ({"replica": "3"}, "replica"),
             ({"node.drain_ms": "5000"}, "drain_ms"),
             ({"ingress.enabled": "true"}, "host"),
+            ({"networkPolicy.extraEgress[0].port": "4318"}, "extraEgress"),
             ({"image.digest": "latest"}, "digest"),
             ({"service.type": "Cluster"}, "type"),
         ):
