@@ -159,11 +159,24 @@ class RedisFiles(unittest.TestCase):
                     wait_until("the sentinel sees the replica", lambda: str(replica.port) in sentinel.ask(
                         "sentinel", "replicas", "everthread"))
 
+    def test_a_restart_keeps_what_scripts_have_written(self):
+        as_node = {"user": "everthread", "password": "replace-this-password"}
+        with folder() as place:
+            server = Redis(place, "acl", read("redis/redis.conf") + read("redis/users.conf"))
+            with server.up():
+                # Two writes, so that the file holds them as a transaction.
+                script = "redis.call('SET', KEYS[1], 'a') redis.call('SET', KEYS[2], 'b') return 'written'"
+                self.assertEqual(server.ask("eval", script, "2", "et:{s}:a", "et:{s}:b", **as_node), "written")
+            with server.up():
+                self.assertEqual(server.ask("mget", "et:{s}:a", "et:{s}:b", **as_node).split(), ["a", "b"])
+
     def test_nobody_may_do_more_than_the_users_file_says(self):
         with folder() as place:
             with Redis(place, "acl", read("redis/redis.conf") + read("redis/users.conf")).up() as server:
                 as_node = {"user": "everthread", "password": "replace-this-password"}
                 self.assertIn("NOAUTH", server.ask("get", "et:x"))
+                for password in ("", "default", "x"):
+                    self.assertIn("WRONGPASS", server.ask("auth", "default", password))
                 self.assertEqual(server.ask("set", "et:x", "1", **as_node), "OK")
                 for command in (["set", "other:x", "1"], ["keys", "*"], ["flushall"], ["config", "get", "*"], ["migrate", "h", "1", "et:x", "0", "1"],
                                 ["eval", "return redis.call('SET', 'other:x', 1)", "0"], ["spublish", "other", "x"], ["function", "list"],
@@ -422,6 +435,13 @@ class Chart(unittest.TestCase):
         policy = self.one({**GOOD, "networkPolicy.metricsFrom": "null"}, "NetworkPolicy")
         self.assertEqual([p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]], [7400])
 
+    def test_what_nodes_need_besides_redis_can_be_let_through(self):
+        more = {"networkPolicy.extraEgress[0].ports[0].port": "26379", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
+        for values in (GOOD, BUNDLED):
+            ports = [[p["port"] for rule in self.one({**values, **extra}, "NetworkPolicy")["spec"]["egress"] for p in rule["ports"]]
+                     for extra in ({}, more)]
+            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 26379, 4318]])
+
     def test_the_alerts_are_those_of_the_file(self):
         import yaml
 
@@ -464,6 +484,7 @@ class Chart(unittest.TestCase):
             ({"replica": "3"}, "replica"),
             ({"node.drain_ms": "5000"}, "drain_ms"),
             ({"ingress.enabled": "true"}, "host"),
+            ({"networkPolicy.extraEgress[0].port": "4318"}, "extraEgress"),
             ({"image.digest": "latest"}, "digest"),
             ({"service.type": "Cluster"}, "type"),
         ):

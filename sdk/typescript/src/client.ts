@@ -29,6 +29,13 @@ export interface EverthreadOptions {
   fetch?: typeof fetch;
 }
 
+/** Coming back would not help. */
+const NO_WEBSOCKET: Ending = {
+  code: 1006,
+  reason: "there is no WebSocket here: pass one as the option `WebSocket` (Node before 22: that of the package `ws`)",
+  reconnect: false,
+};
+
 /**
  * - `idle`: nobody asked for a connection, or `disconnect` was called
  * - `waiting`: the last attempt failed, the next is at `retryAt` (by `Date.now()`)
@@ -163,9 +170,11 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
       return;
     }
     if (attempt !== this.#attempt) return;
+    const WebSocket = this.#options.WebSocket ?? (globalThis.WebSocket as WebSocketConstructor | undefined);
+    if (!WebSocket) return this.#stop(NO_WEBSOCKET);
     const link: Link = new Link({
       url: this.#socketUrl(),
-      WebSocket: this.#options.WebSocket ?? (globalThis.WebSocket as unknown as WebSocketConstructor),
+      WebSocket,
       hello: this.#hello(token),
       onWelcome: (welcome) => this.#welcomed(link, welcome),
       onSessions: (frame) => this.#feed?.receive(frame),

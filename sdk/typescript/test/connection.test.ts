@@ -41,6 +41,18 @@ test("a session goes on from its own cursor on the next connection", options, as
   assert.equal(again["from"], "1.1");
 });
 
+test("where there is no WebSocket, opening a session says what to pass", options, async () => {
+  const own = Object.getOwnPropertyDescriptor(globalThis, "WebSocket");
+  if (own) Object.defineProperty(globalThis, "WebSocket", { value: undefined, configurable: true, writable: true });
+  const lone = new Everthread({ url: server.url, token: "t" });
+  try {
+    await assert.rejects(lone.session("s1").open(), /no WebSocket here.*`ws`/);
+  } finally {
+    lone.close();
+    if (own) Object.defineProperty(globalThis, "WebSocket", own);
+  }
+});
+
 test("a write without an answer is repeated with the same id", options, async () => {
   const session = client.session("s1");
   void session.open();

@@ -10,7 +10,7 @@ use crate::tail::STOPPED;
 use crate::trace::{About, Traced};
 use bytes::Bytes;
 use everthread_control::{Assignment, Seat, run_producer};
-use everthread_protocol::entry::{self, PartAppend, Token, Writer};
+use everthread_protocol::entry::{self, Token, Writer};
 use everthread_protocol::worker_frame::{
     Ack, Append, Decline, PlainAppend, Producer, Settle, WorkerFrame, WorkerServerFrame,
 };
@@ -572,7 +572,19 @@ fn prepare(hosted: &mut Hosted, queued: &Queued) -> Result<Write, Fault> {
     if fence != hosted.fence {
         return Err(not_held());
     }
+    check_incarnation(hosted, producer)?;
     Ok(Write { id: queued.id.clone(), writing: hosted.writing.clone(), fence, producer, kind, trace: None })
+}
+
+/// One that is below the attempt is none of this fence's: nobody has numbered so, and for the store it may be new where for
+/// us it is old, and so not to be checked.
+fn check_incarnation(hosted: &Hosted, producer: Producer) -> Result<(), Fault> {
+    let (told, attempt) = (producer.incarnation, hosted.attempt);
+    if told < u64::from(attempt) {
+        let message = format!("the incarnation is {told}, and begins at the run's attempt, {attempt}");
+        return Err(Fault::bad_request(message));
+    }
+    Ok(())
 }
 
 fn read_decision(run: &RunId, bytes: &Bytes) -> Result<(Fence, Producer, WriteKind), Fault> {
@@ -625,16 +637,18 @@ fn check_append(hosted: &mut Hosted, producer: Producer, entries: &[u8]) -> Resu
         return Ok(1);
     }
     let raw = scan::entries(entries).map_err(|e| crate::put::fault_of_scan(&e))?;
-    if is_new {
-        let parts = hosted.parts.get_or_insert_with(Parts::default);
-        for index in 0..raw.items.len() {
-            // Nearly all are tokens; what is wrong with one is said by the way that all others go.
-            if let Some(PartAppend { message, part, offset, text }) = entry::part_append(&raw, index)
-                && parts.append(&message, &part, offset, text.len())
-            {
-                continue;
-            }
-            let entry = entry::check(&raw, index, |writer| writer != Writer::Decided)?;
+    for index in 0..raw.items.len() {
+        let parts = hosted.parts.as_mut().filter(|_| is_new);
+        // Nearly all are tokens; what is wrong with one is said by the way that all others go.
+        if let Some((parts, append)) = parts.zip(entry::part_append(&raw, index))
+            && parts.append(&append.message, &append.part, append.offset, append.text.len())
+        {
+            continue;
+        }
+        // Whatever its number is: what seems to be a repeat is written if the store has lost the first.
+        let entry = entry::check(&raw, index, |writer| writer != Writer::Decided)?;
+        if is_new {
+            let parts = hosted.parts.get_or_insert_with(Parts::default);
             parts.take(&entry).map_err(|mut fault| {
                 fault.message = format!("entry {index}: {}", fault.message).into();
                 fault

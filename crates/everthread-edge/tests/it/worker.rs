@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 on_both_engines!(
     a_batch_that_is_sent_again_is_a_duplicate_and_a_missing_one_is_a_gap,
     entries_that_do_not_fit_are_refused_and_the_run_goes_on,
+    no_number_of_a_batch_leads_past_the_checks,
     acks_that_were_lost_are_given_again_for_every_kind_of_write,
     a_run_that_is_named_on_another_node_goes_on_there,
     a_worker_that_dies_before_it_writes_loses_the_run_to_another,
@@ -131,6 +132,38 @@ async fn entries_that_do_not_fit_are_refused_and_the_run_goes_on<E: Engine>() {
     assert_eq!(client.ended(&run).await, "failed");
     client.holds_the_state(node.address).await;
     assert_eq!(client.history.answer(&run), "é😀!");
+}
+
+async fn no_number_of_a_batch_leads_past_the_checks<E: Engine>() {
+    let world = World::<E>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let run = input(node.address, "s", "Hi").await;
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    let mut job = worker.work().await;
+    let start = json!([{ "type": "message.start", "message": "m", "role": "assistant" }]);
+    let below = |entries: &Value, batch: u64| {
+        json!({
+            "t": "append", "run": run, "fence": job.fence, "entries": entries,
+            "producer": { "incarnation": 0, "batch": batch },
+        })
+    };
+    let frames = [below(&start, 1), below(&json!([append(99, "a")]), 1), below(&start, 2)];
+    let mut end = job.clone().end("completed");
+    end["producer"]["incarnation"] = 0.into();
+    for frame in frames.into_iter().chain([end]) {
+        is_error(&worker.socket.ask(frame).await, "bad_request");
+    }
+    worker.say(&mut job, "Hello").await;
+    let mut again = job.clone();
+    again.batch -= 1;
+    let decided = json!([{ "type": "session.closed" }]);
+    is_error(&worker.append(&mut again, decided).await, "entry_not_allowed");
+    worker.end(&mut job, "completed").await;
+    let mut client = Client::attach(node.address, "s", json!("start")).await;
+    assert_eq!(client.ended(&run).await, "completed");
+    client.holds_the_state(node.address).await;
+    assert_eq!(client.history.answer(&run), "Hello");
 }
 
 async fn acks_that_were_lost_are_given_again_for_every_kind_of_write<E: Engine>() {
