@@ -10,6 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl<S: Store> Store for Archive<S> {
+    type Here = S;
+
+    fn here(&self) -> &S {
+        &self.store
+    }
+
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         self.whole(key, || self.store.load(key)).await
     }

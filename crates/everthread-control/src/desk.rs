@@ -192,6 +192,13 @@ impl<S: Store> Desk<S> {
         Ok((loaded, state))
     }
 
+    /// [`Desk::load`], for what nobody has asked for: see [`Store::here`].
+    pub async fn load_here(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
+        let loaded = self.store.here().load(key).await?.ok_or(NO_SESSION)?;
+        let state = read_state(&loaded.state)?;
+        Ok((loaded, state))
+    }
+
     /// Reads where a session stands and what it is, without its log: of an archived one what its stub tells.
     pub async fn listed(&self, key: &SessionKey) -> Result<Listed, Failure> {
         let listed = self.store.states(std::slice::from_ref(key)).await?.pop().flatten();

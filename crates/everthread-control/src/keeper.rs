@@ -108,6 +108,10 @@ impl<S: Store> Keeper<S> {
                 let next = self.desk.upkeep().gone(&due.key, now).await.unwrap_or(Some(now));
                 drop(self.desk.store().finish_due(&due, next).await);
             }
+            // It was archived since its head was read: what is due of it is found there.
+            Err(Failure::Store(Error::Refused(WriteRefusal::Archived))) => {
+                drop(self.desk.store().finish_due(&due, Some(now)).await);
+            }
             Err(failure) => tracing::warn!(key = %due.key, %failure, "a deadline fires again"),
         }
     }
@@ -122,7 +126,9 @@ impl<S: Store> Keeper<S> {
         // What the core promised must not wait for upkeep that does not succeed.
         let look = match self.desk.upkeep().keep(key, head, &loaded, &state).await {
             Ok(look) => look,
-            Err(gone @ Failure::Store(Error::Refused(WriteRefusal::NoSession))) => return Err(gone),
+            Err(gone @ Failure::Store(Error::Refused(WriteRefusal::NoSession | WriteRefusal::Archived))) => {
+                return Err(gone);
+            }
             Err(failure) => {
                 tracing::warn!(%key, %failure, "upkeep of a session is tried again");
                 Some(loaded.now.plus(crate::millis(UPKEEP_PAUSE)))
@@ -133,7 +139,7 @@ impl<S: Store> Keeper<S> {
 
     /// Does what the core has due in a session, and tells how it then stands.
     async fn settle(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
-        let (loaded, state) = self.desk.load(key).await?;
+        let (loaded, state) = self.desk.load_here(key).await?;
         let dead = self.dead(key, &loaded, &state);
         let is_due = state.next_due().is_some_and(|due| due <= loaded.now);
         if dead.is_empty() && !is_due {
@@ -145,7 +151,7 @@ impl<S: Store> Keeper<S> {
         }
         for Dead { run, worker, attempt, lease } in dead {
             // The lease may have been renewed since this node looked.
-            let (loaded, _) = self.desk.load(key).await?;
+            let (loaded, _) = self.desk.load_here(key).await?;
             if lease_of(&loaded, &run) == lease && self.desk.worker_died(key, &run, &worker, attempt).await? {
                 self.desk.counts().lease_expired();
             }
@@ -154,7 +160,7 @@ impl<S: Store> Keeper<S> {
             Ok(_) | Err(Failure::Refused(Refusal::NotDue)) => {}
             Err(failure) => return Err(failure),
         }
-        self.desk.load(key).await
+        self.desk.load_here(key).await
     }
 
     /// When to look again. What is due and was left, because the store has not been there for long enough, is looked at

@@ -63,6 +63,8 @@ struct Inner<S> {
 struct Waiting {
     /// What is to be written; none if it is there only because something was written less than a second ago.
     cursor: Option<Cursor>,
+    /// What is being written: until that is done only this node knows it.
+    writing: Option<Cursor>,
     due: Instant,
 }
 
@@ -98,7 +100,7 @@ impl<S: Store> Acks<S> {
             Some(known) => known.cursor = later(known.cursor, cursor),
             None if is_full => return self.count("dropped"),
             None => {
-                let new = Waiting { cursor: Some(cursor), due: Instant::now() };
+                let new = Waiting { cursor: Some(cursor), writing: None, due: Instant::now() };
                 waiting.insert((key.clone(), device.clone()), new);
             }
         }
@@ -114,9 +116,11 @@ impl<S: Store> Acks<S> {
         }
     }
 
-    /// What waits to be written for a device.
+    /// What the store may not have yet of a device. What is not here any more, the store has: so this is asked first.
     fn unwritten(&self, key: &SessionKey, device: &DeviceId) -> Option<Cursor> {
-        lock(&self.inner.waiting).get(&(key.clone(), device.clone()))?.cursor
+        let waiting = lock(&self.inner.waiting);
+        let known = waiting.get(&(key.clone(), device.clone()))?;
+        known.cursor.map_or(known.writing, |cursor| later(known.writing, cursor))
     }
 
     /// Writes until `stop`, then what is left.
@@ -150,7 +154,7 @@ impl<S: Store> Acks<S> {
                 return true;
             }
             let Some(cursor) = known.cursor.take() else { return false };
-            known.due = start + WRITE_EVERY;
+            (known.writing, known.due) = (Some(cursor), start + WRITE_EVERY);
             due.push((place.clone(), cursor));
             true
         });
@@ -164,17 +168,20 @@ impl<S: Store> Acks<S> {
     }
 
     async fn write_one(&self, (key, device): Place, cursor: Cursor) {
-        match self.inner.store.ack(&key, &device, cursor).await {
+        let result = self.inner.store.ack(&key, &device, cursor).await;
+        let is_again = matches!(result, Err(Error::Unavailable(_) | Error::Indeterminate(_)));
+        if let Some(known) = lock(&self.inner.waiting).get_mut(&(key.clone(), device.clone())) {
+            known.writing = None;
+            if is_again {
+                known.cursor = later(known.cursor, cursor);
+            }
+        }
+        match result {
             Ok(Some(_)) => self.count("ok"),
             // The log has lost what the device has read; it is told so by the log itself.
             Ok(None) => self.count("foreign"),
             Err(error) => {
                 self.count(error.fault().code.as_str());
-                if matches!(error, Error::Unavailable(_) | Error::Indeterminate(_))
-                    && let Some(known) = lock(&self.inner.waiting).get_mut(&(key.clone(), device.clone()))
-                {
-                    known.cursor = later(known.cursor, cursor);
-                }
                 tracing::debug!(%key, %device, %error, "an acknowledgement was not stored");
             }
         }
@@ -209,10 +216,11 @@ pub(crate) async fn mark<S: Store>(
     page: &Page,
 ) -> Result<Mark, Error> {
     let Some(device) = &author.device else { return Ok(Mark::default()) };
+    let unwritten = edge.acks.unwritten(key, device);
     let stored = edge.reader.store().device_in(std::slice::from_ref(key), device).await?;
     let mut known = stored.into_iter().flatten().next();
     // It may come back before what it said last is written.
-    if let Some(cursor) = edge.acks.unwritten(key, device)
+    if let Some(cursor) = unwritten
         && crate::tail::is_valid(&page.epochs, page.head.seq, cursor)
     {
         let at = everthread_protocol::Millis(0);
@@ -308,5 +316,21 @@ mod tests {
         assert_eq!(later(None, at(1, 5)), Some(at(1, 5)));
         assert_eq!(later(Some(at(1, 7)), at(1, 5)), Some(at(1, 7)));
         assert_eq!(later(Some(at(1, 7)), at(2, 5)), Some(at(2, 5)));
+    }
+    #[tokio::test]
+    async fn what_is_being_written_is_known_here_until_the_store_has_it() {
+        let store = Arc::new(everthread_store::embedded::Embedded::memory().unwrap());
+        let acks = Acks::new(store, &Metrics::new());
+        let (key, device) = ("acme/s".parse().unwrap(), "phone".parse().unwrap());
+        let at = |seq| Cursor { epoch: everthread_protocol::Epoch(1), seq: Seq(seq) };
+        acks.note(&key, &device, at(5));
+        let (due, _) = acks.take(None);
+        assert_eq!(acks.unwritten(&key, &device), Some(at(5)));
+        acks.note(&key, &device, at(7));
+        assert_eq!(acks.unwritten(&key, &device), Some(at(7)));
+        acks.write(due).await;
+        let (due, _) = acks.take(None);
+        acks.write(due).await;
+        assert_eq!(acks.unwritten(&key, &device), None);
     }
 }

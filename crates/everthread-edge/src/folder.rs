@@ -12,7 +12,7 @@ use crate::tail::lock;
 use everthread_control::TaskGroup;
 use everthread_protocol::{Entry, Millis, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold, numbered};
-use everthread_store::{Error, Fold, Folded, Head, Store, Written};
+use everthread_store::{Error, Fold, Folded, Head, Refusal, Store, Written};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -112,7 +112,11 @@ impl<S: Store> Folder<S> {
     /// Folds a session step by step, until little more than what stays raw is raw, or somebody else folds it.
     pub async fn fold(&self, key: &SessionKey) -> Result<(), Error> {
         let mut has_folded = false;
-        let result = self.fold_on(key, &mut has_folded).await;
+        let result = match self.fold_on(key, &mut has_folded).await {
+            // It is folded there.
+            Err(Error::Refused(Refusal::Archived)) => Ok(()),
+            result => result,
+        };
         if has_folded {
             // It weighs more now, also if it could not be folded to the end: upkeep looks whether that is too much.
             self.inner.reader.store().arm(key, AT_ONCE).await?;
@@ -129,7 +133,7 @@ impl<S: Store> Folder<S> {
         let mut folded_to = head.folded_to;
         let mut least = at_end_entries;
         loop {
-            let page = reader.page(key, folded_to, STEP_BYTES).await?;
+            let page = reader.page_here(key, folded_to, STEP_BYTES).await?;
             let head = page.head;
             if head.folded_to != folded_to {
                 self.count("raced");
@@ -155,7 +159,7 @@ impl<S: Store> Folder<S> {
         };
         let mut folded_to = head.folded_to;
         loop {
-            let page = reader.page(key, folded_to, STEP_BYTES).await?;
+            let page = reader.page_here(key, folded_to, STEP_BYTES).await?;
             if page.head.folded_to != folded_to {
                 self.count("raced");
                 return Ok(());

@@ -8,7 +8,7 @@ use everthread_store::pages::since_of;
 use everthread_store::{Base, Error, Page, Pages, Store};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Reads of the log at once per node; the others wait.
 const READS_MAX: usize = 64;
@@ -68,11 +68,19 @@ impl<S: Store> Reader<S> {
 
     /// A page of the log as stored.
     pub async fn page(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
-        let turn = tokio::time::timeout(TURN_MAX, self.turns.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
-            return Err(Error::Overloaded("too many reads at once".into()));
-        };
+        let _turn = self.turn().await?;
         self.store.read(key, after, bytes_max).await
+    }
+
+    /// [`Reader::page`], for what nobody has asked for: see [`Store::here`].
+    pub async fn page_here(&self, key: &SessionKey, after: Seq, bytes_max: usize) -> Result<Page, Error> {
+        let _turn = self.turn().await?;
+        self.store.here().read(key, after, bytes_max).await
+    }
+
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        let turn = tokio::time::timeout(TURN_MAX, self.turns.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(|| Error::Overloaded("too many reads at once".into()))
     }
 
     /// Where the log ends, shared with all who ask at the same time.

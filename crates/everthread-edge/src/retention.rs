@@ -113,7 +113,7 @@ impl<S: Store> Retainer<S> {
 
     /// When the session was last written, or what is known of that: `None` if it was never.
     pub async fn last_written(&self, key: &SessionKey, head: Seq) -> Result<Option<Millis>, Error> {
-        let page = self.inner.reader.page(key, Seq(head.0.saturating_sub(1)), 1).await?;
+        let page = self.inner.reader.page_here(key, Seq(head.0.saturating_sub(1)), 1).await?;
         match page.records.last() {
             Some(record) => written_at(record).map(Some),
             // All of it was dropped.
@@ -124,7 +124,7 @@ impl<S: Store> Retainer<S> {
     /// The base with the time of the last entry that it stands for.
     async fn base(&self, key: &SessionKey) -> Result<Option<(Millis, View)>, Error> {
         let broken = |e: serde_json::Error| Error::Corrupt(format!("a base: {e}"));
-        let Some(base) = self.inner.reader.store().base(key).await? else { return Ok(None) };
+        let Some(base) = self.inner.reader.store().here().base(key).await? else { return Ok(None) };
         let at = View::base_written(&base.text).map_err(broken)?;
         Ok(Some((at, View::from_base(&base.text).map_err(broken)?)))
     }
@@ -249,7 +249,7 @@ impl<S: Store> Retainer<S> {
         let (mut passed, mut is_full) = (0, false);
         let mut found: Option<(Seq, u64, String)> = None;
         'log: while !is_full {
-            let page = self.inner.reader.page(key, read, PAGE_BYTES).await?;
+            let page = self.inner.reader.page_here(key, read, PAGE_BYTES).await?;
             if page.head.floor != from {
                 return Ok(Step::Raced);
             }
@@ -293,7 +293,7 @@ impl<S: Store> Retainer<S> {
 
     /// When the oldest entry that is kept was written.
     async fn oldest(&self, key: &SessionKey) -> Result<Option<Millis>, Error> {
-        let page = self.inner.reader.page(key, Seq::ZERO, 1).await?;
+        let page = self.inner.reader.page_here(key, Seq::ZERO, 1).await?;
         page.records.first().map(written_at).transpose()
     }
 

@@ -211,6 +211,12 @@ impl Drop for Handle {
 }
 
 impl Store for Embedded {
+    type Here = Self;
+
+    fn here(&self) -> &Self {
+        self
+    }
+
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         let now = self.0.shared.clock.now();
         if let Some(loaded) = self.0.shared.views.load(key, now) {

@@ -43,6 +43,13 @@ use std::sync::Arc;
 /// The contract of both engines. Every method has a deadline of its own and returns [`Error::Unavailable`] or, where
 /// the write may have happened, [`Error::Indeterminate`].
 pub trait Store: Send + Sync + 'static {
+    /// See [`Store::here`].
+    type Here: Store;
+
+    /// What there is without bringing anything back: an archived session is refused as [`Refusal::Archived`]. For whatever
+    /// nobody has asked for, such as folds and upkeep: it must not undo an archiving that it happened to meet.
+    fn here(&self) -> &Self::Here;
+
     /// The session as the core needs it, with the store's clock; `None` if it does not exist.
     fn load(&self, key: &SessionKey) -> impl Future<Output = Result<Option<Loaded>, Error>> + Send;
 

@@ -210,6 +210,12 @@ impl Redis {
 }
 
 impl Store for Redis {
+    type Here = Self;
+
+    fn here(&self) -> &Self {
+        self
+    }
+
     async fn load(&self, key: &SessionKey) -> Result<Option<Loaded>, Error> {
         self.load_session(key).await
     }

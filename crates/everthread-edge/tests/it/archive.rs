@@ -4,8 +4,9 @@ use crate::harness::history::History;
 use crate::harness::http::{create, input, state};
 use crate::harness::{Client, Engine, Node, Request, World, client, until};
 use everthread_archive::{Archive, Bucket};
+use everthread_control::Failure;
 use everthread_protocol::SessionKey;
-use everthread_store::{Head, Store};
+use everthread_store::{Error, Head, Refusal, Store};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ on_both_engines!(
     an_attachment_stays_live_while_its_session_goes_and_comes_back,
     input_to_an_archived_session_is_put_and_asks_for_a_run,
     lists_devices_and_feeds_leave_a_session_in_the_archive,
+    folds_and_upkeep_that_come_late_leave_a_session_in_the_archive,
     a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_back,
     a_session_at_work_is_busy_and_without_an_archive_it_is_not_supported,
     an_archived_session_is_read_forked_and_deleted,
@@ -146,6 +148,23 @@ async fn lists_devices_and_feeds_leave_a_session_in_the_archive<E: Engine>() {
     let feed = socket.wait(|frame| frame["t"] == "sessions").await;
     assert_eq!(feed["sessions"][0]["session"], "s", "{feed}");
     assert!(head(&nodes[0]).await.archived);
+}
+
+async fn folds_and_upkeep_that_come_late_leave_a_session_in_the_archive<E: Engine>() {
+    let (_world, _bucket, nodes) = two_nodes::<E>().await;
+    let key: SessionKey = "default/s".parse().unwrap();
+    talk(nodes[0].address).await;
+    archive(nodes[0].address).await;
+    for node in &nodes {
+        // As one that was queued by the last write, on a machine so slow that the session is archived first.
+        node.edge.folder.fold(&key).await.unwrap();
+        // As the keeper, who has read its head before.
+        let refused = node.edge.desk.load_here(&key).await.unwrap_err();
+        assert!(matches!(refused, Failure::Store(Error::Refused(Refusal::Archived))), "{refused}");
+        assert!(head(node).await.archived);
+    }
+    state(nodes[0].address, "s").await;
+    assert!(!head(&nodes[0]).await.archived, "who asks for it brings it back");
 }
 
 async fn a_session_that_is_idle_is_archived_by_itself_and_again_after_it_came_back<E: Engine>() {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -27,6 +28,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 pub(super) const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// Requests that wait for a place in the connection's write buffer; more wait at their callers, within the deadline.
 const REQUEST_QUEUE: usize = 512;
+
+/// The shortest pause between two attempts to connect, whatever has happened.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
 
 /// What connections are called.
 const NAME: &str = "everthread";
@@ -41,6 +45,8 @@ pub(super) struct Dialer {
     wire: Arc<Wire>,
     /// Counts how often somebody found that the server is no primary any more.
     suspicion: Arc<watch::Sender<u64>>,
+    /// Counts how often a connection was opened that can be used: who waits to try again need not wait any longer.
+    found: Arc<watch::Sender<u64>>,
 }
 
 /// Where the primary is.
@@ -108,12 +114,22 @@ impl Dialer {
         let tls = address.tls.as_ref().map(tls).transpose();
         let tls = tls.map_err(|why| Error::Unavailable(format!("TLS to Redis: {why}")))?;
         let wire = Wire { login: login(&address.login), tls, response_timeout };
-        Ok(Self { target: Target::Fixed(endpoint), wire: Arc::new(wire), suspicion: Arc::default() })
+        Ok(Self {
+            target: Target::Fixed(endpoint),
+            wire: Arc::new(wire),
+            suspicion: Arc::default(),
+            found: Arc::default(),
+        })
     }
 
     /// To another server of the same kind.
     pub(super) fn to(&self, endpoint: Endpoint) -> Self {
-        Self { target: Target::Fixed(endpoint), wire: self.wire.clone(), suspicion: Arc::default() }
+        Self {
+            target: Target::Fixed(endpoint),
+            wire: self.wire.clone(),
+            suspicion: Arc::default(),
+            found: Arc::default(),
+        }
     }
 
     /// To a sentinel, where we may be somebody else.
@@ -127,17 +143,37 @@ impl Dialer {
                 .map(|tls| Tls { connector: tls.connector.clone(), name: tls.name.clone() }),
             response_timeout: self.wire.response_timeout,
         };
-        Self { target: Target::Fixed(endpoint), wire: Arc::new(wire), suspicion: Arc::default() }
+        Self {
+            target: Target::Fixed(endpoint),
+            wire: Arc::new(wire),
+            suspicion: Arc::default(),
+            found: Arc::default(),
+        }
     }
 
     /// To the primary that `sentinels` know.
     pub(super) fn watched(&self, sentinels: Arc<Sentinels>) -> Self {
-        Self { target: Target::Watched(sentinels), wire: self.wire.clone(), suspicion: Arc::default() }
+        Self {
+            target: Target::Watched(sentinels),
+            wire: self.wire.clone(),
+            suspicion: Arc::default(),
+            found: Arc::default(),
+        }
     }
 
     /// The server is no primary: all connections that were opened before this are given up.
     pub(super) fn suspect(&self) {
         self.suspicion.send_modify(|times| *times = times.wrapping_add(1));
+    }
+
+    /// A connection can be used: others to the same server need not wait.
+    pub(super) fn found(&self) {
+        self.found.send_modify(|times| *times = times.wrapping_add(1));
+    }
+
+    /// Tells when the server was found, to [`pause`].
+    pub(super) fn finds(&self) -> watch::Receiver<u64> {
+        self.found.subscribe()
     }
 
     /// One connection; `on_push` is called with what the server sends unasked, in the order in which it comes.
@@ -172,7 +208,7 @@ impl Dialer {
             }
             Ok(dialled)
         };
-        match tokio::time::timeout(CONNECT_MAX, opening).await {
+        match timeout(CONNECT_MAX, opening).await {
             Ok(opened) => opened,
             Err(_) => Err(Failure::Down(format!("no connection within {CONNECT_MAX:?}"))),
         }
@@ -190,6 +226,19 @@ impl Dialled {
             answer = request(&mut self.connection) => answer,
             () = &mut self.driver => Err(Failure::Lost("the connection was closed".into())),
         }
+    }
+}
+
+/// Waits before the next attempt to connect, so long unless another connection to the same server has been made since
+/// `finds` was last looked at: after an outage a node is there with all that it has, or not at all. Never hardly at all, so
+/// that connections to what closes them at once do not wake each other without end.
+pub(super) async fn pause(long: Duration, finds: &mut watch::Receiver<u64>) {
+    let least = long.min(PAUSE_MIN);
+    sleep(least).await;
+    match timeout(long.saturating_sub(least), finds.changed()).await {
+        Ok(Ok(())) | Err(_) => {}
+        // Nobody is left who could find it.
+        Ok(Err(_)) => sleep(long).await,
     }
 }
 
@@ -311,4 +360,49 @@ fn tls(files: &TlsFiles) -> Result<Tls, String> {
             .map_err(|_| format!("`name={name}` is no name that a certificate can have"))
     });
     Ok(Tls { connector: TlsConnector::from(Arc::new(config)), name: name.transpose()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than any test.
+    const LONG: Duration = Duration::from_secs(3600);
+    /// How long anything may take that is expected to happen.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::Tcp("127.0.0.1".into(), port)
+    }
+
+    fn dialer() -> Dialer {
+        let address = Address::parse("redis://127.0.0.1:1").unwrap();
+        Dialer::new(&address, endpoint(1), LONG).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_connect_tries_at_once_when_another_has_connected_to_the_same_server() {
+        let dialer = dialer();
+        let another = dialer.to(endpoint(2));
+        let (mut finds, mut elsewhere) = (dialer.clone().finds(), another.finds());
+        let mut waits = Box::pin(pause(LONG, &mut finds));
+        // It waits for news already, not only for its shortest pause.
+        assert!(timeout(PAUSE_MIN * 4, &mut waits).await.is_err());
+        dialer.found();
+        tokio::select! {
+            biased;
+            () = pause(LONG, &mut elsewhere) => panic!("it was another server"),
+            () = waits => {}
+            () = sleep(PATIENCE) => panic!("it waits on"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_found_while_an_attempt_failed_counts_once() {
+        let dialer = dialer();
+        let mut finds = dialer.finds();
+        dialer.found();
+        timeout(PATIENCE, pause(LONG, &mut finds)).await.expect("it waits on");
+        assert!(timeout(PAUSE_MIN * 4, pause(LONG, &mut finds)).await.is_err());
+    }
 }

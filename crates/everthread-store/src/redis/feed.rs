@@ -10,7 +10,7 @@ mod table;
 
 use self::table::Table;
 pub(super) use self::table::{Homes, Lane, Sink};
-use super::dial::{Dialer, Driver};
+use super::dial::{Dialer, Driver, pause};
 use super::link::{Backoff, Failure, Link, random};
 use super::script::Scripts;
 use crate::Following;
@@ -185,15 +185,18 @@ impl Feed {
         let mut backoff = Backoff::default();
         let mut generation = 0;
         let mut probe = Probe::default();
+        let mut finds = supplies.dialer.finds();
         loop {
             generation += 1;
             let Err(why) = self.serve(serving, supplies, generation, &mut probe).await;
             if lock(&serving.echoed).take().is_some() {
                 backoff = Backoff::default();
                 tracing::warn!(why, "the live feed is rebuilt");
+                // What was found before that is lost again.
+                finds.mark_unchanged();
             }
             supplies.moved.notify_one();
-            sleep(backoff.next()).await;
+            pause(backoff.next(), &mut finds).await;
         }
     }
 

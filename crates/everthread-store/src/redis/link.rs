@@ -8,7 +8,7 @@
 //! wakes, reaches nobody.
 
 use super::address::Endpoint;
-use super::dial::{Dialer, Dialled};
+use super::dial::{Dialer, Dialled, pause};
 use super::script::{By, Scripts};
 use crate::Error;
 use ::redis::aio::MultiplexedConnection;
@@ -17,7 +17,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long loading the scripts may take.
@@ -167,11 +167,15 @@ impl Link {
     /// Connects, and connects again, for ever.
     pub(super) async fn keep(&self, name: &str) -> std::convert::Infallible {
         let mut backoff = Backoff::default();
+        let mut finds = self.dialer.finds();
         loop {
             match self.open().await {
                 Ok(mut dialled) => {
                     backoff = Backoff::default();
+                    self.dialer.found();
                     let why = self.serve(&mut dialled, name).await;
+                    // What was found before that is lost again.
+                    finds.mark_unchanged();
                     self.in_trouble(why.to_owned());
                     tracing::warn!(link = name, why, "lost the connection to redis");
                 }
@@ -180,7 +184,7 @@ impl Link {
                     self.in_trouble(failure.why());
                 }
             }
-            sleep(backoff.next()).await;
+            pause(backoff.next(), &mut finds).await;
         }
     }
 
