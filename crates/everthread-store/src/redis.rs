@@ -186,7 +186,8 @@ impl Redis {
             connected.into_iter().collect::<Result<(), Error>>()?;
         }
         // What writes may promise is known from the beginning.
-        futures_util::future::join_all(shards.iter().map(|shard| shard.confirmer.look())).await;
+        let looks = shards.iter().flat_map(|shard| [shard.confirmer.look(), shard.syncer.look()]);
+        futures_util::future::join_all(looks).await;
         let (mut lasting, findings) = (Vec::new(), examine(options).await);
         for finding in &findings {
             match finding.level {

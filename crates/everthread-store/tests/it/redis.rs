@@ -6,6 +6,7 @@ mod cluster;
 mod folding;
 mod history;
 mod levels;
+mod newer;
 mod sentinel;
 
 use crate::suite::folding::{Writers, catch_up, folded, text};
