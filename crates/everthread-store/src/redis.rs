@@ -269,14 +269,22 @@ impl Store for Redis {
     }
 
     async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
-        self.stubs_of(keys).await
+        self.stubs_of(keys).await.into_iter().collect()
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+        self.heads_of(keys).await.into_iter().collect()
+    }
+
+    async fn each_head(&self, keys: &[SessionKey]) -> Vec<Result<Option<Head>, Error>> {
         self.heads_of(keys).await
     }
 
     async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.states_of(keys).await.into_iter().collect()
+    }
+
+    async fn each_state(&self, keys: &[SessionKey]) -> Vec<Result<Option<Listed>, Error>> {
         self.states_of(keys).await
     }
 
@@ -293,6 +301,10 @@ impl Store for Redis {
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+        self.renew_leases(renewals).await.into_iter().collect()
+    }
+
+    async fn each_renewed(&self, renewals: &[Renewal]) -> Vec<Result<Option<Head>, Error>> {
         self.renew_leases(renewals).await
     }
 

@@ -18,8 +18,8 @@ use everthread_protocol::{ControlId, SessionKey, WorkerId};
 const RENEWALS_BATCH: usize = 128;
 
 impl Redis {
-    /// See [`crate::Store::renew`].
-    pub(super) async fn renew_leases(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+    /// See [`crate::Store::each_renewed`].
+    pub(super) async fn renew_leases(&self, renewals: &[Renewal]) -> Vec<Result<Option<Head>, Error>> {
         let slots: Vec<u16> =
             renewals.iter().map(|renewal| slot_of_tag(Tag::Session(&renewal.key))).collect();
         let call = |place: usize, by: By| {
@@ -28,9 +28,9 @@ impl Redis {
             self.inner.scripts.renew.call(by, &[&key], &args)
         };
         // Not the way of large replies: a lease must not wait behind somebody's catch-up.
-        let answers: Result<Vec<Vec<Value>>, _> =
+        let answers: Vec<Result<Vec<Value>, Failure>> =
             self.inner.shards.each(Way::Commands, RENEWALS_BATCH, &slots, call).await;
-        answers.map_err(Failure::of_write)?.iter().map(|answer| head_of(answer)).collect()
+        answers.into_iter().map(|answer| head_of(&answer.map_err(Failure::of_write)?)).collect()
     }
 
     /// Key and arguments of one call of the script.
