@@ -207,7 +207,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Notes that `worker` has got the control, for [`DELIVERED_MEMORY`], and wakes followers of [`Interest::Control`].
     ///
-    /// A hint for receipts, not a part of the log: it may be lost with the store's memory, and the session need not exist.
+    /// A hint for receipts, not a part of the log: it may be lost with the store's memory. Where there is no such session, or
+    /// no more, nothing is noted.
     /// The last worker that got a control stands. Beyond [`DELIVERED_MAX`] of one session the oldest are forgotten.
     fn mark_delivered(
         &self,

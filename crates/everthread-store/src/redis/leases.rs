@@ -48,10 +48,11 @@ impl Redis {
         worker: &WorkerId,
     ) -> Result<(), Error> {
         let keys = &self.inner.keys;
-        let (marks, channel) = (keys.delivered(key), keys.control(key));
+        let (marks, meta, channel) = (keys.delivered(key), keys.meta(key), keys.control(key));
         let (memory, most) = (DELIVERED_MEMORY.as_millis().to_string(), DELIVERED_MAX.to_string());
         let args = [control.as_str(), worker.as_str(), &memory, &most, &channel].map(str::as_bytes);
-        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.deliver, &[&marks], &args).await;
+        let script = &self.inner.scripts.deliver;
+        let answer = self.at(Tag::Session(key)).script(script, &[&marks, &meta], &args).await;
         answer.map_err(Failure::of_write)
     }
 
