@@ -76,8 +76,16 @@ impl<S: Store> Store for Archive<S> {
         self.store.heads(keys).await
     }
 
+    async fn each_head(&self, keys: &[SessionKey]) -> Vec<Result<Option<Head>, Error>> {
+        self.store.each_head(keys).await
+    }
+
     async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
         self.store.states(keys).await
+    }
+
+    async fn each_state(&self, keys: &[SessionKey]) -> Vec<Result<Option<Listed>, Error>> {
+        self.store.each_state(keys).await
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<Option<Deleted>, Error> {
@@ -99,6 +107,10 @@ impl<S: Store> Store for Archive<S> {
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
         self.store.renew(renewals).await
+    }
+
+    async fn each_renewed(&self, renewals: &[Renewal]) -> Vec<Result<Option<Head>, Error>> {
+        self.store.each_renewed(renewals).await
     }
 
     async fn mark_delivered(

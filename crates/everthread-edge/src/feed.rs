@@ -253,8 +253,19 @@ impl<S: Store> Feeds<S> {
             let mut heard = std::mem::take(&mut *lock(&ear.heard));
             let has_doubt = heard.has_doubt || is_due;
             match self.bring_up_to_date(&room, &mut heard, has_doubt, &mut known).await {
-                Ok(()) if has_doubt => compare_at = Instant::now() + self.inner.compare,
-                Ok(()) => {}
+                Ok(()) => {
+                    if has_doubt {
+                        compare_at = Instant::now() + self.inner.compare;
+                    }
+                    if !heard.changed.is_empty() {
+                        // A part of the store does not answer: the rest was told.
+                        ear.hear_again(heard, false);
+                        ear.wake.notify_one();
+                        drop(room);
+                        sleep(PAUSE).await;
+                        continue;
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(tenant = %room.tenant, %error, "a feed waits for the store");
                     ear.hear_again(heard, has_doubt);
@@ -277,7 +288,7 @@ impl<S: Store> Feeds<S> {
         known: &mut Option<Millis>,
     ) -> Result<(), Error> {
         let newest = if has_doubt { self.compare(room, heard, *known).await? } else { *known };
-        let mut is_new = self.look(room, heard).await?;
+        let mut is_new = self.look(room, heard).await;
         *known = newest;
         is_new |= !room.is_known.swap(true, Ordering::AcqRel);
         if is_new {
@@ -311,9 +322,10 @@ impl<S: Store> Feeds<S> {
         let rows: Vec<Arc<Row>> = lock(&room.board).rows().cloned().collect();
         for batch in rows.chunks(READ_BATCH) {
             let keys: Vec<SessionKey> = batch.iter().map(|row| room.key(&row.summary.session)).collect();
-            let heads = self.inner.store.heads(&keys).await?;
+            let heads = self.inner.store.each_head(&keys).await;
             for (row, head) in batch.iter().zip(heads) {
-                if head.is_none_or(|head| head.version != row.head.version) {
+                // What cannot be reached now may have changed.
+                if !head.is_ok_and(|head| head.is_some_and(|head| head.version == row.head.version)) {
                     heard.add(row.summary.session.clone(), row.summary.active_at);
                 }
             }
@@ -321,16 +333,23 @@ impl<S: Store> Feeds<S> {
         Ok(newest)
     }
 
-    /// Reads what has changed. What was read is heard no more. Returns whether anything is new.
-    async fn look(&self, room: &Room, heard: &mut Heard) -> Result<bool, Error> {
+    /// Reads what has changed. What was read is heard no more; what is left could not be. Returns whether anything is new.
+    async fn look(&self, room: &Room, heard: &mut Heard) -> bool {
         let mut is_new = false;
         let changed: Vec<(SessionId, Millis)> =
             heard.changed.iter().map(|(id, at)| (id.clone(), *at)).collect();
         for batch in changed.chunks(READ_BATCH) {
             let keys: Vec<SessionKey> = batch.iter().map(|(session, _)| room.key(session)).collect();
-            let states = self.inner.store.states(&keys).await?;
+            let states = self.inner.store.each_state(&keys).await;
             self.inner.metrics.feed_reads.inc_by(keys.len() as u64);
             for ((session, at), state) in batch.iter().zip(states) {
+                let state = match state {
+                    Ok(state) => state,
+                    Err(error) => {
+                        tracing::debug!(tenant = %room.tenant, %session, %error, "the feed tells the others");
+                        continue;
+                    }
+                };
                 heard.changed.remove(session);
                 let mut board = lock(&room.board);
                 is_new |= match state {
@@ -342,7 +361,7 @@ impl<S: Store> Feeds<S> {
                 };
             }
         }
-        Ok(is_new)
+        is_new
     }
 }
 

@@ -34,8 +34,9 @@ pub const LAG_BYTES_MAX: usize = 64 * 1024;
 /// After this much silence a tail whose session has an active run, or had until just now, compares itself with the log.
 const SILENCE_ACTIVE: Duration = Duration::from_millis(1500);
 /// After this much silence any other tail does.
-const SILENCE_IDLE: Duration = Duration::from_millis(19_500);
-/// How often that is looked at. Together: what the feed has lost is noticed within 2 s and 20 s.
+const SILENCE_IDLE: Duration = Duration::from_secs(15);
+/// How often that is looked at. Together: what the feed has lost is noticed within 2 s and 20 s, and of the latter a good part
+/// is left for a node or a store that is busy.
 const LOOK: Duration = Duration::from_millis(375);
 /// Sessions compared with one request.
 const CHECK_BATCH: usize = 256;
@@ -605,8 +606,10 @@ impl<S: Store> Tails<S> {
 
     async fn check(&self, batch: &[Arc<Tail>]) {
         let keys: Vec<SessionKey> = batch.iter().map(|tail| tail.key.clone()).collect();
-        let Ok(heads) = self.inner.reader.store().heads(&keys).await else { return };
+        let heads = self.inner.reader.store().each_head(&keys).await;
         for (tail, head) in batch.iter().zip(heads) {
+            // What cannot be reached now is looked at again; it keeps nobody from the others.
+            let Ok(head) = head else { continue };
             let mut ring = lock(&tail.ring);
             let Some(head) = head else {
                 ring.heard = Instant::now();

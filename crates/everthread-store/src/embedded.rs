@@ -359,6 +359,9 @@ impl Store for Embedded {
         control: &ControlId,
         worker: &WorkerId,
     ) -> Result<(), Error> {
+        if self.heads(std::slice::from_ref(key)).await? == [None] {
+            return Ok(());
+        }
         self.0.shared.delivered.mark(key, control, worker, Instant::now());
         for (interest, follower) in self.0.shared.followers.of(key) {
             if interest == Interest::Control {

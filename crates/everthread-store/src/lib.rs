@@ -155,8 +155,24 @@ pub trait Store: Send + Sync + 'static {
     /// Heads of many sessions at once, in the order asked; `None` for those that do not exist.
     fn heads(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
 
+    /// The same, session by session: where a part of the store does not answer, the heads of all others are told.
+    fn each_head(
+        &self,
+        keys: &[SessionKey],
+    ) -> impl Future<Output = Vec<Result<Option<Head>, Error>>> + Send {
+        async move { each_of(keys.len(), self.heads(keys).await) }
+    }
+
     /// Heads and core states of many sessions at once, in the order asked; `None` for those that do not exist.
     fn states(&self, keys: &[SessionKey]) -> impl Future<Output = Result<Vec<Option<Listed>>, Error>> + Send;
+
+    /// The same, session by session, as [`Store::each_head`] is.
+    fn each_state(
+        &self,
+        keys: &[SessionKey],
+    ) -> impl Future<Output = Vec<Result<Option<Listed>, Error>>> + Send {
+        async move { each_of(keys.len(), self.states(keys).await) }
+    }
 
     /// Removes the session: its log, its state, its devices, everything. `None` if there was none.
     ///
@@ -188,9 +204,18 @@ pub trait Store: Send + Sync + 'static {
     /// alone. A lease of which nothing is known is set. Repeating a renewal is harmless. A failure may have renewed some.
     fn renew(&self, renewals: &[Renewal]) -> impl Future<Output = Result<Vec<Option<Head>>, Error>> + Send;
 
+    /// The same, session by session, as [`Store::each_head`] is: it is told which were not renewed.
+    fn each_renewed(
+        &self,
+        renewals: &[Renewal],
+    ) -> impl Future<Output = Vec<Result<Option<Head>, Error>>> + Send {
+        async move { each_of(renewals.len(), self.renew(renewals).await) }
+    }
+
     /// Notes that `worker` has got the control, for [`DELIVERED_MEMORY`], and wakes followers of [`Interest::Control`].
     ///
-    /// A hint for receipts, not a part of the log: it may be lost with the store's memory, and the session need not exist.
+    /// A hint for receipts, not a part of the log: it may be lost with the store's memory. Where there is no such session, or
+    /// no more, nothing is noted.
     /// The last worker that got a control stands. Beyond [`DELIVERED_MAX`] of one session the oldest are forgotten.
     fn mark_delivered(
         &self,
@@ -401,6 +426,14 @@ pub trait Follower: Send + Sync {
     fn changed(&self);
     /// Something may have been lost: compare with the store.
     fn doubt(&self);
+}
+
+/// What a store that is one piece answers about each of `count` sessions.
+fn each_of<T>(count: usize, told: Result<Vec<T>, Error>) -> Vec<Result<T, Error>> {
+    match told {
+        Ok(all) => all.into_iter().map(Ok).collect(),
+        Err(error) => vec![error; count].into_iter().map(Err).collect(),
+    }
 }
 
 /// Wakes a follower of all sessions of a tenant. Called from the store's own tasks: must not block.

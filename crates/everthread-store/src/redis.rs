@@ -186,7 +186,8 @@ impl Redis {
             connected.into_iter().collect::<Result<(), Error>>()?;
         }
         // What writes may promise is known from the beginning.
-        futures_util::future::join_all(shards.iter().map(|shard| shard.confirmer.look())).await;
+        let looks = shards.iter().flat_map(|shard| [shard.confirmer.look(), shard.syncer.look()]);
+        futures_util::future::join_all(looks).await;
         let (mut lasting, findings) = (Vec::new(), examine(options).await);
         for finding in &findings {
             match finding.level {
@@ -274,14 +275,22 @@ impl Store for Redis {
     }
 
     async fn stubbed(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
-        self.stubs_of(keys).await
+        self.stubs_of(keys).await.into_iter().collect()
     }
 
     async fn heads(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
+        self.heads_of(keys).await.into_iter().collect()
+    }
+
+    async fn each_head(&self, keys: &[SessionKey]) -> Vec<Result<Option<Head>, Error>> {
         self.heads_of(keys).await
     }
 
     async fn states(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
+        self.states_of(keys).await.into_iter().collect()
+    }
+
+    async fn each_state(&self, keys: &[SessionKey]) -> Vec<Result<Option<Listed>, Error>> {
         self.states_of(keys).await
     }
 
@@ -298,6 +307,10 @@ impl Store for Redis {
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+        self.renew_leases(renewals).await.into_iter().collect()
+    }
+
+    async fn each_renewed(&self, renewals: &[Renewal]) -> Vec<Result<Option<Head>, Error>> {
         self.renew_leases(renewals).await
     }
 

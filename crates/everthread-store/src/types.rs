@@ -309,7 +309,10 @@ impl Error {
                     format!("`ack` `{level}` is not to be had here: {why}"),
                 );
             }
-            Error::Unavailable(_) => (Code::Unavailable, "the store does not answer; nothing was written"),
+            Error::Unavailable(_) => (
+                Code::Unavailable,
+                "the store does not answer for this now, and nothing was written: try again",
+            ),
             Error::Overloaded(_) => (Code::Overloaded, "the node has no capacity for this now: try again"),
             Error::Indeterminate(_) => {
                 (Code::Indeterminate, "the write may or may not have happened: repeat it with the same id")

@@ -14,7 +14,7 @@ pub use balancer::Balancer;
 pub use proxy::{Direction, Proxy};
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinels::RedisSentinels;
-pub use redis_server::{RedisOptions, RedisServer};
+pub use redis_server::{RedisOptions, RedisServer, newer_redis};
 
 use std::time::Duration;
 use tokio::time::{Instant, sleep};

@@ -3,7 +3,7 @@
 //! Owns all of them and their directories. The sentinels are quick (two seconds of silence are death), so that a failover
 //! takes three to five; nothing else differs from a set-up in production.
 
-use crate::redis_server::{RedisOptions, RedisServer, free_port};
+use crate::redis_server::{PROGRAM, RedisOptions, RedisServer, free_port};
 use crate::wait_for;
 use anyhow::{Context as _, bail, ensure};
 use std::process::{Child, Command, Stdio};
@@ -182,7 +182,7 @@ impl Sentinel {
         ];
         let path = dir.path().join("sentinel.conf");
         std::fs::write(&path, lines.join("\n") + "\n")?;
-        let child = Command::new("redis-server")
+        let child = Command::new(PROGRAM)
             .current_dir(dir.path())
             .arg(&path)
             .arg("--sentinel")

@@ -5,7 +5,7 @@
 
 use crate::wait_for;
 use anyhow::{Context as _, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -21,9 +21,14 @@ const REPLICATED_MAX: Duration = Duration::from_secs(20);
 const READY_POLL: Duration = Duration::from_millis(10);
 /// Runs a server until the input ends.
 const LEASH: &str =
-    "redis-server \"$@\" & server=$!; read -r nothing; kill -9 $server; wait $server; rm -rf \"$PWD\"";
+    "\"$0\" \"$@\" & server=$!; read -r nothing; kill -9 $server; wait $server; rm -rf \"$PWD\"";
 /// A port that was free may be taken before the server has it: so many ports are tried.
 const PORT_ATTEMPTS_MAX: u32 = 5;
+
+/// What is on the path.
+pub(crate) const PROGRAM: &str = "redis-server";
+/// Where `cargo xtask test` puts a newer release than distributions have, from where cargo builds.
+const NEWER: &str = "tools/redis/redis-server";
 
 /// What a test may want of its server.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +45,8 @@ pub struct RedisOptions {
     /// For a server that tests share and nobody drops: it ends, and its directory goes, when this process does. It cannot
     /// be frozen or started again.
     pub leashed: bool,
+    /// Which `redis-server`, instead of the one on the path: see [`newer_redis`].
+    pub program: Option<PathBuf>,
 }
 
 /// A running `redis-server`.
@@ -112,10 +119,11 @@ impl RedisServer {
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.kill9();
         let port = self.port.unwrap_or(0).to_string();
-        let mut command = Command::new(if self.options.leashed { "sh" } else { "redis-server" });
+        let program = self.options.program.as_deref().unwrap_or(Path::new(PROGRAM));
+        let mut command = Command::new(if self.options.leashed { Path::new("sh") } else { program });
         if self.options.leashed {
             // Its input ends with this process.
-            command.args(["-c", LEASH, "leash"]);
+            command.args(["-c", LEASH]).arg(program);
         }
         command
             .current_dir(self.dir.path())
@@ -228,6 +236,15 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// A `redis-server` of release 8, which knows what the one of a distribution may not. There is no test of it without it: who
+/// has none is told how to get one.
+pub fn newer_redis() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    // Tests are a few folders below what cargo builds into.
+    let found = this.ancestors().map(|folder| folder.join(NEWER)).find(|file| file.is_file());
+    found.context("no Redis 8 for the tests of what it brings: run `cargo xtask test --only tools`")
 }
 
 /// A TCP port that nobody has at the moment.

@@ -87,7 +87,7 @@ fn verdict(outcomes: impl Iterator<Item = Outcome>) -> (String, bool) {
 
 fn perform(top: &Path, action: &Action) -> anyhow::Result<()> {
     match action {
-        Action::Tools => tools::install(),
+        Action::Tools => tools::install(&target_dir(top)),
         Action::Tidy => {
             ensure!(tidy::run(top)?, "the project is not tidy");
             Ok(())

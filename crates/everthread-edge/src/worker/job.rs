@@ -381,15 +381,12 @@ pub(super) async fn renew<S: Store>(
         }
     };
     let (numbers, renewals): (Vec<u32>, Vec<Renewal>) = hosted.into_iter().unzip();
-    let renewed = async { if renewals.is_empty() { Ok(Vec::new()) } else { store.renew(&renewals).await } };
+    let renewed =
+        async { if renewals.is_empty() { Vec::new() } else { store.each_renewed(&renewals).await } };
     let ((), renewed) = tokio::join!(beat, renewed);
-    match renewed {
-        Ok(heads) => {
-            let known = numbers.into_iter().zip(heads);
-            Job::Renewed(known.map(|(number, head)| (number, head.map(|head| head.version))).collect())
-        }
-        Err(_) => Job::Renewed(Vec::new()),
-    }
+    // Of what was not renewed nothing is known; the next heartbeat tries again.
+    let known = numbers.into_iter().zip(renewed).filter_map(|(number, head)| Some((number, head.ok()?)));
+    Job::Renewed(known.map(|(number, head)| (number, head.map(|head| head.version))).collect())
 }
 
 /// A time on the wire and in the store; never none at all.

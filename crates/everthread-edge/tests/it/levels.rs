@@ -5,7 +5,7 @@ use crate::harness::socket::Socket;
 use crate::harness::{Client, Engine, OnEmbedded, OnRedis, Request, Worker, World, until};
 use everthread_protocol::NodeId;
 use everthread_store::redis::{Options, Redis};
-use everthread_testkit::{RedisOptions, RedisServer};
+use everthread_testkit::{RedisOptions, RedisServer, newer_redis};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,42 @@ impl Engine for OnReplicated {
 }
 
 impl Drop for OnReplicated {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A Redis server that syncs its file once a second, and can be asked whether it has.
+struct OnSynced {
+    server: RedisServer,
+    stop: CancellationToken,
+}
+
+impl OnSynced {
+    async fn set(&self, sync: &str) {
+        let answer = self.server.command(&format!("CONFIG SET appendfsync {sync}")).await.unwrap();
+        assert_eq!(answer, "+OK\r\n");
+    }
+}
+
+impl Engine for OnSynced {
+    type Store = Redis;
+
+    async fn start() -> Self {
+        let args = ["--appendfsync", "everysec"].map(str::to_owned).to_vec();
+        let program = Some(newer_redis().unwrap());
+        let options = RedisOptions { append_only: true, program, args, ..RedisOptions::default() };
+        let server = RedisServer::start_with(options).await.unwrap();
+        Self { server, stop: CancellationToken::new() }
+    }
+
+    async fn store(&self, node: &NodeId) -> Arc<Redis> {
+        let options = Options::new(self.server.url(), "et", node.clone());
+        Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
+    }
+}
+
+impl Drop for OnSynced {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -110,6 +146,33 @@ async fn what_the_local_disk_has_is_synced_and_is_told_to_who_asks() {
     assert_eq!((&ack["ack"], &ack["safe"]), (&json!("fsynced"), &json!(1)), "{ack}");
     let ack = worker.socket.ask(job.say("lo")).await;
     assert_eq!((&ack["ack"], &ack["safe"]), (&Value::Null, &json!(2)), "{ack}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_disk_of_redis_has_is_told_to_who_asks_and_what_it_has_not_is_not_known() {
+    let world = World::<OnSynced>::start().await;
+    let node = world.node().await;
+    create(node.address, "s").await;
+    let body = json!({ "text": "Hi", "agent": "guide", "ack": "fsynced" });
+    let (status, answer) = posted(node.address, body).await;
+    assert_eq!((status, &answer["ack"]), (202, &json!("fsynced")), "{answer}");
+    let (_, answer) = posted(node.address, json!({ "text": "And", "agent": "guide" })).await;
+    assert_eq!(answer["ack"], Value::Null, "who does not ask does not wait for a disk");
+    let mut worker = Worker::join(node.address, "w1", "guide", 1).await;
+    let mut job = worker.work().await;
+    let ack = worker.socket.ask(with_level(job.say("Hel"), "fsynced")).await;
+    assert_eq!((&ack["ack"], &ack["safe"]), (&json!("fsynced"), &json!(1)), "{ack}");
+    world.engine.set("no").await;
+    let asked = with_level(job.say("lo"), "fsynced");
+    let unknown = worker.socket.ask(asked.clone()).await;
+    assert_eq!((&unknown["t"], &unknown["code"]), (&json!("error"), &json!("indeterminate")), "{unknown}");
+    world.engine.set("everysec").await;
+    let sure = until("the append is sure", async || {
+        let again = worker.socket.ask(asked.clone()).await;
+        (again["t"] == "duplicate").then_some(again)
+    })
+    .await;
+    assert_eq!((&sure["batch"], &sure["ack"]), (&json!(2), &json!("fsynced")), "{sure}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! How sure writes are: who asks a primary whether its replicas and its disk have them.
 //!
-//! One task and one connection per primary, since `WAIT` holds up whatever comes behind it. What is asked while a confirmation is
+//! A task and a connection per primary, since `WAIT` holds up whatever comes behind it; and once more for what is to be on
+//! its disk, since `WAITAOF` takes up to a second, which nobody else is to wait for. What is asked while a confirmation is
 //! under way is confirmed together in the next: first every write is looked for in its session, as it stands there now; then
 //! a mark is written, so that the connection's place in the stream of replication is behind all of them; then `WAIT` says
 //! whether the replicas are there, too. All of it goes by one connection, and with it ends what was not confirmed: after a
@@ -123,6 +124,8 @@ pub(super) struct Confirmer {
     standing: Mutex<Standing>,
     lately: Mutex<Lately>,
     wait_max: Duration,
+    /// What it is asked for; only for the one is it of interest what is on the disk.
+    level: Level,
 }
 
 /// What [`Confirmer::keep`] takes its work from.
@@ -130,11 +133,17 @@ pub(super) struct Asks(mpsc::Receiver<Ask>);
 
 impl Confirmer {
     /// A confirmer that [`Confirmer::keep`] will serve; [`Confirmer::link`] is to be kept connected.
-    pub(super) fn new(dialer: Dialer, scripts: Arc<Scripts>, response_timeout: Duration) -> (Self, Asks) {
+    pub(super) fn new(
+        dialer: Dialer,
+        scripts: Arc<Scripts>,
+        response_timeout: Duration,
+        level: Level,
+    ) -> (Self, Asks) {
         let (asks, received) = mpsc::channel(QUEUE);
         let link = Arc::new(Link::new(dialer, scripts));
         let wait_max = WAIT_MAX.min(response_timeout / 2);
-        (Self { link, asks, standing: Mutex::default(), lately: Mutex::default(), wait_max }, Asks(received))
+        let (standing, lately) = (Mutex::default(), Mutex::default());
+        (Self { link, asks, standing, lately, wait_max, level }, Asks(received))
     }
 
     /// Its connection.
@@ -208,10 +217,12 @@ impl Confirmer {
             let told = same.pipeline(&info).await.ok()?.pop()?.ok()?;
             let told = info_of(&told)?;
             self.learn(&told);
-            let disk = self.disk(&mut same, &told).await;
-            let mut standing = self.standing();
-            standing.had_disk |= disk != Disk::Unknown;
-            standing.disk = disk;
+            if self.level == Level::Fsynced {
+                let disk = self.disk(&mut same, &told).await;
+                let mut standing = self.standing();
+                standing.had_disk |= disk != Disk::Unknown;
+                standing.disk = disk;
+            }
             Some(())
         };
         if looking.await.is_none() {
@@ -224,24 +235,24 @@ impl Confirmer {
         if field("aof_enabled") != "1" {
             return Disk::Unknown;
         }
-        let mut version = field("redis_version").split('.').map(|part| part.parse().unwrap_or(0));
-        let version: (u32, u32) = (version.next().unwrap_or(0), version.next().unwrap_or(0));
-        let is_new = version >= WAITAOF_SINCE;
+        let is_new = knows_waitaof(field("redis_version"));
         let known = self.standing().settings;
         if let Some((disk, _)) = known.filter(|(_, at)| at.elapsed() < SETTINGS_EVERY) {
             return disk;
         }
         let mut asking = ::redis::pipe();
+        asking.cmd("CONFIG").arg("GET").arg("appendfsync");
         if is_new {
             // Nothing to wait for: whether we may.
             asking.cmd("WAITAOF").arg(0).arg(0).arg(1);
-        } else {
-            asking.cmd("CONFIG").arg("GET").arg("appendfsync");
         }
-        let answer = same.pipeline(&asking).await.ok().and_then(|mut answers| answers.pop()?.ok());
-        let disk = match answer {
-            Some(_) if is_new => Disk::Asked,
-            Some(set) if is_set(&set, "always") => Disk::Always,
+        let answers = same.pipeline(&asking).await.unwrap_or_default();
+        let is = |value| matches!(answers.first(), Some(Ok(set)) if is_set(set, value));
+        let disk = match answers.get(1) {
+            // One that leaves it to the system never says that it is there.
+            _ if is("no") => Disk::Unknown,
+            Some(Ok(_)) => Disk::Asked,
+            _ if is("always") => Disk::Always,
             _ => Disk::Unknown,
         };
         self.standing().settings = Some((disk, Instant::now()));
@@ -255,7 +266,7 @@ impl Confirmer {
         let needed = lately.needed(replid, replicas, Instant::now());
         drop(lately);
         let mut standing = self.standing();
-        if standing.replicas != replicas {
+        if standing.replicas != replicas && self.level == Level::Replicated {
             tracing::info!(before = standing.replicas, now = replicas, "replicas that follow the primary");
         }
         (standing.replicas, standing.needed) = (replicas, needed);
@@ -395,6 +406,12 @@ fn answer(asks: impl IntoIterator<Item = Ask>, result: &Result<(), String>) {
         // Who does not wait any more need not know.
         drop(ask.answer.send(result.clone()));
     }
+}
+
+/// Whether a release can be asked whether its disk has something.
+pub(super) fn knows_waitaof(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= WAITAOF_SINCE
 }
 
 /// Whether the answer to `CONFIG GET` of one setting is this.

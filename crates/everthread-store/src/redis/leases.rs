@@ -18,8 +18,8 @@ use everthread_protocol::{ControlId, SessionKey, WorkerId};
 const RENEWALS_BATCH: usize = 128;
 
 impl Redis {
-    /// See [`crate::Store::renew`].
-    pub(super) async fn renew_leases(&self, renewals: &[Renewal]) -> Result<Vec<Option<Head>>, Error> {
+    /// See [`crate::Store::each_renewed`].
+    pub(super) async fn renew_leases(&self, renewals: &[Renewal]) -> Vec<Result<Option<Head>, Error>> {
         let slots: Vec<u16> =
             renewals.iter().map(|renewal| slot_of_tag(Tag::Session(&renewal.key))).collect();
         let call = |place: usize, by: By| {
@@ -28,9 +28,9 @@ impl Redis {
             self.inner.scripts.renew.call(by, &[&key], &args)
         };
         // Not the way of large replies: a lease must not wait behind somebody's catch-up.
-        let answers: Result<Vec<Vec<Value>>, _> =
+        let answers: Vec<Result<Vec<Value>, Failure>> =
             self.inner.shards.each(Way::Commands, RENEWALS_BATCH, &slots, call).await;
-        answers.map_err(Failure::of_write)?.iter().map(|answer| head_of(answer)).collect()
+        answers.into_iter().map(|answer| head_of(&answer.map_err(Failure::of_write)?)).collect()
     }
 
     /// Key and arguments of one call of the script.
@@ -48,10 +48,11 @@ impl Redis {
         worker: &WorkerId,
     ) -> Result<(), Error> {
         let keys = &self.inner.keys;
-        let (marks, channel) = (keys.delivered(key), keys.control(key));
+        let (marks, meta, channel) = (keys.delivered(key), keys.meta(key), keys.control(key));
         let (memory, most) = (DELIVERED_MEMORY.as_millis().to_string(), DELIVERED_MAX.to_string());
         let args = [control.as_str(), worker.as_str(), &memory, &most, &channel].map(str::as_bytes);
-        let answer = self.at(Tag::Session(key)).script(&self.inner.scripts.deliver, &[&marks], &args).await;
+        let script = &self.inner.scripts.deliver;
+        let answer = self.at(Tag::Session(key)).script(script, &[&marks, &meta], &args).await;
         answer.map_err(Failure::of_write)
     }
 

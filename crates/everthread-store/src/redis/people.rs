@@ -74,11 +74,11 @@ impl Redis {
         });
         let (time, fields) = tokio::join!(way.command::<Vec<Value>>(&time), asked);
         let now = millis(&time.map_err(Failure::of_read)?)?;
-        let device = |field: &Value| match field {
+        let device = |field: Result<Value, Error>| match &field? {
             Value::Nil => Ok(None),
             value => device_of(device.clone(), text(value)?, now),
         };
-        fields?.iter().map(device).collect()
+        fields.into_iter().map(device).collect()
     }
 
     /// See [`crate::Store::forget_device`].

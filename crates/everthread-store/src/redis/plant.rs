@@ -105,15 +105,13 @@ impl Redis {
     }
 
     /// See [`crate::Store::stubbed`].
-    pub(super) async fn stubs_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<StubInfo>>, Error> {
-        let answers: Vec<Vec<Value>> = self
-            .each_session(STUBS_BATCH, keys, |key| {
-                let mut request = ::redis::cmd("HMGET");
-                request.arg(self.inner.keys.meta(key)).arg("archived").arg("archived_at").arg(&HEAD_FIELDS);
-                request
-            })
-            .await?;
-        let stub = |answer: &Vec<Value>| match answer.as_slice() {
+    pub(super) async fn stubs_of(&self, keys: &[SessionKey]) -> Vec<Result<Option<StubInfo>, Error>> {
+        let answers = self.each_session(STUBS_BATCH, keys, |key| {
+            let mut request = ::redis::cmd("HMGET");
+            request.arg(self.inner.keys.meta(key)).arg("archived").arg("archived_at").arg(&HEAD_FIELDS);
+            request
+        });
+        let stub = |answer: Result<Vec<Value>, Error>| match answer?.as_slice() {
             [Value::Nil, ..] => Ok(None),
             [object, at, head @ ..] => {
                 let head = head_of(head)?.ok_or_else(|| broken("a stub without a head"))?;
@@ -121,7 +119,7 @@ impl Redis {
             }
             _ => Err(broken("a stub of other fields")),
         };
-        answers.iter().map(stub).collect()
+        answers.await.into_iter().map(stub).collect()
     }
 }
 

@@ -41,9 +41,9 @@ impl Redis {
             request.arg(self.inner.keys.node(&nodes[place]));
             request
         };
-        let living: Result<Vec<u8>, _> =
+        let living: Vec<Result<u8, _>> =
             self.inner.shards.each(Way::Ranges, LIVING_BATCH, &slots, exists).await;
-        Ok(living.map_err(Failure::of_read)?.into_iter().map(|lives| lives == 1).collect())
+        living.into_iter().map(|lives| Ok(lives.map_err(Failure::of_read)? == 1)).collect()
     }
 
     /// See [`crate::Store::hold_present`].

@@ -95,16 +95,15 @@ impl Redis {
         self.ranges(Tag::Session(key)).command(&request).await.map_err(Failure::of_read)
     }
 
-    /// See [`crate::Store::heads`].
-    pub(super) async fn heads_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<Head>>, Error> {
-        let answers: Vec<Vec<Value>> = self
-            .each_session(HEADS_BATCH, keys, |key| {
-                let mut request = ::redis::cmd("HMGET");
-                request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
-                request
-            })
-            .await?;
-        answers.iter().map(|answer| head_of(answer)).collect()
+    /// See [`crate::Store::each_head`].
+    pub(super) async fn heads_of(&self, keys: &[SessionKey]) -> Vec<Result<Option<Head>, Error>> {
+        let answers = self.each_session(HEADS_BATCH, keys, |key| {
+            let mut request = ::redis::cmd("HMGET");
+            request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS);
+            request
+        });
+        let head = |answer: Result<Vec<Value>, Error>| head_of(&answer?);
+        answers.await.into_iter().map(head).collect()
     }
 
     /// One reading command about each of many sessions, at most `batch` at once to one server.
@@ -113,10 +112,11 @@ impl Redis {
         batch: usize,
         keys: &[SessionKey],
         command: impl Fn(&SessionKey) -> Cmd + Sync,
-    ) -> Result<Vec<T>, Error> {
+    ) -> Vec<Result<T, Error>> {
         let slots: Vec<u16> = keys.iter().map(|key| slot_of_tag(Tag::Session(key))).collect();
         let make = |place: usize, _| command(&keys[place]);
-        self.inner.shards.each(Way::Ranges, batch, &slots, make).await.map_err(Failure::of_read)
+        let answers = self.inner.shards.each(Way::Ranges, batch, &slots, make).await;
+        answers.into_iter().map(|answer| answer.map_err(Failure::of_read)).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use super::script::{By, Script};
 use super::shard::{Shard, Way};
 use super::slots::slot_of_tag;
 use ::redis::{Cmd, FromRedisValue, Pipeline};
+use futures_util::future::join_all;
 use std::sync::Arc;
 
 /// All primaries.
@@ -51,60 +52,62 @@ impl Shards {
     }
 
     /// One command about each of many things: `make` is called with the place of each in `slots`. At most `batch` of them go
-    /// at once to one primary. Whatever it is must bear to be done twice.
+    /// at once to one primary, and fail together; a primary that does not answer is no matter of the others. Whatever it is
+    /// must bear to be done twice.
     pub(super) async fn each<T: FromRedisValue + Send>(
         &self,
         way: Way,
         batch: usize,
         slots: &[u16],
         make: impl Fn(usize, By) -> Cmd + Sync,
-    ) -> Result<Vec<T>, Failure> {
-        let places: Vec<usize> = (0..slots.len()).collect();
+    ) -> Vec<Result<T, Failure>> {
+        let (places, make): (Vec<usize>, _) = ((0..slots.len()).collect(), &make);
         let cluster = match self {
             Shards::One(shard) => {
-                let mut answers = Vec::with_capacity(slots.len());
+                let mut answers = Answers::new();
                 for places in places.chunks(batch) {
-                    let link = shard.link(slots[places[0]], way);
-                    answers.extend(link.many::<T>(places, &make, false).await?);
+                    if answers.may_ask(places.len()) {
+                        let link = shard.link(slots[places[0]], way);
+                        answers.add(places.len(), link.many(places, make, false).await);
+                    }
                 }
-                return Ok(answers);
+                return answers.all;
             }
             Shards::Many(cluster) => cluster,
         };
         let parts = cluster.split(slots);
-        let make = &make;
         let parts = parts.iter().map(|(shard, places)| async move {
-            let mut answers = Vec::with_capacity(places.len());
+            let mut answers = Answers::new();
             for places in places.chunks(batch) {
                 if let Some(shard) = shard {
-                    match shard.link(slots[places[0]], way).many::<T>(places, make, false).await {
-                        Ok(some) => {
-                            answers.extend(some);
+                    if !answers.may_ask(places.len()) {
+                        continue;
+                    }
+                    match shard.link(slots[places[0]], way).many(places, make, false).await {
+                        Err(Failure::Moved { .. } | Failure::Ask { .. } | Failure::Again(_)) => {}
+                        told => {
+                            answers.add(places.len(), told);
                             continue;
                         }
-                        Err(Failure::Moved { .. } | Failure::Ask { .. } | Failure::Again(_)) => {}
-                        Err(failure) => return Err(failure),
                     }
                 }
                 // Some of them are elsewhere: each for itself.
-                for place in places {
+                let each = places.iter().map(|place| async move {
                     let one = Single(|by| make(*place, by));
-                    answers.push(cluster.redirected(slots[*place], way, &one).await?);
-                }
+                    cluster.redirected(slots[*place], way, &one).await
+                });
+                answers.all.extend(join_all(each).await);
             }
-            Ok((places, answers))
+            (places, answers.all)
         });
-        let mut all: Vec<Option<T>> = Vec::new();
-        all.resize_with(slots.len(), || None);
-        for part in futures_util::future::join_all(parts).await {
-            let (places, answers) = part?;
+        let mut all: Vec<Result<T, Failure>> = Vec::new();
+        all.resize_with(slots.len(), || Err(few()));
+        for (places, answers) in join_all(parts).await {
             for (place, answer) in places.iter().zip(answers) {
-                all[*place] = Some(answer);
+                all[*place] = answer;
             }
         }
-        all.into_iter()
-            .collect::<Option<Vec<T>>>()
-            .ok_or_else(|| Failure::Broken("fewer answers than questions".into()))
+        all
     }
 }
 
@@ -180,6 +183,45 @@ impl<T: FromRedisValue + Send> Request<T> for Several<'_> {
         }
         link.pipeline(self.0).await
     }
+}
+
+/// What one primary answers to many questions, batch by batch.
+struct Answers<T> {
+    all: Vec<Result<T, Failure>>,
+    /// Why there is no use in asking on.
+    down: Option<Failure>,
+}
+
+impl<T> Answers<T> {
+    fn new() -> Self {
+        Self { all: Vec::new(), down: None }
+    }
+
+    /// Whether to ask `count` questions more; those that are not asked are answered as the last.
+    fn may_ask(&mut self, count: usize) -> bool {
+        if let Some(failure) = self.down.clone() {
+            self.add(count, Err(failure));
+            return false;
+        }
+        true
+    }
+
+    /// The answers to `count` questions that were asked together.
+    fn add(&mut self, count: usize, told: Result<Vec<T>, Failure>) {
+        match told {
+            Ok(answers) if answers.len() == count => self.all.extend(answers.into_iter().map(Ok)),
+            Ok(_) => self.all.extend((0..count).map(|_| Err(few()))),
+            Err(failure) => {
+                self.all.extend((0..count).map(|_| Err(failure.clone())));
+                let is_down = matches!(failure, Failure::Down(_) | Failure::Lost(_));
+                self.down = is_down.then_some(failure);
+            }
+        }
+    }
+}
+
+fn few() -> Failure {
+    Failure::Broken("fewer answers than questions".into())
 }
 
 fn only<T>(answers: Vec<T>) -> Result<T, Failure> {

@@ -1,5 +1,5 @@
-//! What is kept connected to one primary: a few connections for commands, one for large replies, one that asks how sure
-//! writes are, one for the live feed.
+//! What is kept connected to one primary: a few connections for commands, one for large replies, one that asks whether
+//! replicas have what was written, one that asks the same of its disk, one for the live feed.
 //!
 //! Their number is constant, however much is followed or asked.
 
@@ -10,6 +10,7 @@ use super::dial::Dialer;
 use super::feed::{Feed, Lane, ProbeAt, Supplies};
 use super::link::Link;
 use super::script::Scripts;
+use everthread_protocol::Level;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -39,8 +40,10 @@ pub(super) struct Shard {
     /// What is to be appended, for each of them.
     appends: Vec<Appends>,
     ranges: Arc<Link>,
-    /// Asks how sure writes are.
+    /// Asks whether the replicas have what was written …
     pub(super) confirmer: Arc<Confirmer>,
+    /// … and this one whether its disk has it, too: that may take a second, for which nobody else is to wait.
+    pub(super) syncer: Arc<Confirmer>,
     stop: CancellationToken,
 }
 
@@ -61,6 +64,14 @@ impl Shard {
     /// Whether this is the server there.
     pub(super) fn is_at(&self, endpoint: &Endpoint) -> bool {
         self.endpoint == *endpoint || self.also.as_ref() == Some(endpoint)
+    }
+
+    /// Who says whether a write here is as sure as that.
+    pub(super) fn confirmer_of(&self, level: Level) -> &Confirmer {
+        match level {
+            Level::Accepted | Level::Replicated => &self.confirmer,
+            Level::Fsynced => &self.syncer,
+        }
     }
 
     /// An address that this server gave: without a host it means its own.
@@ -124,11 +135,16 @@ impl Crew {
             appends
         };
         let appends = links.iter().map(gather).collect();
-        let (confirmer, asks) = Confirmer::new(dialer.clone(), self.scripts.clone(), self.response_timeout);
-        let confirmer = Arc::new(confirmer);
-        keep_link(confirmer.link(), format!("{endpoint} confirmations"));
-        let (kept, stopped) = (confirmer.clone(), stop.clone());
-        self.tasks.spawn(async move { stopped.run_until_cancelled(kept.keep(asks)).await });
+        let confirm = |level: Level| {
+            let (dialer, scripts) = (dialer.clone(), self.scripts.clone());
+            let (confirmer, asks) = Confirmer::new(dialer, scripts, self.response_timeout, level);
+            let confirmer = Arc::new(confirmer);
+            keep_link(confirmer.link(), format!("{endpoint} {level}"));
+            let (kept, stopped) = (confirmer.clone(), stop.clone());
+            self.tasks.spawn(async move { stopped.run_until_cancelled(kept.keep(asks)).await });
+            confirmer
+        };
+        let (confirmer, syncer) = (confirm(Level::Replicated), confirm(Level::Fsynced));
         let lane = self.lane();
         let serving = self.feed.open(lane, probe_at);
         let supplies = Supplies {
@@ -139,7 +155,7 @@ impl Crew {
         };
         let (feed, stopped) = (self.feed.clone(), stop.clone());
         self.tasks.spawn(async move { stopped.run_until_cancelled(feed.keep(&serving, &supplies)).await });
-        Arc::new(Shard { endpoint, also, lane, links, appends, ranges, confirmer, stop })
+        Arc::new(Shard { endpoint, also, lane, links, appends, ranges, confirmer, syncer, stop })
     }
 
     /// Lets a primary go: what waits for an answer of it fails at once.

@@ -13,7 +13,8 @@ const SYNCED_AFTER: Duration = Duration::from_secs(2);
 impl Redis {
     /// See [`crate::Store::offers`].
     pub(super) fn offers_level(&self, level: Level) -> bool {
-        level == Level::Accepted || self.inner.shards.all().iter().any(|shard| shard.confirmer.offers(level))
+        level == Level::Accepted
+            || self.inner.shards.all().iter().any(|shard| shard.confirmer_of(level).offers(level))
     }
 
     /// See [`crate::Store::usual_level`].
@@ -55,7 +56,7 @@ impl Redis {
             level,
         };
         let confirmed = match self.inner.shards.shard(Tag::Session(key)) {
-            Some(shard) => shard.confirmer.confirm(sought).await,
+            Some(shard) => shard.confirmer_of(level).confirm(sought).await,
             None => Err("nobody serves the session now".into()),
         };
         confirmed.map_err(|why| {

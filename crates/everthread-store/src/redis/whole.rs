@@ -15,16 +15,15 @@ use everthread_protocol::{Epoch, Millis, Seq, SessionKey, Version};
 const STATES_BATCH: usize = 64;
 
 impl Redis {
-    /// See [`crate::Store::states`].
-    pub(super) async fn states_of(&self, keys: &[SessionKey]) -> Result<Vec<Option<Listed>>, Error> {
-        let answers: Vec<Vec<Value>> = self
-            .each_session(STATES_BATCH, keys, |key| {
-                let mut request = cmd("HMGET");
-                request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS).arg("epochs").arg("state");
-                request
-            })
-            .await?;
-        answers.iter().map(|answer| listed_of(answer)).collect()
+    /// See [`crate::Store::each_state`].
+    pub(super) async fn states_of(&self, keys: &[SessionKey]) -> Vec<Result<Option<Listed>, Error>> {
+        let answers = self.each_session(STATES_BATCH, keys, |key| {
+            let mut request = cmd("HMGET");
+            request.arg(self.inner.keys.meta(key)).arg(&HEAD_FIELDS).arg("epochs").arg("state");
+            request
+        });
+        let listed = |answer: Result<Vec<Value>, Error>| listed_of(&answer?);
+        answers.await.into_iter().map(listed).collect()
     }
 
     /// See [`crate::Store::delete`], and with what is expected [`crate::Store::delete_if`]: then `None` if it is otherwise.

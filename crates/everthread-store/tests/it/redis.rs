@@ -6,6 +6,7 @@ mod cluster;
 mod folding;
 mod history;
 mod levels;
+mod newer;
 mod sentinel;
 
 use crate::suite::folding::{Writers, catch_up, folded, text};
@@ -277,7 +278,7 @@ async fn renewals_tell_a_server_its_script_and_all_of_them_take_effect() {
 #[tokio::test]
 async fn marks_of_deliveries_expire_on_the_server() {
     let (store, (_stop, server)) = fresh_server().await;
-    let key: SessionKey = "acme/s".parse().unwrap();
+    let (key, _) = created(&store).await;
     store.mark_delivered(&key, &"c1".parse().unwrap(), &"w1".parse().unwrap()).await.unwrap();
     let left = server.command(&format!("PTTL et:{{{key}}}:delivered")).await.unwrap();
     let left: u128 = left.trim().trim_start_matches(':').parse().unwrap();

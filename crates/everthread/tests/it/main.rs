@@ -43,6 +43,8 @@ mod outage;
 #[cfg(test)]
 mod rolling;
 #[cfg(test)]
+mod shard;
+#[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod traces;

@@ -1,9 +1,11 @@
 //! One primary: what it is asked, and what is made of its answers.
 
 use super::super::address::Endpoint;
+use super::super::confirm::knows_waitaof;
 use super::super::dial::Dialer;
 use super::super::link::Failure;
 use super::{Findings, Level};
+use ::redis::Value;
 use ::redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,6 +52,8 @@ pub(super) struct Asked {
     info: HashMap<String, String>,
     /// Its settings, as far as we may read them.
     config: HashMap<String, String>,
+    /// Why it may not be asked what is on its disk, in its words; nothing if it may, or does not know the question.
+    waitaof_denied: Option<String>,
     round_trip: Duration,
     /// How far its clock is ahead of ours.
     pub(super) clock_ahead_ms: i64,
@@ -110,7 +114,19 @@ async fn questions(connection: &mut MultiplexedConnection) -> Result<Asked, Fail
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Asked { info, config, round_trip, clock_ahead_ms })
+    let info: HashMap<String, String> = info;
+    let mut waitaof_denied = None;
+    if info.get("redis_version").is_some_and(|version| knows_waitaof(version)) {
+        let mut command = ::redis::cmd("WAITAOF");
+        // Nothing to wait for.
+        command.arg(0).arg(0).arg(1);
+        match command.query_async::<Value>(connection).await {
+            Ok(_) => {}
+            Err(error) if !error.is_io_error() => waitaof_denied = Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Asked { info, config, waitaof_denied, round_trip, clock_ahead_ms })
 }
 
 /// What is to be made of it.
@@ -139,6 +155,7 @@ pub(super) fn judge(place: &Place, asked: &Asked, findings: &mut Findings) {
     role(place, asked, &mut add);
     memory(asked, &mut add);
     persistence(asked, &mut add);
+    add(Level::Good, "fsynced", fsynced(asked));
     replicas(place, asked, &mut add);
     if let Some(limits) = asked.config("client-output-buffer-limit") {
         feed_buffer(limits, &mut add);
@@ -210,6 +227,22 @@ fn persistence(asked: &Asked, add: &mut impl FnMut(Level, &'static str, String))
         let advice =
             if sync == Some("no") { ": a power cut costs up to half a minute; set everysec" } else { "" };
         add(level, "persistence", format!("{told}{advice}"));
+    }
+}
+
+/// Whether writes can be acknowledged as synced: nothing that a deployment must have.
+fn fsynced(asked: &Asked) -> String {
+    let (version, sync) = (asked.info("redis_version"), asked.config("appendfsync"));
+    if asked.number("aof_enabled") != 1 {
+        return "not to be had: appendonly is no".into();
+    }
+    match (sync, &asked.waitaof_denied) {
+        (Some("no"), _) => "not to be had: appendfsync is no".into(),
+        (_, None) if knows_waitaof(version) => "to be had: WAITAOF".into(),
+        (Some("always"), _) => "to be had: appendfsync always".into(),
+        (_, Some(why)) => format!("not to be had: give the user +waitaof ({why})"),
+        (Some(_), None) => "not to be had: it takes Redis 7.2, or appendfsync always".into(),
+        (None, None) => "not to be had, unless appendfsync is always and the user has +config|get".into(),
     }
 }
 
@@ -288,7 +321,13 @@ mod tests {
         };
         let mut all = map(&good);
         all.extend(map(info));
-        let asked = Asked { info: all, config: map(config), round_trip: Duration::ZERO, clock_ahead_ms: 0 };
+        let asked = Asked {
+            info: all,
+            config: map(config),
+            waitaof_denied: None,
+            round_trip: Duration::ZERO,
+            clock_ahead_ms: 0,
+        };
         let mut findings = Findings::default();
         judge(place, &asked, &mut findings);
         let bad = findings.0.iter().filter(|finding| finding.level > Level::Good);

@@ -1,11 +1,12 @@
 -- Notes that a worker has got a control, and wakes those who follow the session's controls.
 --
--- KEYS  1 delivered
+-- KEYS  1 delivered  2 meta
 -- ARGV  1 control   2 worker   3 memory in ms   4 most controls   5 channel of state changes
 -- Returns nothing
 --
--- Atomic because whoever is woken must find the mark, and a mark must not stay without its expiry.
+-- Atomic because whoever is woken must find the mark, and a mark must not stay without its expiry, nor after its session.
 
+if redis.call('EXISTS', KEYS[2]) == 0 then return end
 local marks, most = KEYS[1], tonumber(ARGV[4])
 if redis.call('HLEN', marks) >= most and redis.call('HEXISTS', marks, ARGV[1]) == 0 then
   local all, old = redis.call('HGETALL', marks), {}

@@ -205,7 +205,7 @@ async fn a_failover_that_drops_no_connection_is_noticed_by_writers_and_followers
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fourth_primary_takes_slots_under_load_and_connections_stay_five_to_each() {
+async fn a_fourth_primary_takes_slots_under_load_and_connections_stay_six_to_each() {
     let _alone = ALONE.lock().await;
     let mut cluster = RedisCluster::start().await.unwrap();
     let (store, _stop) = node(&cluster, "n1").await;
@@ -260,6 +260,55 @@ async fn a_fourth_primary_takes_slots_under_load_and_connections_stay_five_to_ea
             let clients = cluster.command(n, &format!("CLIENT LIST TYPE {kind}")).await.unwrap();
             clients.matches("name=everthread ").count()
         };
-        assert_eq!((ours("normal").await, ours("pubsub").await), (4, 1), "node {n}");
+        assert_eq!((ours("normal").await, ours("pubsub").await), (5, 1), "node {n}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_gone_with_its_replica_keeps_the_sessions_of_the_others_from_nothing() {
+    let _alone = ALONE.lock().await;
+    let options = RedisOptions { append_only: true, ..RedisOptions::default() };
+    let mut cluster = RedisCluster::start_with(options).await.unwrap();
+    let (store, _stop) = node(&cluster, "n1").await;
+    let (dead, _, mut dead_writer) = writer_at(&cluster, &store, 0).await;
+    let (live, _, mut writer) = writer_at(&cluster, &store, 1).await;
+    let (none, _) = session_at(&cluster, 2).await;
+    dead_writer.append(&store).await.unwrap();
+    for n in [0, 3] {
+        cluster.server(n).kill9();
+    }
+    let asked = [live.clone(), dead.clone(), none.clone()];
+    let renewal = |key: &SessionKey| Renewal { key: key.clone(), runs: Vec::new(), left_ms: 1000 };
+    let renewals = asked.each_ref().map(renewal);
+    // It is not known at once: until then a request may be lost.
+    until(async || matches!(store.load(&dead).await, Err(Error::Unavailable(_))).then_some(())).await;
+    let appended = writer.append(&store).await.unwrap();
+    let heads = store.each_head(&asked).await;
+    let [Ok(Some(head)), Err(Error::Unavailable(why)), Ok(None)] = heads.as_slice() else {
+        panic!("{heads:?}")
+    };
+    assert_eq!((head.seq, head.epoch), (appended.to, appended.epoch));
+    assert!(!why.is_empty());
+    assert!(matches!(store.heads(&asked).await, Err(Error::Unavailable(_))), "all of them, or none");
+    let states = store.each_state(&asked).await;
+    assert!(matches!(states.as_slice(), [Ok(Some(_)), Err(Error::Unavailable(_)), Ok(None)]), "{states:?}");
+    let renewed = store.each_renewed(&renewals).await;
+    let [Ok(Some(renewed)), Err(Error::Unavailable(_)), Ok(None)] = renewed.as_slice() else {
+        panic!("{renewed:?}")
+    };
+    assert_eq!(renewed.version, head.version);
+    // More than one request takes: the first that fails speaks for all.
+    let many: Vec<SessionKey> =
+        (0..2000).map(|n| if n % 2 == 0 { dead.clone() } else { live.clone() }).collect();
+    let heads = store.each_head(&many).await;
+    assert!(heads.iter().enumerate().all(|(n, head)| head.is_err() == (n % 2 == 0)) && heads.len() == 2000);
+    assert!(store.is_ready() && store.steady_for(&dead).is_none());
+    for n in [0, 3] {
+        cluster.server(n).restart().await.unwrap();
+    }
+    let again = until(async || store.heads(&asked).await.ok()).await;
+    assert_eq!(again[1].unwrap().seq, dead_writer.acknowledged.last().unwrap().to);
+    dead_writer.append_until_it_works(&store).await;
+    check(&store, &dead, &dead_writer.acknowledged).await;
+    check(&store, &live, &writer.acknowledged).await;
 }

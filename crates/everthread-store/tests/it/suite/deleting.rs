@@ -61,6 +61,8 @@ pub async fn nothing_is_left_of_a_deleted_session<S: Store>(store: &S) {
     let ack = store.ack(&key, &device, Cursor { epoch: last.epoch, seq: last.to }).await;
     assert_eq!(ack.unwrap_err(), Refusal::NoSession.into());
     assert_eq!(store.devices(&key).await.unwrap(), []);
+    // Nor of what was under way when it went.
+    store.mark_delivered(&key, &"c1".parse::<ControlId>().unwrap(), &"w1".parse().unwrap()).await.unwrap();
     assert_eq!(store.delivered(&key, &["c1".parse().unwrap()]).await.unwrap(), [None]);
     assert_eq!(store.present(&key, 100).await.unwrap(), []);
     let renewal =

@@ -192,8 +192,7 @@ fn worker(name: &str) -> WorkerId {
 }
 
 pub async fn who_has_got_a_control_is_read_back<S: Store>(store: &S) {
-    // No session needs to exist.
-    let (key, other) = (fresh(), fresh());
+    let ((key, _), other) = (created(store).await, fresh());
     let ids = controls(&["c1", "c2", "c3"]);
     assert_eq!(store.delivered(&key, &ids).await.unwrap(), [None, None, None]);
     store.mark_delivered(&key, &ids[2], &worker("w3")).await.unwrap();
@@ -208,7 +207,10 @@ pub async fn who_has_got_a_control_is_read_back<S: Store>(store: &S) {
     assert_eq!(store.delivered(&key, &ids[..1]).await.unwrap(), [Some(worker("w2"))]);
     assert_eq!(store.delivered(&other, &ids).await.unwrap(), [None, None, None]);
     assert_eq!(store.delivered(&key, &[]).await.unwrap(), []);
-    assert_eq!(store.load(&key).await.unwrap(), None, "a mark makes no session");
+    // One that does not exist, or no more, has no marks either.
+    store.mark_delivered(&other, &ids[0], &worker("w1")).await.unwrap();
+    assert_eq!(store.delivered(&other, &ids).await.unwrap(), [None, None, None]);
+    assert_eq!(store.load(&other).await.unwrap(), None, "a mark makes no session");
 }
 
 pub async fn a_delivery_wakes_control_followers_only_and_can_then_be_read<S: Store>(store: &S) {
@@ -229,7 +231,7 @@ pub async fn a_delivery_wakes_control_followers_only_and_can_then_be_read<S: Sto
 }
 
 pub async fn of_too_many_deliveries_the_latest_are_known<S: Store>(store: &S) {
-    let key = fresh();
+    let (key, _) = created(store).await;
     let ids: Vec<ControlId> = (0..DELIVERED_MAX + 100).map(|n| format!("c{n}").parse().unwrap()).collect();
     for id in &ids {
         store.mark_delivered(&key, id, &worker("w1")).await.unwrap();
