@@ -32,6 +32,7 @@ pub struct Request {
 
 struct Kept {
     request: Request,
+    /// When it was acknowledged last.
     at: Instant,
     /// The incarnation in which it was acknowledged last.
     epoch: u64,
@@ -91,7 +92,8 @@ impl Ledger {
             // Who has it already answers as the first time; who has lost it, with a new place.
             let Some(place) = self.ask(random, &request).await else { return };
             if let Some(kept) = self.kept.iter_mut().find(|kept| kept.request.id == request.id) {
-                kept.epoch = place.epoch;
+                // What was put just now may be lost as if it had been put for the first time.
+                (kept.epoch, kept.at) = (place.epoch, Instant::now());
             }
             if place.epoch > epoch {
                 (epoch, rounds) = (place.epoch, rounds + 1);

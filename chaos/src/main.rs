@@ -79,6 +79,9 @@ struct RunArgs {
     /// How sure it is what nodes acknowledge to workers, and what is checked of it.
     #[arg(long, value_enum, default_value_t = Level::Accepted)]
     ack: Level,
+    /// How long a run stays with a worker that nobody hears. Longer than a failover, workers that were cut off keep theirs.
+    #[arg(long, default_value_t = 4_000)]
+    lease_ms: u64,
     /// A fault planted in the nodes, whose binary must have them: what the checker should find.
     #[arg(long)]
     planted: Option<String>,
@@ -229,7 +232,8 @@ async fn run_one(
         Redis::Standalone | Redis::All => Box::new(Standalone::start(edges, own_network).await?),
     };
     let planted = args.planted.clone();
-    let size = Size { edges, workers: args.workers, proxies: 4, ack: args.ack, planted };
+    let size =
+        Size { edges, workers: args.workers, proxies: 4, ack: args.ack, lease_ms: args.lease_ms, planted };
     let mut world = World::start(dir, binary, &size, store).await?;
     let load = Load {
         sessions: args.sessions,

@@ -34,6 +34,8 @@ pub struct Size {
     pub proxies: usize,
     /// How sure it is what nodes acknowledge to workers.
     pub ack: Level,
+    /// How long a run stays with a worker that nobody hears.
+    pub lease_ms: u64,
     /// A fault planted in the nodes.
     pub planted: Option<String>,
 }
@@ -90,7 +92,7 @@ impl World {
             ]
             .into_iter()
             .chain(["--admin", &local(admin), "--heartbeat-ms", &HEARTBEAT_MS.to_string()])
-            .chain(["--drain-ms", "1500"])
+            .chain(["--drain-ms", "1500", "--lease-ms", &size.lease_ms.to_string()])
             .map(str::to_owned)
             .collect();
             let mut env = clock(dir, &format!("edge-{number}"), has_faketime)?;

@@ -108,32 +108,38 @@ pub(super) struct WriteDone {
 /// Makes the worker count as alive, then finds out which of the runs it names it still holds.
 pub(super) async fn greet<S: Store>(edge: Edge<S>, holder: String, me: Me, hello: WorkerHello) -> Job {
     let lease_ms = millis(edge.config.leases.lease);
+    let store = edge.desk.store();
     if me.right.is_none()
-        && let Err(error) = edge.desk.store().beat(&me.tenant, &me.worker, &holder, lease_ms).await
+        && let Err(error) = store.beat(&me.tenant, &me.worker, &holder, lease_ms).await
     {
-        return Job::Greeted(Err((hello.id, error.fault())));
+        if !store.is_ready() {
+            return Job::Greeted(Err((hello.id, error.fault())));
+        }
+        // One primary of several: the next heartbeat tries again.
+        tracing::warn!(worker = %me.worker, %error, "a worker joins, and nobody can be told that it lives");
     }
     let looks: Vec<_> = hello.runs.iter().map(|held| keep(&edge, &me, held)).collect();
     let looks: Vec<_> = futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).collect().await;
-    let mut kept = Vec::new();
+    let (mut kept, mut later) = (Vec::new(), None);
     for look in looks {
         match look {
             Ok(run) => kept.extend(run),
-            Err(fault) if fault.code.is_retryable() => return Job::Greeted(Err((hello.id, fault))),
+            Err(fault) if fault.code.is_retryable() => later = Some(fault),
             // One session that cannot be read does not keep its worker from all the others.
             Err(fault) => tracing::error!(worker = %me.worker, %fault, "a run is not kept"),
         }
     }
-    // At once: what is left of the leases may not last until the next heartbeat.
+    // At once: what is left of the leases may not last until the next heartbeat, or until the worker comes again.
     let renewal = |kept: &Kept| Renewal {
         key: kept.key.clone(),
         runs: vec![(kept.run.clone(), kept.fence)],
         left_ms: lease_ms,
     };
     let renewals: Vec<Renewal> = kept.iter().map(renewal).collect();
-    match edge.desk.store().renew(&renewals).await {
-        Ok(_) => Job::Greeted(Ok(Greeted { hello, kept })),
-        Err(error) => Job::Greeted(Err((hello.id, error.fault()))),
+    let failed = store.each_renewed(&renewals).await.into_iter().find_map(Result::err);
+    match later.or_else(|| failed.map(|error| error.fault())) {
+        None => Job::Greeted(Ok(Greeted { hello, kept })),
+        Some(fault) => Job::Greeted(Err((hello.id, fault))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::follower::{Streamer, is_over};
 use crate::node::{Node, PATIENCE, TOKEN};
-use everthread_client::{Client, Event, Feed, Follow, From};
+use everthread_client::{Client, Event, Feed, Follow, From, RawConnection};
 use everthread_session::view::RunStatus;
 use everthread_testkit::{RedisCluster, RedisOptions};
 use serde_json::{Value, json};
@@ -100,6 +100,8 @@ async fn with_one_of_three_primaries_gone_sessions_of_the_others_are_made_writte
         cluster.replicated(n).await.unwrap();
     }
 
+    let workers = [worker_at(&cluster, true).await, worker_at(&cluster, false).await];
+
     for n in GONE {
         cluster.server(n).kill9();
     }
@@ -111,6 +113,10 @@ async fn with_one_of_three_primaries_gone_sessions_of_the_others_are_made_writte
         assert!(is_refused(&node.try_post("/v1/sessions", json!({ "session": DEAD[1] })).await));
         assert!(is_refused(&node.get(&format!("/v1/sessions/{}/state", DEAD[0])).await));
         assert!(node.is_ready().await, "most sessions work: {}", node.log());
+    }
+    // Workers join, also one of which nobody can be told that it lives.
+    for worker in &workers {
+        joins(&nodes[0], worker).await;
     }
     for follow in &mut live {
         until(follow, has_ended).await;
@@ -135,6 +141,27 @@ async fn with_one_of_three_primaries_gone_sessions_of_the_others_are_made_writte
     live_state(&nodes, &dead, DEAD[0]).await;
     let mut late = begun(&nodes[1], &client, DEAD[1]).await;
     until(&mut late, has_ended).await;
+}
+
+/// A worker whose liveness is kept by the primary that is about to go, or by another one.
+async fn worker_at(cluster: &RedisCluster, is_dead: bool) -> String {
+    for n in 0.. {
+        let worker = format!("w{n}");
+        let slot = cluster.slot(&format!("et:{{worker:default:{worker}}}")).await.unwrap();
+        if (cluster.owner(slot).await.unwrap() == GONE[0]) == is_dead {
+            return worker;
+        }
+    }
+    unreachable!("there are as many as one likes");
+}
+
+async fn joins(node: &Node, worker: &str) {
+    let mut socket = RawConnection::open(&node.url, "/v1/worker", Some(TOKEN)).await.unwrap();
+    let agents = json!([{ "name": "late", "capacity": 1 }]);
+    let hello = json!({ "t": "hello", "id": "h", "worker": worker, "agents": agents, "runs": [] });
+    socket.send(hello.to_string()).await.unwrap();
+    let answer = timeout(PATIENCE, socket.receive()).await.expect("no answer").unwrap();
+    assert!(answer.contains("\"t\":\"welcome\""), "{worker}: {answer:?}");
 }
 
 /// Asks for a run in a session of its own, and follows it until it has begun.
