@@ -101,7 +101,8 @@ pub struct NodeArgs {
     #[arg(long, env = "EVERTHREAD_UPGRADES_PER_S", default_value_t = UPGRADES_PER_S,
         value_parser = clap::value_parser!(u32).range(1..))]
     pub upgrades_per_s: u32,
-    /// How often pools and deadlines are built anew from the sessions, besides after every failover of Redis, in milliseconds.
+    /// How often pools, deadlines and lists are built anew from the sessions, besides after every failover of Redis, in
+    /// milliseconds.
     #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000, value_parser = milliseconds())]
     pub rebuild_every_ms: u64,
     #[command(flatten)]
