@@ -3,7 +3,7 @@
 //! - [`Desk`] takes a request, lets the core decide on the session's current state, and makes the decision durable.
 //! - [`Dispatcher`] brings waiting runs to the workers that are connected to this node.
 //! - [`Keeper`] sees to it that every promise has its outcome by its deadline, whichever node made it.
-//! - [`Rebuilder`] builds pools and deadlines anew after a failover.
+//! - [`Rebuilder`] builds pools, deadlines and lists anew after a failover.
 //! - [`Upkeep`] is what the keeper sees to in a due session besides.
 //! - [`Acks`] says how sure answers are.
 //! - [`TaskGroup`] is the one way to spawn.

@@ -2,7 +2,7 @@
 //!
 //! Owns one queue and the task that serves it: what waits together for one session is told once. Invariant: the latest
 //! time that was taken is told, or lost with a failure of the store or of this node; the list is then behind until the
-//! session's next decision or until somebody compares it.
+//! session's next decision; one that is not in it at all is put there when the indexes are built anew.
 
 use crate::TaskGroup;
 use everthread_protocol::{Millis, SessionKey};

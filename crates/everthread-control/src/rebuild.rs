@@ -1,12 +1,13 @@
-//! Builds pools and deadlines anew from the sessions.
+//! Builds pools, deadlines and the lists of sessions anew from the sessions.
 //!
 //! They live apart from the sessions, so a failover may take from them what it leaves to those. Whenever another server
 //! serves a part of the store, and every few minutes, one node goes through all sessions at a bounded rate: it arms what is
-//! due, and puts runs that wait for a worker into their pools where they are missing. Everything about it may be done twice,
-//! by whomever, at any time. **Invariant:** it decides nothing; what it finds is what the sessions say.
+//! due, and puts runs that wait for a worker into their pools, and sessions into their tenants' lists, where they are missing.
+//! Everything about it may be done twice, by whomever, at any time. **Invariant:** it decides nothing; what it finds is what
+//! the sessions say.
 
 use crate::desk::{Desk, read_state};
-use everthread_protocol::{Millis, NodeId, PoolKey, RunId, SessionKey};
+use everthread_protocol::{Millis, NodeId, PoolKey, RunId, SessionId, SessionKey, TenantId};
 use everthread_session::State;
 use everthread_session::state::RunStatus;
 use everthread_store::{Error, Listed, Store, Turn, WorkItem};
@@ -28,6 +29,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 const ITEMS: usize = 512;
 /// … and at most: a longer pool is not short of items.
 const ITEMS_MAX: usize = 32 * ITEMS;
+
+/// Sessions of a list that are read at most, the most recently active ones: what was lost of a longer one lies there, too.
+const LISTED_MAX: usize = 128 * ITEMS;
 
 /// Builds the indexes anew until dropped.
 pub struct Rebuilder<S> {
@@ -58,9 +62,20 @@ struct Pass {
     sessions: u64,
     armed: u64,
     put_back: u64,
+    relisted: u64,
     has_missed: bool,
+    /// What the tenants' lists hold.
+    lists: HashMap<TenantId, List>,
     /// Runs that the pools hold, by pool, as they were when first looked at; none for a pool that is too long to tell.
     pools: HashMap<PoolKey, Option<HashSet<(SessionKey, RunId)>>>,
+}
+
+/// The list of a tenant's sessions, as it was when first looked at.
+#[derive(Debug, Default)]
+struct List {
+    known: HashSet<SessionId>,
+    /// Of whoever was active since then it is known.
+    since: Millis,
 }
 
 impl<S: Store> Rebuilder<S> {
@@ -109,8 +124,15 @@ impl<S: Store> Rebuilder<S> {
             Turn::Yours(now) => {
                 let mut pass = Pass { now, ..Pass::default() };
                 let is_done = self.pass(&mut pass, wanted).await?;
-                let Pass { sessions, armed, put_back, has_missed, .. } = pass;
-                tracing::info!(sessions, armed, put_back, has_missed, "pools and deadlines were built anew");
+                let Pass { sessions, armed, put_back, relisted, has_missed, .. } = pass;
+                tracing::info!(
+                    sessions,
+                    armed,
+                    put_back,
+                    relisted,
+                    has_missed,
+                    "pools, deadlines and lists were built anew"
+                );
                 if has_missed || !is_done {
                     return Ok(false);
                 }
@@ -160,6 +182,7 @@ impl<S: Store> Rebuilder<S> {
     /// Puts one session back into the indexes.
     async fn arm(&self, key: &SessionKey, listed: &Listed, pass: &mut Pass) -> Result<(), Error> {
         pass.sessions += 1;
+        self.relist(key, listed, pass).await?;
         // One that a newer release wrote is a newer node's.
         let Ok(state) = read_state(&listed.state) else { return Ok(()) };
         let store = self.desk.store();
@@ -175,6 +198,38 @@ impl<S: Store> Rebuilder<S> {
             pass.armed += 1;
         }
         self.put_back(key, &state, pass).await
+    }
+
+    /// Puts a session into its tenant's list, if it is not there.
+    async fn relist(&self, key: &SessionKey, listed: &Listed, pass: &mut Pass) -> Result<(), Error> {
+        if !pass.lists.contains_key(&key.tenant) {
+            let list = self.list(&key.tenant).await?;
+            pass.lists.insert(key.tenant.clone(), list);
+        }
+        let Some(list) = pass.lists.get_mut(&key.tenant) else { return Ok(()) };
+        // When it was last active only the list knew. Its last epoch began before that, at the number that it has in
+        // microseconds.
+        let at = Millis(listed.epochs.last().map_or(0, |(epoch, _)| epoch.0 / 1000));
+        if at >= list.since && list.known.insert(key.session.clone()) {
+            self.desk.store().index(key, at).await?;
+            pass.relisted += 1;
+        }
+        Ok(())
+    }
+
+    async fn list(&self, tenant: &TenantId) -> Result<List, Error> {
+        let (mut list, mut after) = (List::default(), None::<(Millis, SessionId)>);
+        while list.known.len() < LISTED_MAX {
+            let page = self.desk.store().sessions(tenant, after.take(), ITEMS).await?;
+            let is_last = page.len() < ITEMS;
+            after = page.last().map(|(session, at)| (*at, session.clone()));
+            list.known.extend(page.into_iter().map(|(session, _)| session));
+            if is_last {
+                return Ok(list);
+            }
+        }
+        list.since = after.map_or(Millis(0), |(at, _)| at);
+        Ok(list)
     }
 
     /// Puts runs that wait for a worker into their pools, if they are not there.

@@ -76,7 +76,7 @@ pub struct Config {
     pub presence: presence::Times,
     /// How sure answers are where a request does not say.
     pub acks: Levels,
-    /// How often pools and deadlines are built anew from the sessions, besides after every failover.
+    /// How often pools, deadlines and lists are built anew from the sessions, besides after every failover.
     pub rebuild_every: Duration,
     /// When logs are folded in the store.
     pub folding: folder::Options,

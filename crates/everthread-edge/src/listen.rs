@@ -9,9 +9,9 @@ use crate::tail::lock;
 use axum::Router;
 use everthread_control::TaskGroup;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -94,17 +94,18 @@ async fn connection(
         lock(&asked).take();
         routes.call(request)
     });
-    // Nobody upgrades from HTTP/2, and who spoke it would be listened to for as long as it liked before that was clear.
-    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(NEXT_REQUEST_MAX);
-    let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    // Nobody upgrades from HTTP/2, and there a head has no deadline. (`auto::Builder::http1_only` does not hold for
+    // connections with upgrades.)
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(NEXT_REQUEST_MAX);
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let mut waited = pin!(tokio::time::timeout(first_request_max, crowded_out.notified()));
     let (mut is_ending, mut has_asked) = (false, false);
     loop {
         tokio::select! {
             result = &mut served => {
                 if let Err(error) = result {
-                    tracing::trace!(error, "a connection has failed");
+                    tracing::trace!(%error, "a connection has failed");
                 }
                 return;
             }
@@ -219,6 +220,14 @@ mod tests {
         assert_eq!(rest(say(address, HALF).await).await, "");
         stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
         assert!(rest(stream).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn another_protocol_is_not_spoken() {
+        let (address, _tasks) = start(LONG, 8).await;
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let told = rest(say(address, preface).await).await;
+        assert!(told.starts_with("HTTP/1.1 4") || told.is_empty(), "{told}");
     }
 
     #[tokio::test]

@@ -5,12 +5,14 @@ use crate::keeping::KeepingArgs;
 use crate::openai::OpenAiArgs;
 use crate::otlp::OtlpArgs;
 use anyhow::{Context as _, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, CommandFactory as _, ValueEnum};
 use everthread_control::{Acks, Leases};
 use everthread_edge::admission::UPGRADES_PER_S;
 use everthread_edge::presence::Times;
 use everthread_protocol::Level;
 use everthread_store::redis::Options;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ pub const DEV_DATA_DIR: &str = "./.everthread";
 /// How long a stopping node still serves where load balancers may be in front of it: longer than HAProxy as in `deploy/`
 /// needs for two checks that fail.
 const DRAIN_DELAY: Duration = Duration::from_secs(2);
+/// The longest time of a flag in milliseconds: a day.
+const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -29,10 +33,10 @@ pub const SECOND_SIGNAL_EXIT: i32 = 130;
 #[derive(Debug, Clone, Args)]
 pub struct NodeArgs {
     /// Address for clients, workers and the console.
-    #[arg(long, env = "EVERTHREAD_LISTEN", default_value = "127.0.0.1:7400")]
+    #[arg(long, env = "EVERTHREAD_LISTEN", default_value = "127.0.0.1:7400", value_parser = address)]
     pub listen: SocketAddr,
     /// Address for /livez, /readyz and /metrics.
-    #[arg(long, env = "EVERTHREAD_ADMIN", default_value = "127.0.0.1:7401")]
+    #[arg(long, env = "EVERTHREAD_ADMIN", default_value = "127.0.0.1:7401", value_parser = address)]
     pub admin: SocketAddr,
     /// Where the embedded store keeps its file.
     #[arg(long, env = "EVERTHREAD_DATA_DIR", default_value = DEV_DATA_DIR)]
@@ -62,43 +66,44 @@ pub struct NodeArgs {
     #[arg(long, env = "EVERTHREAD_NODE")]
     pub node: Option<String>,
     /// How long a run stays with a worker that shows no sign of life, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_LEASE_MS", default_value_t = 4000)]
+    #[arg(long, env = "EVERTHREAD_LEASE_MS", default_value_t = 4000, value_parser = milliseconds())]
     pub lease_ms: u64,
     /// How often workers are pinged, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_WORKER_HEARTBEAT_MS", default_value_t = 1000)]
+    #[arg(long, env = "EVERTHREAD_WORKER_HEARTBEAT_MS", default_value_t = 1000, value_parser = milliseconds())]
     pub worker_heartbeat_ms: u64,
     /// How long a worker whose socket closed may take to come back, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_RETURN_GRACE_MS", default_value_t = 1500)]
+    #[arg(long, env = "EVERTHREAD_RETURN_GRACE_MS", default_value_t = 1500, value_parser = milliseconds())]
     pub return_grace_ms: u64,
     /// How long a worker has to end a run that is cancelled, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_CANCEL_GRACE_MS", default_value_t = 5000)]
+    #[arg(long, env = "EVERTHREAD_CANCEL_GRACE_MS", default_value_t = 5000, value_parser = milliseconds())]
     pub cancel_grace_ms: u64,
     /// How long a client may be silent before it is pinged, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_HEARTBEAT_MS", default_value_t = 25_000)]
+    #[arg(long, env = "EVERTHREAD_HEARTBEAT_MS", default_value_t = 25_000, value_parser = milliseconds())]
     pub heartbeat_ms: u64,
     /// How long a client's socket may take no byte before it is closed, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_STALL_MS", default_value_t = 60_000)]
+    #[arg(long, env = "EVERTHREAD_STALL_MS", default_value_t = 60_000, value_parser = milliseconds())]
     pub stall_ms: u64,
     /// How long a node that shows no sign of life counts as living: then its members are not present any more, in
     /// milliseconds.
-    #[arg(long, env = "EVERTHREAD_PRESENCE_TTL_MS", default_value_t = 10_000)]
+    #[arg(long, env = "EVERTHREAD_PRESENCE_TTL_MS", default_value_t = 10_000, value_parser = milliseconds())]
     pub presence_ttl_ms: u64,
     /// How long somebody who leaves is shown as present, and may come back, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_PRESENCE_GRACE_MS", default_value_t = 3_000)]
+    #[arg(long, env = "EVERTHREAD_PRESENCE_GRACE_MS", default_value_t = 3_000, value_parser = milliseconds())]
     pub presence_grace_ms: u64,
     /// How long a stopping node is not ready and still serves, until load balancers have noticed, in milliseconds. 2000;
     /// on a loopback address 0.
-    #[arg(long, env = "EVERTHREAD_DRAIN_DELAY_MS")]
+    #[arg(long, env = "EVERTHREAD_DRAIN_DELAY_MS", value_parser = milliseconds())]
     pub drain_delay_ms: Option<u64>,
     /// How long a stopping node waits for its connections after that, in milliseconds: good-byes are spread over it.
-    #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000)]
+    #[arg(long, env = "EVERTHREAD_DRAIN_MS", default_value_t = 5000, value_parser = milliseconds())]
     pub drain_ms: u64,
     /// How many clients may connect within a second; the others are told when to come again.
     #[arg(long, env = "EVERTHREAD_UPGRADES_PER_S", default_value_t = UPGRADES_PER_S,
         value_parser = clap::value_parser!(u32).range(1..))]
     pub upgrades_per_s: u32,
-    /// How often pools and deadlines are built anew from the sessions, besides after every failover of Redis, in milliseconds.
-    #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000)]
+    /// How often pools, deadlines and lists are built anew from the sessions, besides after every failover of Redis, in
+    /// milliseconds.
+    #[arg(long, env = "EVERTHREAD_REBUILD_EVERY_MS", default_value_t = 600_000, value_parser = milliseconds())]
     pub rebuild_every_ms: u64,
     #[command(flatten)]
     pub keeping: KeepingArgs,
@@ -159,6 +164,7 @@ impl NodeArgs {
         );
         ensure!(self.cancel_grace_ms > 0, "--cancel-grace-ms must be more than 0");
         ensure!(self.heartbeat_ms >= 1000, "--heartbeat-ms must be at least 1000");
+        ensure!(self.stall_ms >= 1000, "--stall-ms must be at least 1000");
         ensure!(self.rebuild_every_ms >= 1000, "--rebuild-every-ms must be at least 1000");
         Ok(Leases {
             lease: Duration::from_millis(self.lease_ms),
@@ -219,6 +225,16 @@ impl NodeArgs {
             }
         }
     }
+}
+
+/// A time of which a mistyped zero more is no hundred years.
+fn milliseconds() -> RangedU64ValueParser<u64> {
+    clap::value_parser!(u64).range(..=MILLISECONDS_MAX)
+}
+
+/// Where to listen. A name may stand for several addresses, or for none yet.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:7400 or [::]:7400".to_owned())
 }
 
 /// The development token: made once, kept beside the data, so that a restart does not lock open pages out.
@@ -308,6 +324,26 @@ pub fn start_log_with(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("the log does not start: {error}"))
 }
 
+/// Variables that look like settings and are none: mistyped, or of another release. A process of containers may find more in
+/// its environment than it was given, so they are told and no reason not to start.
+pub fn unknown_variables<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    fn known(command: &clap::Command, all: &mut HashSet<String>) {
+        let names = command.get_arguments().filter_map(clap::Arg::get_env);
+        all.extend(names.map(|name| name.to_string_lossy().into_owned()));
+        command.get_subcommands().for_each(|command| known(command, all));
+    }
+    let mut all = HashSet::new();
+    known(&crate::Cli::command(), &mut all);
+    let is_unknown = |name: &&str| name.starts_with("EVERTHREAD_") && !all.contains(*name);
+    names.into_iter().filter(is_unknown).collect()
+}
+
+/// Those of this process.
+pub fn unknown_variables_here() -> Vec<String> {
+    let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    unknown_variables(names.iter().map(String::as_str)).into_iter().map(str::to_owned).collect()
+}
+
 /// `check-config`: everything `serve` would refuse, without starting.
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
@@ -326,6 +362,9 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
         None => format!("embedded in {}", args.data_dir.display()),
     };
     let archive = args.archive.check().await?;
+    for name in unknown_variables_here() {
+        println!("{name} is no setting of this release");
+    }
     println!(
         "the configuration is good: listen {}, admin {}, store {store}{archive}",
         args.listen, args.admin
@@ -359,7 +398,14 @@ pub fn complain(message: &str) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::without_password;
+    use super::{unknown_variables, without_password};
+
+    #[test]
+    fn a_mistyped_variable_is_told_and_one_of_a_worker_is_not() {
+        let names =
+            ["EVERTHREAD_LEASE_MS", "EVERTHREAD_LEASEMS", "EVERTHREAD_MODEL", "PATH", "EVERTHREAD_OTLP"];
+        assert_eq!(unknown_variables(names), ["EVERTHREAD_LEASEMS"]);
+    }
 
     #[test]
     fn no_password_reaches_a_log() {

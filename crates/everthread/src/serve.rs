@@ -35,6 +35,9 @@ const DEMO_MODEL_AGENT: &str = "model";
 /// Runs a node until it is told to stop.
 pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
     start_log(&args)?;
+    for name in config::unknown_variables_here() {
+        tracing::warn!(name, "a variable that is no setting of this release");
+    }
     #[cfg(feature = "planted-faults")]
     plant_fault()?;
     let token = args.token(mode)?;
@@ -46,7 +49,7 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
         Some(node) => node.parse().context("--node")?,
         None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
     };
-    let public = bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let public = bind(args.listen).with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
     let admin = bind(args.admin).with_context(|| format!("cannot listen on {} (--admin)", args.admin))?;
     let archive = args.archive.open()?;
     let background = TaskGroup::new();
@@ -57,7 +60,10 @@ pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
             let tracker = tokio_util::task::TaskTracker::new();
             let store = Redis::connect(options, &tracker, &background.token())
                 .await
-                .with_context(|| format!("cannot use the Redis at {}", without_password(url)))?;
+                .with_context(|| {
+                    let url = without_password(url);
+                    format!("cannot use the Redis at {url} (`everthread doctor` with the same settings says what to do)")
+                })?;
             tracing::info!(url = without_password(url), prefix = args.redis_prefix, "store: Redis");
             node_until_stopped(mode, args, token, node, store, archive, sockets).await?;
         }

@@ -9,6 +9,7 @@ use everthread_protocol::{Code, Fault};
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
 use sha1::{Digest as _, Sha1};
 use tokio::net::TcpStream;
 
@@ -72,14 +73,20 @@ impl Upgrade {
     /// The socket, once the response is out.
     pub async fn socket(self) -> Option<(Inbound, Outbox)> {
         let upgraded: Upgraded = self.pending.await.ok()?;
-        let parts = hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded).ok()?;
-        let stream = parts.io.into_inner();
+        let (stream, before) = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => (parts.io.into_inner(), parts.read_buf),
+            // A server that listens with axum's own, as tests and tools do.
+            Err(upgraded) => {
+                let parts = auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded).ok()?;
+                (parts.io.into_inner(), parts.read_buf)
+            }
+        };
         // Elsewhere there is no such option, and slow readers are noticed later.
         #[cfg(target_os = "linux")]
         drop(socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX));
         let (read, write) = stream.into_split();
         // What the client sent right behind its request has been read already.
-        Some((Inbound::new(read, BytesMut::from(&parts.read_buf[..])), Outbox::new(write)))
+        Some((Inbound::new(read, BytesMut::from(&before[..])), Outbox::new(write)))
     }
 }
 

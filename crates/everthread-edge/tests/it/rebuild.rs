@@ -1,9 +1,10 @@
-//! Pools and deadlines that are lost outright: every run still ends.
+//! Pools, deadlines and lists that are lost outright: every run still ends, and every session is listed.
 
 use crate::harness::http::{create, input};
 use crate::harness::{Client, OnRedis, Request, Worker, World, until};
 use everthread_store::Store as _;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,4 +59,26 @@ async fn without_its_pools_and_deadlines_every_run_still_ends() {
         waiting.items.is_empty().then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_is_lost_has_every_session_again_in_which_nothing_happens() {
+    let mut world = World::<OnRedis>::start().await;
+    world.rebuild_every = Duration::from_secs(1);
+    let node = world.node().await;
+    for session in ["a", "b", "c"] {
+        create(node.address, session).await;
+    }
+    let tenant = "default".parse().unwrap();
+    let listed = async || {
+        let listed = node.edge.desk.store().sessions(&tenant, None, 10).await.unwrap();
+        listed.into_iter().map(|(session, _)| session.to_string()).collect::<BTreeSet<_>>()
+    };
+    until("all are listed", async || (listed().await.len() == 3).then_some(())).await;
+    world.engine.server.command("DEL et:{sessions:default:0}").await.unwrap();
+    until("all are listed again", async || (listed().await.len() == 3).then_some(())).await;
+    // What is there stays as it is.
+    Request::post("/v1/sessions/b/input", &json!({ "text": "Hi" })).send(node.address).await.with(202);
+    let first = async || node.edge.desk.store().sessions(&tenant, None, 1).await.unwrap().remove(0).0;
+    until("the last active one is the first", async || (first().await.as_str() == "b").then_some(())).await;
 }

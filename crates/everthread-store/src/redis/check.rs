@@ -4,6 +4,7 @@
 //! not be asked is passed over, and is no fault. A fault is what loses sessions or stops them; a warning is what will do so on
 //! a bad day.
 
+mod advice;
 mod permissions;
 mod server;
 
@@ -14,6 +15,7 @@ use super::link::Failure;
 use super::slots::{Claim, SLOTS, claims, slot_of_key};
 use super::{Options, START_MAX};
 use crate::Error;
+use advice::advised;
 use server::{Asked, Place};
 use std::fmt;
 use std::time::Duration;
@@ -101,18 +103,19 @@ impl Findings {
 async fn one(place: &Place, findings: &mut Findings) -> Option<Asked> {
     let name = place.endpoint.to_string();
     let asking = async {
-        let asked = server::ask(place).await?;
         let denied = permissions::denied(place).await?;
-        Ok::<_, Failure>((asked, denied))
+        let asked = server::ask(place).await;
+        Ok::<_, Failure>((if denied.is_empty() { Some(asked?) } else { asked.ok() }, denied))
     };
     match timeout(SERVER_MAX, asking).await {
         Ok(Ok((asked, denied))) => {
-            server::judge(place, &asked, findings);
+            // Who may not even ask that is told all that is missing.
+            asked.iter().for_each(|asked| server::judge(place, asked, findings));
             permissions::judge(&name, &denied, findings);
-            Some(asked)
+            asked
         }
         Ok(Err(failure)) => {
-            findings.add(Level::Fault, &name, "connection", failure.why());
+            findings.add(Level::Fault, &name, "connection", advised(&failure.why()));
             None
         }
         Err(_) => {
@@ -177,7 +180,7 @@ async fn watched(
                 }
             }
             Ok(Err(failure)) => {
-                let told = format!("{}; the others must do without it", failure.why());
+                let told = format!("{}; the others must do without it", advised(&failure.why()));
                 findings.add(Level::Warning, &at, "sentinel", told);
             }
             Err(_) => findings.add(Level::Warning, &at, "sentinel", "no answer"),
@@ -256,7 +259,7 @@ async fn cluster(
         };
         match timeout(START_MAX, asking).await {
             Ok(Ok(told)) => return Ok((seed.clone(), told)),
-            Ok(Err(failure)) => last = failure.why(),
+            Ok(Err(failure)) => last = advised(&failure.why()),
             Err(_) => "no answer".clone_into(&mut last),
         }
         findings.add(Level::Warning, &seed.to_string(), "connection", last.clone());

@@ -103,7 +103,7 @@ impl Failure {
 
 impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
-        let why = error.to_string();
+        let why = in_short(&error);
         if let ErrorKind::Io = error.kind() {
             return Failure::Lost(why);
         }
@@ -134,6 +134,15 @@ impl From<RedisError> for Failure {
             ) => Failure::Refused(why),
             _ => Failure::Broken(why),
         }
+    }
+}
+
+/// In words; of a pipeline of which all failed for the same reason, once.
+fn in_short(error: &RedisError) -> String {
+    let errors = error.clone().into_server_errors().unwrap_or_default();
+    match &errors[..] {
+        [(_, first), _, ..] => format!("{first} (and {} more of its commands)", errors.len() - 1),
+        _ => error.to_string(),
     }
 }
 

@@ -63,8 +63,15 @@ const USED_IN_CLUSTER: &[&str] = &["ASKING", "CLUSTER NODES"];
 /// … and where there are sentinels.
 const USED_WITH_SENTINELS: &[&str] = &["ROLE"];
 
-/// What we may not do, in the words of the server.
-pub(super) async fn denied(place: &Place) -> Result<Vec<String>, Failure> {
+/// What we may not do.
+pub(super) struct Denied {
+    command: String,
+    /// What the rules do not give for it.
+    want: &'static str,
+}
+
+/// Tries everything.
+pub(super) async fn denied(place: &Place) -> Result<Vec<Denied>, Failure> {
     let mut used: Vec<&str> = vec!["MULTI", SPOILER];
     used.extend(USED);
     if place.is_cluster {
@@ -108,8 +115,8 @@ fn command(line: &str, key: &str) -> Cmd {
     command
 }
 
-/// Whether that was for want of permission.
-fn refusal(line: &str, error: &RedisError) -> Option<String> {
+/// What was refused and why, if that was for want of permission.
+fn refusal(line: &str, error: &RedisError) -> Option<Denied> {
     if error.kind() != ErrorKind::Server(ServerErrorKind::NoPerm) {
         return None;
     }
@@ -118,15 +125,24 @@ fn refusal(line: &str, error: &RedisError) -> Option<String> {
             && word.chars().all(|c| c.is_ascii_uppercase())
     };
     let name: Vec<&str> = line.split(' ').take_while(is_name).collect();
-    Some(format!("{} ({})", name.join(" "), error.detail().unwrap_or("no permission")))
+    let told = error.detail().unwrap_or_default();
+    let wants = ["command", "key", "channel"];
+    let want = wants.into_iter().find(|want| told.contains(want)).unwrap_or("permission");
+    Some(Denied { command: name.join(" "), want })
 }
 
 /// What is to be made of it.
-pub(super) fn judge(server: &str, denied: &[String], findings: &mut Findings) {
+pub(super) fn judge(server: &str, denied: &[Denied], findings: &mut Findings) {
     if denied.is_empty() {
         return findings.add(Level::Good, server, "permissions", "all that is needed");
     }
-    let told =
-        format!("the user may not: {}; give it the rules of deploy/redis/users.conf", denied.join(", "));
+    // Without the right to a key there are forty commands for one and the same reason.
+    let told = ["command", "key", "channel", "permission"].iter().filter_map(|want| {
+        let commands: Vec<&str> =
+            denied.iter().filter(|denied| denied.want == *want).map(|denied| &*denied.command).collect();
+        (!commands.is_empty()).then(|| format!("{} (no right to the {want})", commands.join(", ")))
+    });
+    let told = told.collect::<Vec<_>>().join("; ");
+    let told = format!("the user may not: {told}; give it the rules of deploy/redis/users.conf");
     findings.add(Level::Fault, server, "permissions", told);
 }

@@ -74,7 +74,32 @@ async fn a_wrong_password_and_a_user_that_is_none_are_said_to_be_so() {
         assert_eq!(bad(&findings, Level::Fault), ["connection"]);
         let told = told(&findings, "connection");
         assert!(told.to_lowercase().contains("password") || told.contains("uthentication"), "{told}");
+        assert!(told.contains("look at user and password"), "{told}");
     }
+    // Nobody is there; and somebody is who speaks something else.
+    let nobody = "redis://127.0.0.1:1";
+    assert!(told(&examine(&options(nobody)).await, "connection").contains("does Redis run there"));
+    let cluster = format!("redis-cluster://everthread:secret@{}", server.tcp_address());
+    let findings = examine(&options(&cluster)).await;
+    assert!(told(&findings, "connection").contains("begins with redis://"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn a_user_who_may_hardly_anything_is_told_all_that_is_missing_and_each_reason_once() {
+    let args =
+        ["--user", "weak", "on", ">secret", "~et:*", "&et:*", "+@read", "+ping", "+info", "+hello", "+multi"];
+    let args = args.map(str::to_owned).to_vec();
+    let server =
+        RedisServer::start_with(RedisOptions { tcp: true, args, ..RedisOptions::default() }).await.unwrap();
+    let url = format!("redis://weak:secret@{}", server.tcp_address());
+    let findings = examine(&options(&url)).await;
+    let told = told(&findings, "permissions");
+    assert!(told.contains("HSET") && told.contains("EVALSHA") && told.contains("TIME"), "{told}");
+    assert_eq!(told.matches("no right to the command").count(), 1, "{told}");
+    let stop = CancellationToken::new();
+    let failed = Redis::connect(options(&url), &TaskTracker::new(), &stop).await.unwrap_err().to_string();
+    stop.cancel();
+    assert!(failed.contains("script|load") && failed.len() < 300, "{failed}");
 }
 
 #[tokio::test]
