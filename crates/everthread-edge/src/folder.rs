@@ -10,6 +10,7 @@ use crate::metrics::Metrics;
 use crate::reader::Reader;
 use crate::tail::lock;
 use everthread_control::TaskGroup;
+use everthread_protocol::record::InvalidRecord;
 use everthread_protocol::{Entry, Millis, Record, Seq, SessionKey};
 use everthread_session::fold::{Limits, fold, numbered};
 use everthread_store::{Error, Fold, Folded, Head, Refusal, Store, Written};
@@ -151,8 +152,14 @@ impl<S: Store> Folder<S> {
         }
     }
 
-    /// Folds everything that was written up to a time, also what would stay raw otherwise.
-    pub async fn fold_until(&self, key: &SessionKey, until: Millis) -> Result<(), Error> {
+    /// Folds everything that was written up to a time, also what would stay raw otherwise, but not beyond the first message
+    /// that is `needed`: what is folded together with it would have to stay with it.
+    pub async fn fold_until(
+        &self,
+        key: &SessionKey,
+        until: Millis,
+        needed: &HashSet<String>,
+    ) -> Result<(), Error> {
         let reader = &self.inner.reader;
         let Some(Some(head)) = reader.store().heads(std::slice::from_ref(key)).await?.pop() else {
             return Ok(());
@@ -166,7 +173,7 @@ impl<S: Store> Folder<S> {
             }
             let mut old = 0;
             for record in &page.records {
-                if written_at(record)? > until {
+                if written_at(record)? > until || begins_one_of(record, needed)? {
                     break;
                 }
                 old += 1;
@@ -226,7 +233,30 @@ pub(crate) fn written_at(record: &Record) -> Result<Millis, Error> {
     Ok(blocks.iter().map(|block| block.at).max().unwrap_or_default())
 }
 
-fn has_end(record: &Record) -> Result<bool, everthread_protocol::record::InvalidRecord> {
+/// Whether one of these messages, which are references, begins in a record.
+fn begins_one_of(record: &Record, messages: &HashSet<String>) -> Result<bool, Error> {
+    if messages.is_empty() {
+        return Ok(false);
+    }
+    let corrupt = |e: InvalidRecord| Error::Corrupt(e.to_string());
+    for block in record.parse_blocks().map_err(corrupt)? {
+        for (_, _, raw) in numbered(&block, record.from).map_err(corrupt)? {
+            let begins = match (Entry::read(raw.get()), &block.run) {
+                (Entry::MessagePut { message, .. }, _) => messages.contains(message.as_str()),
+                (Entry::MessageStart { message, .. }, Some(run)) => {
+                    messages.contains(&format!("{run}/{message}"))
+                }
+                _ => false,
+            };
+            if begins {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn has_end(record: &Record) -> Result<bool, InvalidRecord> {
     for block in record.parse_blocks()? {
         let is_end =
             |raw: &str| matches!(Entry::read(raw), Entry::MessageEnd { .. } | Entry::RunEnded { .. });

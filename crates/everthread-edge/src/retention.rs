@@ -168,10 +168,11 @@ impl<S: Store> Retainer<S> {
             return Ok(None);
         }
         let too_old = wanted.too_old_at(now);
+        let needed = state.needed_messages();
         if let Some(until) = too_old {
-            self.inner.folder.fold_until(key, until).await?;
+            self.inner.folder.fold_until(key, until, &needed).await?;
         }
-        let plan = Plan { too_old, max_bytes: wanted.max_bytes, needed: state.needed_messages() };
+        let plan = Plan { too_old, max_bytes: wanted.max_bytes, needed };
         let is_done = self.trim(key, loaded.version, &plan).await?;
         let soon = now.plus(millis(self.inner.options.pause));
         let again = match wanted.max_age_ms {

@@ -2,7 +2,7 @@
 
 use crate::harness::history::History;
 use crate::harness::http::{input, state};
-use crate::harness::{Client, Engine, Node, PATIENCE, Random, Request, Worker, World, until};
+use crate::harness::{Client, Engine, NO_FOLDING, Node, PATIENCE, Random, Request, Worker, World, until};
 use everthread_edge::folder;
 use everthread_edge::retention::Options;
 use everthread_protocol::{Cursor, SessionKey};
@@ -214,17 +214,18 @@ async fn what_is_too_old_goes_though_nobody_writes_and_the_session_goes_on<E: En
 }
 
 async fn the_input_of_a_run_that_waits_is_kept_however_old_it_is<E: Engine>() {
-    const MAX_AGE: Duration = Duration::from_millis(500);
-    let world = world::<E>().await;
+    // Nothing is too old until everything is there, and only what is too old is folded: all of it at once.
+    const AGE: Duration = Duration::from_secs(3_600);
+    let mut world = World::<E>::folding(NO_FOLDING).await;
+    world.retention = Options { pause: Duration::ZERO, ..Options::default() };
     let node = world.node().await;
-    create(node.address, json!({ "max_age_ms": 500 })).await;
+    create(node.address, json!({ "max_age_ms": AGE.as_millis() })).await;
     let mut worker = Worker::join(node.address, "w1", "other", 1).await;
     for round in 0..3 {
         let body = json!({ "text": format!("Question {round}"), "agent": "other" });
         Request::post("/v1/sessions/s/input", &body).send(node.address).await.with(202);
         worker.serve(&["an answer"]).await;
     }
-    let asked = std::time::Instant::now();
     let run = input(node.address, "s", "Nobody is there yet").await;
     // What comes after it is kept with it.
     for round in 0..3 {
@@ -232,15 +233,17 @@ async fn the_input_of_a_run_that_waits_is_kept_however_old_it_is<E: Engine>() {
         Request::post("/v1/sessions/s/input", &body).send(node.address).await.with(202);
         worker.serve(&["an answer"]).await;
     }
-    until("what is before it went, and a look later", async || {
-        let is_old = asked.elapsed() > MAX_AGE * 4;
-        (head(&node).await.floor.0 > 10 && is_old).then_some(())
+    let body = json!({ "meta": { "retention": { "max_age_ms": 1 } } }).to_string();
+    Request::new("PATCH", "/v1/sessions/s").body(body).send(node.address).await.with(200);
+    let patched = std::time::Instant::now();
+    until("what is before it went, and some looks later", async || {
+        (head(&node).await.floor.0 > 10 && patched.elapsed() > Duration::from_secs(1)).then_some(())
     })
     .await;
     let now: View = serde_json::from_str(&state(node.address, "s").await).unwrap();
     let is_kept = |message: &Message| message.parts.iter().any(|part| part.value == "Nobody is there yet");
     let after = now.messages().iter().skip_while(|message| !is_kept(message)).count();
-    assert!(after == 7 && now.messages().len() <= 13, "{:?}", now.messages());
+    assert_eq!((after, now.messages().len()), (7, 7), "{:?}", now.messages());
     let mut late = Worker::join(node.address, "w2", "guide", 1).await;
     let job = late.work().await;
     assert_eq!(job.run, run);
