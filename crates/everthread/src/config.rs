@@ -402,9 +402,14 @@ mod tests {
 
     #[test]
     fn a_mistyped_variable_is_told_and_one_of_a_worker_is_not() {
-        let names =
-            ["EVERTHREAD_LEASE_MS", "EVERTHREAD_LEASEMS", "EVERTHREAD_MODEL", "PATH", "EVERTHREAD_OTLP"];
-        assert_eq!(unknown_variables(names), ["EVERTHREAD_LEASEMS"]);
+        let names = [
+            "EVERTHREAD_LEASE_MS",
+            concat!("EVERTHREAD_", "LEASEMS"),
+            "EVERTHREAD_MODEL",
+            "PATH",
+            "EVERTHREAD_OTLP",
+        ];
+        assert_eq!(unknown_variables(names), [concat!("EVERTHREAD_", "LEASEMS")]);
     }
 
     #[test]
