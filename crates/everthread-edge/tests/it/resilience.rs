@@ -75,7 +75,9 @@ async fn serve_for_ever(address: SocketAddr, name: String) {
 }
 
 async fn five_hundred_sessions_are_each_followed_to_their_end<E: Engine>() {
-    let world = World::<E>::start().await;
+    let mut world = World::<E>::start().await;
+    // Whatever else the machine does: here nobody is to be taken for dead.
+    world.leases.lease = PATIENCE * 2;
     let (here, there) = (world.node().await, world.node().await);
     let nodes = [here.address, there.address];
     let mut workers = JoinSet::new();
