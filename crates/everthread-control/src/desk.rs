@@ -187,16 +187,12 @@ impl<S: Store> Desk<S> {
 
     /// Loads a session with its state read.
     pub async fn load(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
-        let loaded = self.store.load(key).await?.ok_or(NO_SESSION)?;
-        let state = read_state(&loaded.state)?;
-        Ok((loaded, state))
+        understood(self.store.load(key).await?)
     }
 
     /// [`Desk::load`], for what nobody has asked for: see [`Store::here`].
     pub async fn load_here(&self, key: &SessionKey) -> Result<(Loaded, State), Failure> {
-        let loaded = self.store.here().load(key).await?.ok_or(NO_SESSION)?;
-        let state = read_state(&loaded.state)?;
-        Ok((loaded, state))
+        understood(self.store.here().load(key).await?)
     }
 
     /// Reads where a session stands and what it is, without its log: of an archived one what its stub tells.
@@ -510,6 +506,13 @@ impl<S: Store> Desk<S> {
         let leases = state.active_runs().map(|(run, _)| lease_of(loaded, run).unwrap_or(full_term));
         state.next_due().into_iter().chain(leases).min()
     }
+}
+
+/// A session that there is, with its state read.
+fn understood(loaded: Option<Loaded>) -> Result<(Loaded, State), Failure> {
+    let loaded = loaded.ok_or(NO_SESSION)?;
+    let state = read_state(&loaded.state)?;
+    Ok((loaded, state))
 }
 
 /// A core state as the store has it. What a newer release wrote may not be readable at all, so its schema is looked at first.

@@ -105,6 +105,10 @@ impl Stale {
 }
 
 impl Dialer {
+    fn at(target: Target, wire: Arc<Wire>) -> Self {
+        Self { target, wire, suspicion: Arc::default(), found: Arc::default() }
+    }
+
     /// To the one server or, by way of `sentinels`, to the primary.
     pub(super) fn new(
         address: &Address,
@@ -114,22 +118,12 @@ impl Dialer {
         let tls = address.tls.as_ref().map(tls).transpose();
         let tls = tls.map_err(|why| Error::Unavailable(format!("TLS to Redis: {why}")))?;
         let wire = Wire { login: login(&address.login), tls, response_timeout };
-        Ok(Self {
-            target: Target::Fixed(endpoint),
-            wire: Arc::new(wire),
-            suspicion: Arc::default(),
-            found: Arc::default(),
-        })
+        Ok(Self::at(Target::Fixed(endpoint), Arc::new(wire)))
     }
 
     /// To another server of the same kind.
     pub(super) fn to(&self, endpoint: Endpoint) -> Self {
-        Self {
-            target: Target::Fixed(endpoint),
-            wire: self.wire.clone(),
-            suspicion: Arc::default(),
-            found: Arc::default(),
-        }
+        Self::at(Target::Fixed(endpoint), self.wire.clone())
     }
 
     /// To a sentinel, where we may be somebody else.
@@ -143,22 +137,12 @@ impl Dialer {
                 .map(|tls| Tls { connector: tls.connector.clone(), name: tls.name.clone() }),
             response_timeout: self.wire.response_timeout,
         };
-        Self {
-            target: Target::Fixed(endpoint),
-            wire: Arc::new(wire),
-            suspicion: Arc::default(),
-            found: Arc::default(),
-        }
+        Self::at(Target::Fixed(endpoint), Arc::new(wire))
     }
 
     /// To the primary that `sentinels` know.
     pub(super) fn watched(&self, sentinels: Arc<Sentinels>) -> Self {
-        Self {
-            target: Target::Watched(sentinels),
-            wire: self.wire.clone(),
-            suspicion: Arc::default(),
-            found: Arc::default(),
-        }
+        Self::at(Target::Watched(sentinels), self.wire.clone())
     }
 
     /// The server is no primary: all connections that were opened before this are given up.

@@ -14,6 +14,14 @@ async fn keeping(sync: &str, more: &[&str]) -> RedisServer {
     RedisServer::start_with(options).await.unwrap()
 }
 
+async fn replica_of(primary: &RedisServer) -> RedisServer {
+    let args = ["--replicaof", "127.0.0.1", &primary.port().to_string()].map(str::to_owned).into();
+    let program = Some(newer_redis().unwrap());
+    RedisServer::start_with(RedisOptions { tcp: true, args, program, ..RedisOptions::default() })
+        .await
+        .unwrap()
+}
+
 /// A server whose disk says nothing any more. What it was set to when the store looked is believed for a while.
 async fn left_to_the_system(server: &RedisServer) {
     assert_eq!(server.command("CONFIG SET appendfsync no").await.unwrap(), "+OK\r\n");
@@ -71,10 +79,7 @@ async fn what_is_not_on_the_disk_is_not_called_so_until_it_is() {
 #[tokio::test]
 async fn nobody_else_waits_for_the_disk() {
     let server = keeping("everysec", &[]).await;
-    let mut replica = RedisOptions { tcp: true, ..RedisOptions::default() };
-    replica.program = Some(newer_redis().unwrap());
-    replica.args.extend(["--replicaof", "127.0.0.1", &server.port().to_string()].map(str::to_owned));
-    let _replica = RedisServer::start_with(replica).await.unwrap();
+    let _replica = replica_of(&server).await;
     let (store, _stop) = connect(&server.tcp_url()).await;
     let (key, first) = created(&store).await;
     until(async || store.confirm(&key, &first, Level::Replicated).await.ok()).await;
@@ -101,10 +106,7 @@ async fn nobody_else_waits_for_the_disk() {
 #[tokio::test]
 async fn a_replica_that_hangs_keeps_a_write_from_being_synced_as_much_as_from_being_replicated() {
     let server = keeping("everysec", &[]).await;
-    let mut replica = RedisOptions { tcp: true, ..RedisOptions::default() };
-    replica.program = Some(newer_redis().unwrap());
-    replica.args.extend(["--replicaof", "127.0.0.1", &server.port().to_string()].map(str::to_owned));
-    let replica = RedisServer::start_with(replica).await.unwrap();
+    let replica = replica_of(&server).await;
     let (store, _stop) = connect(&server.tcp_url()).await;
     let (key, first) = created(&store).await;
     until(async || store.confirm(&key, &first, Level::Replicated).await.ok()).await;
