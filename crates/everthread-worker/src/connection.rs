@@ -48,6 +48,13 @@ pub(crate) enum Left {
     Refused(WorkerError),
 }
 
+/// How a connection ended.
+pub(crate) struct Ended {
+    pub left: Left,
+    /// How long it lasted since its welcome, if it had one.
+    pub lasted: Option<Duration>,
+}
+
 impl From<SocketError> for Left {
     fn from(error: SocketError) -> Self {
         Left::Lost(error)
@@ -131,19 +138,20 @@ impl<'a> Connection<'a> {
     }
 
     /// Says hello and works until the connection ends.
-    pub(crate) async fn serve(mut self, mut connection: RawConnection) -> Left {
-        match timeout(WELCOME_DEADLINE, self.hello(&mut connection)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(left)) => return left,
-            Err(_) => return SocketError::Deadline(WELCOME_DEADLINE).into(),
+    pub(crate) async fn serve(mut self, mut connection: RawConnection) -> Ended {
+        let greeted = timeout(WELCOME_DEADLINE, self.hello(&mut connection)).await;
+        let greeted = greeted.unwrap_or_else(|_| Err(SocketError::Deadline(WELCOME_DEADLINE).into()));
+        if let Err(left) = greeted {
+            return Ended { left, lasted: None };
         }
+        let welcomed = Instant::now();
         let (sender, receiver) = connection.split();
         let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES_MAX);
         let left = tokio::select! {
             error = sender.write_all(frames) => error.into(),
             left = self.work(receiver, outbound) => left,
         };
-        left
+        Ended { left, lasted: Some(welcomed.elapsed()) }
     }
 
     async fn hello(&mut self, connection: &mut RawConnection) -> Result<(), Left> {

@@ -38,6 +38,7 @@ mod error;
 mod live;
 mod message;
 mod outbox;
+mod reconnect;
 mod run;
 mod runs;
 mod shared;

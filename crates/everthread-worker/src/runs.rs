@@ -63,11 +63,16 @@ impl Runs {
         loop {
             let mut removed = std::pin::pin!(self.removed.notified());
             removed.as_mut().enable();
-            if lock(&self.runs).is_empty() {
+            if self.is_empty() {
                 return;
             }
             removed.await;
         }
+    }
+
+    /// Whether no run is at hand.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.runs).is_empty()
     }
 
     /// What `hello` names.

@@ -1,23 +1,21 @@
 //! The worker: what it offers, and the loop that keeps it connected for as long as it is wanted.
 
-use crate::connection::{Connection, Left};
+use crate::connection::{Connection, Ended, Left};
 use crate::error::WorkerError;
+use crate::reconnect::Reconnect;
 use crate::run::{Cause, Finish, Run};
 use crate::runs::Runs;
 use everthread_protocol::limits::{WORKER_AGENTS_MAX, WORKER_CAPACITY_MAX};
 use everthread_protocol::worker_frame::{Offer, OnLost};
 use everthread_protocol::{AgentName, Level, WorkerId};
-use everthread_socket::{Backoff, RawConnection};
+use everthread_socket::RawConnection;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-const RECONNECT_FIRST: Duration = Duration::from_millis(100);
-/// A worker that is away costs its runs their leases after a few seconds; so it asks again soon, for ever.
-const RECONNECT_CAP: Duration = Duration::from_secs(3);
 /// How long runs may go on after the worker was asked to stop, unless the builder says otherwise.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// For runs that were told to stop to end.
@@ -221,24 +219,21 @@ async fn stay_connected(
     runs: &Runs,
     shutdown: &CancellationToken,
 ) -> Result<(), WorkerError> {
-    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP);
+    let mut reconnect = Reconnect::new();
     loop {
-        let began = Instant::now();
-        let left = match RawConnection::open(&config.url, "/v1/worker", Some(&config.token)).await {
-            Ok(connection) => Connection::new(config, runs, shutdown).serve(connection).await,
-            Err(error) => Left::Lost(error),
-        };
+        let Ended { left, lasted } =
+            match RawConnection::open(&config.url, "/v1/worker", Some(&config.token)).await {
+                Ok(connection) => Connection::new(config, runs, shutdown).serve(connection).await,
+                Err(error) => Ended { left: Left::Lost(error), lasted: None },
+            };
         runs.disconnected();
         let wait = match left {
             Left::Refused(error) => return Err(error),
             Left::Lost(error) if error.is_final() => return Err(error.into()),
             Left::Lost(error) => {
-                // A connection that lasted was a good one: the next may be made at once.
-                if began.elapsed() > RECONNECT_CAP * 2 {
-                    backoff.reset();
-                }
+                let wait = reconnect.wait(lasted, !runs.is_empty(), Instant::now());
                 // Not sooner than the server asks, and not with everybody else whom it asked the same.
-                let wait = backoff.step() + error.after().unwrap_or_default();
+                let wait = wait + error.after().unwrap_or_default();
                 tracing::warn!(%error, ?wait, url = config.url, "not connected; will try again");
                 wait
             }

@@ -79,11 +79,12 @@ async fn what_redis_has_lost_is_written_again_by_the_client_that_was_answered() 
         let messages = follow.view().unwrap().messages().iter();
         messages.map(|message| message.parts[0].value.as_str().unwrap().to_owned()).collect()
     };
+    let before = follow.view().unwrap().epoch();
     let healing = async {
-        let mut was_reset = false;
-        while !was_reset || texts(&follow).len() < 3 {
+        // What it holds stays until that of the new epoch comes.
+        while follow.view().unwrap().epoch() == before || texts(&follow).len() < 3 {
             match follow.next().await.unwrap() {
-                Event::Reset(reason) => was_reset = reason == ResetReason::Epoch,
+                Event::Reset(reason) => assert_eq!(reason, ResetReason::Epoch),
                 Event::Lost(error) => panic!("{error}"),
                 _ => {}
             }
