@@ -72,14 +72,20 @@ async fn what_redis_has_lost_is_written_again_by_the_client_that_was_answered() 
     for text in ["two", "three"] {
         session.input(text, None).await.unwrap();
     }
-    redis.kill9();
-    redis.restart().await.unwrap();
-
     let texts = |follow: &Follow| -> Vec<String> {
         let messages = follow.view().unwrap().messages().iter();
         messages.map(|message| message.parts[0].value.as_str().unwrap().to_owned()).collect()
     };
+    let seeing = async {
+        while texts(&follow).len() < 3 {
+            follow.next().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, seeing).await.expect("what was answered is followed");
     let before = follow.view().unwrap().epoch();
+
+    redis.kill9();
+    redis.restart().await.unwrap();
     let healing = async {
         // What it holds stays until that of the new epoch comes.
         while follow.view().unwrap().epoch() == before || texts(&follow).len() < 3 {

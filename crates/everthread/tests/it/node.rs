@@ -10,7 +10,7 @@ pub const TOKEN: &str = "test-token";
 /// How long a node that was told to stop still serves: longer than the balancer of the tests needs to notice.
 const DRAIN_DELAY_MS: &str = "600";
 /// For anything that is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct Node {
     process: Child,
