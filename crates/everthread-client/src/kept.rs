@@ -23,7 +23,7 @@ struct Write {
     body: Body,
     /// Where it stands, by the last answer.
     at: Cursor,
-    /// Forgotten then.
+    /// Forgotten then; if it is lost by then, given up at the first error after it.
     until: Instant,
     phase: Phase,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Kept {
 impl Kept {
     /// Keeps what has this answer, unless replicas or a disk have it.
     pub(crate) fn keep(&mut self, key: u64, body: Body, done: &Done, now: Instant) {
-        self.writes.retain(|write| write.until > now);
+        self.forget_old(now);
         let Some(at) = done.cursor.filter(|_| done.ack.is_none_or(|level| level == Level::Accepted)) else {
             return;
         };
@@ -59,7 +59,7 @@ impl Kept {
 
     /// The log of a session has lost what stood where `is_lost`, or may have.
     pub(crate) fn lost(&mut self, key: u64, now: Instant, is_lost: impl Fn(Cursor) -> bool) {
-        self.writes.retain(|write| write.until > now);
+        self.forget_old(now);
         for write in self.writes.iter_mut().filter(|write| write.key == key && is_lost(write.at)) {
             if write.phase == Phase::Answered {
                 (write.phase, write.until) = (Phase::Due(now), now + KEPT_FOR);
@@ -124,7 +124,42 @@ impl Kept {
         self.writes.retain(|write| write.key != key);
     }
 
+    /// Forgets what has been there for long. What is lost is asked for once more, however long there was no connection.
+    fn forget_old(&mut self, now: Instant) {
+        self.writes.retain(|write| write.phase != Phase::Answered || write.until > now);
+    }
+
     fn asked(&self, id: &str) -> Option<usize> {
         self.writes.iter().position(|write| write.phase == Phase::Asked && write.body.id() == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::value::RawValue;
+
+    fn keep(kept: &mut Kept, id: &str, now: Instant) {
+        let entries = RawValue::from_string("[]".to_owned()).unwrap().into();
+        let id = id.parse().unwrap();
+        let (agent, when_busy, replaces, ack) = (None, None, None, None);
+        let done = serde_json::from_str(&format!(r#"{{"id":"{id}","cursor":"5.1"}}"#)).unwrap();
+        kept.keep(7, Body::Put { id, agent, when_busy, replaces, ack, entries }, &done, now);
+    }
+
+    #[test]
+    fn what_is_known_to_be_lost_is_asked_for_however_long_there_was_no_connection() {
+        let (mut kept, begun) = (Kept::default(), Instant::now());
+        keep(&mut kept, "lost", begun);
+        kept.lost(7, begun, |_| true);
+        assert_eq!(kept.due(begun, |_| None).len(), 0, "it is not attached");
+        let later = begun + KEPT_FOR * 10;
+        keep(&mut kept, "other", later);
+        let frames = kept.due(later, |_| Some(1));
+        assert!(frames.iter().any(|frame| frame.contains(r#""lost""#)), "{frames:?}");
+        // It had its time and its try.
+        let mut given_up = None;
+        assert!(kept.failed("lost", &Error::Closed, later, |key| given_up = Some(key)));
+        assert_eq!(given_up, Some(7));
     }
 }

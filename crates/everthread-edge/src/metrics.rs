@@ -12,7 +12,7 @@ pub use repairs::{Repaired, Repairs};
 use everthread_protocol::Code;
 use everthread_protocol::entry::ControlOutcome;
 use everthread_protocol::error::close;
-use everthread_protocol::frame::Stage;
+use everthread_protocol::frame::{ResetReason, Stage};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -61,8 +61,8 @@ pub struct Metrics {
     replays: IntCounterVec,
     /// Times that an attachment fell behind and was served folded.
     pub lags: IntCounter,
-    /// Times that what a client held was not of the log.
-    pub resets: IntCounter,
+    /// Times that what a client held was replaced, by reason.
+    pub resets: IntCounterVec,
     /// Attachments and SSE followers that were told that their session is gone.
     pub gone: IntCounter,
     /// Sessions that were deleted through this node.
@@ -317,7 +317,12 @@ impl Metrics {
             closes: make.closes(),
             controls: make.controls(),
             lags: make.counter("everthread_lags_total", "Attachments that fell behind and were served folded."),
-            resets: make.counter("everthread_resets_total", "Clients whose state was not of the log."),
+            resets: make.counters(
+                "everthread_resets_total",
+                "Clients whose state was replaced, by reason.",
+                "reason",
+                [ResetReason::Epoch, ResetReason::Retention].map(reason_label),
+            ),
             gone: make.counter("everthread_gone_total", "Followers whose session was deleted."),
             deletions: make.counter("everthread_deletions_total", "Sessions deleted through this node."),
             controls_delivered: make.counter(
@@ -372,6 +377,11 @@ impl Metrics {
         self.replays.with_label_values(&[source.label(), result.label()]).inc();
     }
 
+    /// What a client holds is replaced.
+    pub(crate) fn reset(&self, reason: ResetReason) {
+        self.resets.with_label_values(&[reason_label(reason)]).inc();
+    }
+
     /// The node closes a connection with this code.
     pub(crate) fn closed(&self, kind: &str, code: u16) {
         if let Some((_, reason)) = CLOSE_REASONS.iter().find(|(known, _)| *known == code) {
@@ -410,6 +420,13 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be written");
         }
         String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+fn reason_label(reason: ResetReason) -> &'static str {
+    match reason {
+        ResetReason::Epoch => "epoch",
+        ResetReason::Retention => "retention",
     }
 }
 

@@ -51,7 +51,9 @@ pub(crate) async fn follow<S: Store>(
     let mut events = Events { cursor, edge, tail, mode, is_over: false, queue, guest };
     match after {
         // What the ring still has is told, too, but whoever comes new or late begins where the log does.
-        Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => events.reset().await,
+        Some(cursor) if lost(&page, cursor) == Some(ResetReason::Retention) => {
+            events.reset(ResetReason::Retention).await
+        }
         Some(cursor) => {
             events.cursor = cursor;
             Ok(Step::Events)
@@ -155,7 +157,7 @@ impl<S: Store> Events<S> {
                 Ok(Step::Events)
             }
             Found::Behind(_) | Found::Ahead => self.read_log().await,
-            Found::Invalid => self.reset().await,
+            Found::Invalid => self.reset(ResetReason::Epoch).await,
             Found::Gone => {
                 self.is_over = true;
                 self.edge.metrics.gone.inc();
@@ -172,9 +174,9 @@ impl<S: Store> Events<S> {
         let key = self.tail.key().clone();
         let read = self.edge.reader.folded_page(&key, self.cursor.seq).await;
         let page = read.inspect_err(|_| self.edge.metrics.replayed(Source::Log, Replayed::Error))?;
-        if lost(&page, self.cursor).is_some() {
+        if let Some(reason) = lost(&page, self.cursor) {
             self.edge.metrics.replayed(Source::Log, Replayed::Reset);
-            return self.reset().await;
+            return self.reset(reason).await;
         }
         let result = if page.records.is_empty() { Replayed::Empty } else { Replayed::Ok };
         self.edge.metrics.replayed(Source::Log, result);
@@ -194,8 +196,11 @@ impl<S: Store> Events<S> {
     /// From the start: with what stands for what was dropped, if anything was.
     async fn begin(&mut self, page: &Page) -> Result<Step, Error> {
         if page.head.floor > Seq(1) {
-            let Some(base) = self.edge.reader.base(self.tail.key()).await? else { return self.reset().await };
-            self.edge.metrics.resets.inc();
+            let reason = ResetReason::Retention;
+            let Some(base) = self.edge.reader.base(self.tail.key()).await? else {
+                return self.reset(reason).await;
+            };
+            self.edge.metrics.reset(reason);
             let head = Head { floor: base.seq().next(), ..page.head };
             self.cursor = start_of(&Page { head, ..page.clone() });
             self.queue.push_back(reset_event(self.cursor, &base)?);
@@ -203,8 +208,8 @@ impl<S: Store> Events<S> {
         Ok(Step::Events)
     }
 
-    async fn reset(&mut self) -> Result<Step, Error> {
-        self.edge.metrics.resets.inc();
+    async fn reset(&mut self, reason: ResetReason) -> Result<Step, Error> {
+        self.edge.metrics.reset(reason);
         let key = self.tail.key().clone();
         let (view, _) = self.edge.reader.view(&key).await?;
         self.edge.metrics.replayed(Source::Snapshot, Replayed::Ok);

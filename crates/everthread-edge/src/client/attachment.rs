@@ -249,7 +249,7 @@ impl<S: Store> Connection<S> {
                 self.make_ready(id);
             }
             Ok(Brought::Reset(reason, cursor, frame)) => {
-                self.edge.metrics.resets.inc();
+                self.edge.metrics.reset(reason);
                 self.edge.metrics.replayed(Source::Snapshot, Replayed::Ok);
                 attachment.cursor = cursor;
                 attachment.mode.set(Mode::Joining);

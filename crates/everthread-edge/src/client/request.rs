@@ -418,7 +418,7 @@ async fn open<S: Store>(
     };
     frames.push(ServerFrame::Attached(attached).encode());
     if let Some(reason) = reset {
-        edge.metrics.resets.inc();
+        edge.metrics.reset(reason);
         frames.push(ServerFrame::Reset { attachment: number, reason }.encode());
     }
     let failed = |e: everthread_store::Error| fault_of(&key, &e);

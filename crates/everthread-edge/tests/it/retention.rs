@@ -152,6 +152,8 @@ async fn a_cursor_and_a_device_below_the_floor_get_a_snapshot_and_go_on<E: Engin
         assert_eq!(snapshot["floor"], json!(last.floor));
         assert_eq!(snapshot["attachment"], attached["attachment"]);
     }
+    let resets = |reason| node.edge.metrics.resets.with_label_values(&[reason]).get();
+    assert_eq!((resets("retention"), resets("epoch")), (2, 0), "the store has lost nothing");
     // Over SSE: the beginning is a reset with the view, whatever cursor below the floor it is asked from.
     for after in [String::new(), format!("?after={}", early.cursor())] {
         let opened = Request::get(format!("/v1/sessions/s/follow{after}")).open(node.address).await;

@@ -100,6 +100,8 @@ struct Lately {
     /// Which primary: it changes with a failover, and then nobody has left.
     replid: String,
     replicas: u64,
+    /// Those that follow now.
+    now: u64,
     /// Those that are missing count until then.
     until: Option<Instant>,
 }
@@ -107,11 +109,13 @@ struct Lately {
 impl Lately {
     /// How many must have what is written now, while so many follow.
     fn needed(&mut self, replid: &str, replicas: u64, now: Instant) -> u64 {
-        let is_settled = self.replid != replid
-            || replicas >= self.replicas
-            || now >= *self.until.get_or_insert(now + LEFT_COUNTS);
+        if replicas < std::mem::replace(&mut self.now, replicas) {
+            self.until = Some(now + LEFT_COUNTS);
+        }
+        let is_settled =
+            self.replid != replid || replicas >= self.replicas || self.until.is_none_or(|until| now >= until);
         if is_settled {
-            *self = Lately { replid: replid.to_owned(), replicas, until: None };
+            *self = Lately { replid: replid.to_owned(), replicas, now: replicas, until: None };
         }
         self.replicas
     }
@@ -471,10 +475,13 @@ mod tests {
         // One is promoted: the other's word is not enough until everybody knows who is primary.
         assert_eq!(lately.needed("p1", 1, now), 2);
         assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS / 2), 2);
-        assert_eq!(lately.needed("p1", 0, now + LEFT_COUNTS / 2), 2);
-        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS), 1, "it is gone for good");
+        // The time of one that leaves later begins when it leaves.
+        let later = now + LEFT_COUNTS / 2;
+        assert_eq!(lately.needed("p1", 0, later), 2);
+        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS), 2);
+        assert_eq!(lately.needed("p1", 1, later + LEFT_COUNTS), 1, "it is gone for good");
         // The new primary has never had more.
-        assert_eq!(lately.needed("p1", 2, now + LEFT_COUNTS), 2);
+        assert_eq!(lately.needed("p1", 2, later + LEFT_COUNTS), 2);
         assert_eq!(lately.needed("p2", 1, now + LEFT_COUNTS), 1);
         assert_eq!(lately.needed("p2", 2, now + LEFT_COUNTS), 2);
     }
