@@ -1,7 +1,7 @@
 //! People who ask for runs, leave marks, and press every button, over HTTP, and repeat each request under its id until it is
 //! answered. They note what they ask before they ask it, and what they are told.
 
-use crate::history::{Recorder, What};
+use crate::history::{Level, Recorder, What};
 use crate::ledger::{Ledger, Request};
 use crate::random::Random;
 use crate::worker::{PHOENIX, Task, WRITER};
@@ -109,6 +109,10 @@ impl Shared {
                     if answer["error"]["retryable"] == false && answer["error"]["code"] != "internal" =>
                 {
                     return Answer::Refused(answer["error"].to_string());
+                }
+                Ok((_, answer)) if answer["error"]["code"] == "internal" => {
+                    let (path, why) = (path.to_owned(), answer["error"].to_string());
+                    self.recorder.note("asker", What::Internal { path, why });
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -264,18 +268,20 @@ async fn ask(
             Answer::Done(receipt) => {
                 let stage = receipt["stage"].as_str().unwrap_or_default().to_owned();
                 let outcome = receipt["outcome"].as_str().map(str::to_owned);
+                let level = Level::named(receipt["ack"].as_str());
                 let is_settled = stage == "settled";
                 note(What::Receipt {
                     session: session_name.clone(),
                     control: control.clone(),
                     stage,
                     outcome,
+                    level,
                 });
                 if is_settled {
                     return;
                 }
             }
-            Answer::Refused(why) => return note(What::Left { why: format!("{control}: {why}") }),
+            Answer::Refused(why) => return note(What::Refused { id: control, why }),
             Answer::GivenUp => return,
         }
     }

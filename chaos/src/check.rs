@@ -15,7 +15,7 @@ mod tails;
 #[cfg(test)]
 mod tests;
 
-use crate::history::{Event, Level};
+use crate::history::{Event, Level, What};
 use crate::log::Log;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -39,6 +39,12 @@ pub enum Rule {
     NotArrived,
     /// All nodes tell the same log.
     NodesDiffer,
+    /// Whoever puts something is answered in the end, and not with a refusal.
+    Unanswered,
+    /// No node fails by itself.
+    Internal,
+    /// When nothing new is asked for, every run and every control comes to its end.
+    NotAtRest,
     /// What was acknowledged is in the log.
     Lost,
     /// What was asked for once is there once.
@@ -131,7 +137,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn found(&mut self, rule: Rule, session: &str, who: &str, text: impl Into<String>) {
+    pub(crate) fn found(&mut self, rule: Rule, session: &str, who: &str, text: impl Into<String>) {
         let (session, who) = (session.to_owned(), who.to_owned());
         self.violations.push(Violation { rule, session, who, text: text.into() });
     }
@@ -177,6 +183,11 @@ pub fn check(events: &[Event], logs: &BTreeMap<String, Vec<Log>>, promise: Promi
         verdict.looked.add("entries", first.head);
         runs::check(first, &mut verdict);
         one_each.insert(session.as_str(), first);
+    }
+    for event in events {
+        if let What::Internal { path, why } = &event.what {
+            verdict.found(Rule::Internal, path, &event.who, why);
+        }
     }
     clients::check(events, &one_each, promise, &mut verdict);
     acks::check(events, &one_each, promise, &mut verdict);

@@ -1,7 +1,7 @@
 //! A run from its beginning to its verdict: start, load, break by the plan, mend, let it come to rest, read, check.
 
 use crate::asker::{self, Pace, Shared};
-use crate::check::{Promise, Verdict, check};
+use crate::check::{Promise, Rule, Verdict, check};
 use crate::client::{Client, Options};
 use crate::history::{self, Event, Recorder, What, now};
 use crate::log::Log;
@@ -75,7 +75,7 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
     say("mending, and waiting until all is at rest");
     world.mend().await?;
     tasks.shared.stopping.cancel();
-    // What they put last may ask for runs.
+    // What they put last may ask for runs. Who is never answered is found by the checker.
     if !all_end(&mut tasks.putting).await? {
         say("NOT AT REST: some who put things never get their answers");
     }
@@ -103,7 +103,11 @@ pub async fn run(world: &mut World, load: &Load, dir: &Path, say: &impl Fn(&str)
             events.extend(history::read(&path)?);
         }
     }
-    Ok(Outcome { verdict: check(&events, &logs, world.store.promise()), planned, events })
+    let mut verdict = check(&events, &logs, world.store.promise());
+    if let Err(error) = rested {
+        verdict.found(Rule::NotAtRest, "all", "driver", format!("{error:#}"));
+    }
+    Ok(Outcome { verdict, planned, events })
 }
 
 /// The checker once more, over what a run has left in `dir`: its histories, and its exports as the first node told them.
@@ -160,6 +164,7 @@ async fn begin(world: &World, load: &Load, recorder: &Recorder) -> anyhow::Resul
             leaves_after: if number % 3 == 0 { 300 } else { 0 },
             seed: load.seed.wrapping_mul(77_777).wrapping_add(number as u64),
         };
+        recorder.note(&options.name, What::Follows { session: options.session.clone() });
         following.spawn(Client::new(options, recorder.clone(), seen.clone()).run());
     }
     Ok(Tasks { putting, asking, following, ends, shared, sessions })

@@ -69,6 +69,11 @@ impl Level {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {
+    /// A client is about to follow.
+    Follows {
+        /// What.
+        session: String,
+    },
     /// A client was attached.
     Attached {
         /// To what.
@@ -168,6 +173,20 @@ pub enum What {
         #[serde(default)]
         level: Level,
     },
+    /// A request was refused: asking again changes nothing.
+    Refused {
+        /// Id of the request.
+        id: String,
+        /// In the node's words.
+        why: String,
+    },
+    /// A node said that the fault is its own.
+    Internal {
+        /// What was asked for.
+        path: String,
+        /// In the node's words.
+        why: String,
+    },
     /// A control is about to be asked for.
     Asked {
         /// Where.
@@ -189,6 +208,9 @@ pub enum What {
         stage: String,
         /// The outcome, if it has one.
         outcome: Option<String>,
+        /// What the receipt promises of the request.
+        #[serde(default)]
+        level: Level,
     },
     /// A worker has begun a run.
     Began {

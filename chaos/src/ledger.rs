@@ -124,7 +124,8 @@ impl Ledger {
                 Some(place)
             }
             Answer::Refused(why) => {
-                self.shared.recorder.note(&self.who, What::Left { why });
+                let id = request.id.clone();
+                self.shared.recorder.note(&self.who, What::Refused { id, why });
                 None
             }
             Answer::GivenUp => None,

@@ -131,10 +131,12 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
                     confirmed.entry((session, run.as_str(), (*attempt, *execution), *level)).or_default();
                 *most = (*most).max(*tokens);
             }
-            What::Receipt { control, outcome, .. } => {
+            What::Receipt { control, outcome, level, .. } => {
                 verdict.looked.add("receipts", 1);
-                if promise == Promise::Kept {
-                    receipt(index, &event.who, control, outcome.as_deref(), verdict);
+                // Of an outcome that was lost with a tail another one may have come.
+                let outcome = outcome.as_deref().filter(|_| promise == Promise::Kept);
+                if !promise.may_lose(*level) {
+                    receipt(index, &event.who, control, outcome, verdict);
                 }
             }
             _ => {}
@@ -200,8 +202,8 @@ fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, St
         ([], Some((place, level))) => {
             Some((Rule::Lost, format!("was acknowledged at {place:?} as {level:?}")))
         }
-        ([], None) => None,
-        ([one], acked) => {
+        (_, None) => Some((Rule::Unanswered, "was never acknowledged".to_owned())),
+        ([one], Some(acked)) => {
             let is_text = one.kind == "x-mark" || one.body["parts"][0]["value"] == put.text;
             // Where the log was lost and has grown again, it may stand elsewhere.
             let is_elsewhere = |(place, _): &(Place, Level)| {
@@ -211,7 +213,7 @@ fn wrong(index: &Index<'_>, put: &Put<'_>, promise: Promise) -> Option<(Rule, St
             if !is_text {
                 Some((Rule::Lost, format!("has another text: {}", one.body)))
             } else {
-                let elsewhere = acked.filter(is_elsewhere);
+                let elsewhere = Some(acked).filter(is_elsewhere);
                 elsewhere.map(|(place, _)| {
                     (Rule::Lost, format!("stands at {}, the answer said {place:?}", one.first))
                 })

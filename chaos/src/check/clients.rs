@@ -40,7 +40,8 @@ pub(super) fn check(events: &[Event], logs: &BTreeMap<&str, &Log>, promise: Prom
 
 fn session_of(what: &What) -> Option<&str> {
     match what {
-        What::Attached { session, .. }
+        What::Follows { session }
+        | What::Attached { session, .. }
         | What::Frames { session, .. }
         | What::Snapshot { session, .. }
         | What::Reset { session, .. }

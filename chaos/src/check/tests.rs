@@ -122,7 +122,6 @@ fn a_story_in_which_all_is_right_has_no_violation() {
     let mut events = vec![attached(None), frames(EPOCH, 1, 1, 14), holds(&log, EPOCH)];
     events.extend(put("in-1", "q1", "write 3 1 1", Some(3)));
     events.extend(put("k1", "k1", "", Some(14)));
-    events.extend(put("in-2", "never answered", "", None));
     let (session, run) = ("s".to_owned(), "r1".to_owned());
     events.push(event(
         "w",
@@ -136,8 +135,38 @@ fn a_story_in_which_all_is_right_has_no_violation() {
         },
     ));
     let (control, outcome) = ("c1".to_owned(), Some("applied".to_owned()));
-    events.push(event("b", What::Receipt { session, control, stage: "settled".into(), outcome }));
+    events.push(event(
+        "b",
+        What::Receipt { session, control, stage: "settled".into(), outcome, level: Level::Accepted },
+    ));
     assert_eq!(rules(&events, &log), []);
+}
+
+#[test]
+fn who_is_never_answered_never_attached_or_told_of_a_nodes_own_fault_is_found() {
+    let log = log(&story());
+    assert_eq!(rules(&put("in-2", "never answered", "", None), &log), [Rule::Unanswered]);
+    let mut refused = put("k1", "k1", "", None);
+    refused.push(event("asker", What::Refused { id: "k1".into(), why: "no".into() }));
+    assert_eq!(rules(&refused, &log), [Rule::Unanswered]);
+    assert_eq!(rules(&[event("c", What::Follows { session: "s".into() })], &log), [Rule::NotArrived]);
+    let internal = What::Internal { path: "/v1/sessions/s".into(), why: "corrupt".into() };
+    assert_eq!(rules(&[event("asker", internal)], &log), [Rule::Internal]);
+}
+
+#[test]
+fn a_control_that_replicas_had_is_in_the_log_even_where_a_tail_may_be_lost() {
+    let logs = BTreeMap::from([("s".to_owned(), vec![log_with(&story(), &[(EPOCH, 1), (6, 15)])])]);
+    let receipt = |level| What::Receipt {
+        session: "s".into(),
+        control: "c9".into(),
+        stage: "accepted".into(),
+        outcome: None,
+        level,
+    };
+    let found = |level| check(&[event("b", receipt(level))], &logs, Promise::MayLoseTail).by_rule();
+    assert_eq!(found(Level::Accepted).len(), 0);
+    assert_eq!(found(Level::Replicated).into_keys().collect::<Vec<_>>(), [Rule::Lost]);
 }
 
 #[test]
@@ -282,6 +311,7 @@ fn runs_controls_and_approvals_without_exactly_one_outcome_are_found() {
         control: "c1".into(),
         stage: "settled".into(),
         outcome: Some("refused".into()),
+        level: Level::Accepted,
     };
     assert_eq!(rules(&[event("b", told)], &log(&story())), [Rule::ControlOutcome]);
     let settled = |verdict: &str| {
