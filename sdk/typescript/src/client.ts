@@ -24,10 +24,19 @@ export interface EverthreadOptions {
   kind?: "user" | "operator";
   /** Stable identity of this device. */
   device?: string;
+  /**
+   * For how many milliseconds a write, a control or a page of history is tried again while the server answers that it cannot do
+   * it yet (`unavailable`, `overloaded`, …), as in a failover of its store: 60 000 unless told otherwise, 0 for never. Time
+   * without a connection does not count. Keep it far below the ten minutes for which the server knows what it was asked.
+   */
+  retryForMs?: number;
   /** For programs without a WebSocket of their own. */
   WebSocket?: WebSocketConstructor;
   fetch?: typeof fetch;
 }
+
+/** A failover of the store takes about ten seconds; a person who waits for longer than this has given up. */
+const RETRY_FOR_MS = 60_000;
 
 /** Coming back would not help. */
 const NO_WEBSOCKET: Ending = {
@@ -90,6 +99,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
       serverNow: () => this.serverNow(),
       self: { subject: this.#options.subject, kind: this.#options.kind ?? "user", device: this.#options.device },
       wanted: () => this.#wanted(),
+      retryForMs: this.#options.retryForMs ?? RETRY_FOR_MS,
       forget: (session: Session) => {
         if (this.#sessions.get(id) === session) this.#sessions.delete(id);
       },
@@ -203,10 +213,10 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   }
 
   #wait(reason: string, afterMs: number | undefined, livedMs = 0): void {
-    const delay = this.#backoff.next(livedMs);
-    const wait = afterMs ?? delay;
-    this.#setState({ phase: "waiting", retryAt: Date.now() + wait, reason });
+    const wait = this.#backoff.next(livedMs, afterMs);
+    // The timer first: who is told may disconnect.
     this.#timer = setTimeout(() => void this.#connect(), wait);
+    this.#setState({ phase: "waiting", retryAt: Date.now() + wait, reason });
   }
 
   #stop({ code, reason }: Ending): void {

@@ -17,6 +17,14 @@ export class EverthreadError extends Error {
     this.afterMs = body.after_ms;
   }
 
+  /** The same, but something may have been written: an earlier try is without an answer. */
+  unsure(): EverthreadError {
+    const { code, retryable, afterMs } = this;
+    const message = this.message.slice(code.length + 2);
+    const after = afterMs === undefined ? {} : { after_ms: afterMs };
+    return new EverthreadError({ code, message, retryable, no_side_effects: false, ...after });
+  }
+
   /** The session or the client was closed while the request was under way. */
   static closed(sent: boolean): EverthreadError {
     return new EverthreadError({

@@ -1,7 +1,7 @@
 // One session as this client sees it: a view that follows the log, and requests. It outlives connections: each new one
 // attaches it again from its own cursor.
 
-import { Backoff } from "./backoff.js";
+import { Backoff, REQUEST_CAP_MS } from "./backoff.js";
 import { referenceOf } from "./branches.js";
 import { ControlHandle } from "./control.js";
 import { Emitter } from "./emitter.js";
@@ -56,6 +56,8 @@ export interface Host {
   /** A session was opened: there is something to connect for. */
   wanted(): void;
   forget(session: Session): void;
+  /** For how long a request is tried again that the server cannot do yet. */
+  retryForMs: number;
 }
 
 interface SessionEvents {
@@ -77,7 +79,7 @@ export class Session extends Emitter<SessionEvents> {
   readonly #host: Host;
   readonly #options: SessionOptions;
   readonly #outbox: Outbox;
-  readonly #retry = new Backoff();
+  readonly #retry = new Backoff(REQUEST_CAP_MS);
   readonly #mark: Mark;
   /** Who else is here now, if the session was made with the option `presence`. */
   readonly presence = new Presence();
@@ -98,10 +100,11 @@ export class Session extends Emitter<SessionEvents> {
     this.id = id;
     this.#host = host;
     this.#options = options;
-    this.#outbox = new Outbox(
-      () => this.#newId(),
-      (error) => this.#isOver || this.emit("error", error),
-    );
+    this.#outbox = new Outbox({
+      newId: () => this.#newId(),
+      retryForMs: host.retryForMs,
+      onLost: (error) => this.#isOver || this.emit("error", error),
+    });
     this.#mark = new Mark(host.self);
   }
 
@@ -435,7 +438,7 @@ export class Session extends Emitter<SessionEvents> {
         const waiting = this.#status === "catching-up" && !this.#attachment && !this.#attaching;
         if (waiting && this.#host.link() === link) this.#attach(link);
       },
-      Math.max(error.afterMs ?? 0, this.#retry.next(0)),
+      this.#retry.next(0, error.afterMs),
     );
   }
 
