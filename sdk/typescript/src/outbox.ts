@@ -15,9 +15,15 @@ import { EverthreadError } from "./errors.js";
 import { Kept } from "./kept.js";
 import type { Link, Reply } from "./link.js";
 import type { Receipt } from "./protocol.js";
+import { byteLength } from "./utf8.js";
 
 /** Refusals that pass when people do something, and not by themselves: who asked decides whether to ask again. */
 const UP_TO_PEOPLE = new Set(["busy", "held"]);
+
+/** A larger frame would close the connection for good, and with it every session of the client. */
+const FRAME_BYTES_MAX = 320 * 1024;
+/** For the id and the attachment. */
+const ENVELOPE_BYTES = 192;
 
 type Frame = { t: string } & Record<string, unknown>;
 
@@ -119,21 +125,32 @@ export class Outbox {
     };
     const item = this.#add({ frame, id: handle.id, isControl: true, onReceipt, resolve, reject: (error) => handle.fail(error) });
     // The log may have the outcome first; then nothing is left to ask for.
-    const done = () => this.#drop(item);
+    const done = () => {
+      this.#drop(item);
+      this.#target?.link.forget(handle.id);
+    };
     handle.settled.then(done, done);
   }
 
-  /** Nothing is sent any more. */
-  close(reason?: EverthreadError): void {
+  /** Nothing is sent any more; what has no answer fails for this reason. */
+  close(reason: EverthreadError): void {
     this.#target = undefined;
     const items = [...this.#items];
     for (const item of items) this.#drop(item);
     this.#kept.clear();
-    for (const item of items) item.reject(reason ?? EverthreadError.closed(item.id !== undefined));
+    for (const item of items) item.reject(item.inFlight || item.isUnsure ? reason.unsure() : reason);
   }
 
+  /** Throws if there is something in the frame that is no JSON. */
   #add(wanted: Wanted): Item {
-    const item = newItem(wanted);
+    // As it is now: it may be sent again, when who asked has long changed it.
+    const text = JSON.stringify(wanted.frame);
+    const item = newItem({ ...wanted, frame: JSON.parse(text) as Frame });
+    const bytes = byteLength(text) + ENVELOPE_BYTES;
+    if (bytes > FRAME_BYTES_MAX) {
+      item.reject(EverthreadError.tooLarge(bytes, FRAME_BYTES_MAX));
+      return item;
+    }
     this.#items.add(item);
     this.#send(item);
     return item;
