@@ -12,6 +12,8 @@ import { Session } from "./session.js";
 import { ulid } from "./ulid.js";
 
 const TOKEN_EXPIRED = 4401;
+/** For the function that makes a token, before it is asked again. */
+const TOKEN_WITHIN_MS = 30_000;
 
 export interface EverthreadOptions {
   /** Where the server is: `https://…`, `http://…`; the page's own origin in a browser if absent. */
@@ -24,16 +26,26 @@ export interface EverthreadOptions {
   kind?: "user" | "operator";
   /** Stable identity of this device. */
   device?: string;
+  /**
+   * For how many milliseconds a write, a control or a page of history is tried again while the server answers that it cannot do
+   * it yet (`unavailable`, `overloaded`, …), as in a failover of its store: 60 000 unless told otherwise, 0 for never. Time
+   * without a connection does not count. Keep it far below the ten minutes for which the server knows what it was asked.
+   */
+  retryForMs?: number;
   /** For programs without a WebSocket of their own. */
   WebSocket?: WebSocketConstructor;
   fetch?: typeof fetch;
 }
+
+/** A failover of the store takes about ten seconds; a person who waits for longer than this has given up. */
+const RETRY_FOR_MS = 60_000;
 
 /** Coming back would not help. */
 const NO_WEBSOCKET: Ending = {
   code: 1006,
   reason: "there is no WebSocket here: pass one as the option `WebSocket` (Node before 22: that of the package `ws`)",
   reconnect: false,
+  word: "cannot_connect",
 };
 
 /**
@@ -51,7 +63,10 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   readonly http: Http;
   readonly #options: EverthreadOptions;
   readonly #url: URL;
+  /** What `session` hands out. */
   readonly #sessions = new Map<string, Session>();
+  /** What was opened and not closed: hears of the connection. */
+  readonly #following = new Set<Session>();
   readonly #backoff = new Backoff();
   #feed: Feed | undefined;
   #state: ConnectionState = { phase: "idle" };
@@ -66,7 +81,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   constructor(options: EverthreadOptions = {}) {
     super();
     this.#options = options;
-    this.#url = new URL(options.url ?? globalThis.location.origin);
+    this.#url = baseOf(options.url);
     this.http = new Http({
       url: this.#url.href,
       token: () => this.#token(),
@@ -89,8 +104,14 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
       link: () => this.#openLink,
       serverNow: () => this.serverNow(),
       self: { subject: this.#options.subject, kind: this.#options.kind ?? "user", device: this.#options.device },
+      opened: (session: Session) => {
+        this.#following.add(session);
+        if (!this.#sessions.has(id)) this.#sessions.set(id, session);
+      },
       wanted: () => this.#wanted(),
+      retryForMs: this.#options.retryForMs ?? RETRY_FOR_MS,
       forget: (session: Session) => {
+        this.#following.delete(session);
         if (this.#sessions.get(id) === session) this.#sessions.delete(id);
       },
     };
@@ -146,7 +167,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
 
   /** Ends everything. */
   close(): void {
-    for (const session of [...this.#sessions.values()]) session.close();
+    for (const session of new Set([...this.#following, ...this.#sessions.values()])) session.close();
     this.#feed?.close();
     this.disconnect();
   }
@@ -164,7 +185,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     this.#setState({ phase: "connecting" });
     let token: string | undefined;
     try {
-      token = await this.#token();
+      token = await within(TOKEN_WITHIN_MS, this.#token());
     } catch (error) {
       if (attempt === this.#attempt) this.#wait(`no token: ${String(error)}`, undefined);
       return;
@@ -172,15 +193,20 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     if (attempt !== this.#attempt) return;
     const WebSocket = this.#options.WebSocket ?? (globalThis.WebSocket as WebSocketConstructor | undefined);
     if (!WebSocket) return this.#stop(NO_WEBSOCKET);
-    const link: Link = new Link({
-      url: this.#socketUrl(),
-      WebSocket,
-      hello: this.#hello(token),
-      onWelcome: (welcome) => this.#welcomed(link, welcome),
-      onSessions: (frame) => this.#feed?.receive(frame),
-      onEnd: (ending) => this.#ended(link, ending),
-    });
-    this.#link = link;
+    try {
+      const link: Link = new Link({
+        url: this.#socketUrl(),
+        WebSocket,
+        hello: this.#hello(token),
+        onWelcome: (welcome) => this.#welcomed(link, welcome),
+        onSessions: (frame) => this.#feed?.receive(frame),
+        onEnd: (ending) => this.#ended(link, ending),
+      });
+      this.#link = link;
+    } catch (error) {
+      // Nothing was sent: the address is none, or the page may not connect there. The next try would end the same way.
+      this.#stop(notMade(this.#url, error));
+    }
   }
 
   #welcomed(link: Link, welcome: Welcome): void {
@@ -188,7 +214,9 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     this.#clockOffset = welcome.now - Date.now();
     this.#welcomedAt = performance.now();
     this.#setState({ phase: "open", connection: welcome.connection, node: welcome.node });
-    for (const session of [...this.#sessions.values()]) session.linkUp(link);
+    // Who was told may have disconnected.
+    if (link !== this.#link) return;
+    for (const session of [...this.#following]) session.linkUp(link);
     this.#feed?.linkUp(link);
   }
 
@@ -197,24 +225,31 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     const livedMs = this.#welcomedAt === undefined ? 0 : performance.now() - this.#welcomedAt;
     // A token that worked before has run out: the next one may be good.
     const renew = ending.code === TOKEN_EXPIRED && livedMs > 0 && typeof this.#options.token === "function";
+    const attempt = this.#attempt;
     this.#dropLink();
+    // Who was told may have disconnected, and must not be connected again.
+    if (attempt !== this.#attempt) return;
     if (ending.reconnect || renew) this.#wait(ending.reason, ending.afterMs, livedMs);
     else this.#stop(ending);
   }
 
   #wait(reason: string, afterMs: number | undefined, livedMs = 0): void {
-    const delay = this.#backoff.next(livedMs);
-    const wait = afterMs ?? delay;
-    this.#setState({ phase: "waiting", retryAt: Date.now() + wait, reason });
+    const wait = this.#backoff.next(livedMs, afterMs);
+    // The timer first: who is told may disconnect.
     this.#timer = setTimeout(() => void this.#connect(), wait);
+    this.#setState({ phase: "waiting", retryAt: Date.now() + wait, reason });
   }
 
-  #stop({ code, reason }: Ending): void {
+  #stop({ code, reason, word }: Ending): void {
+    const attempt = this.#attempt;
     this.#setState({ phase: "stopped", code, reason });
-    const word = code === TOKEN_EXPIRED ? "unauthorized" : code === 4403 ? "forbidden" : "stopped";
+    // Who was told may have connected again, with another token for instance.
+    if (attempt !== this.#attempt) return;
+    const known = code === TOKEN_EXPIRED ? "unauthorized" : code === 4403 ? "forbidden" : "stopped";
     const message = reason || `the server closed the connection with ${code}`;
-    const error = new EverthreadError({ code: word, message, retryable: false, no_side_effects: true });
-    for (const session of [...this.#sessions.values()]) session.refused(error);
+    const error = new EverthreadError({ code: word ?? known, message, retryable: false, no_side_effects: true });
+    for (const session of [...this.#following]) session.refused(error);
+    this.#feed?.refused(error);
   }
 
   #dropLink(): void {
@@ -222,7 +257,7 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
     this.#link = undefined;
     this.#welcomedAt = undefined;
     link?.close();
-    for (const session of [...this.#sessions.values()]) session.linkDown();
+    for (const session of [...this.#following]) session.linkDown();
     this.#feed?.linkDown();
   }
 
@@ -252,5 +287,37 @@ export class Everthread extends Emitter<{ state: [state: ConnectionState] }> {
   #setState(state: ConnectionState): void {
     this.#state = state;
     this.emit("state", state);
+  }
+}
+
+function baseOf(url: string | undefined): URL {
+  const base = url ?? globalThis.location?.origin;
+  try {
+    return new URL(base);
+  } catch {
+    throw new TypeError(`the option \`url\` says where the server is, such as "https://host"; this is no address: ${base}`);
+  }
+}
+
+/** Why no socket could be made at all, and what to do about it. */
+function notMade(url: URL, error: unknown): Ending {
+  const isMixed = globalThis.location?.protocol === "https:" && !["https:", "wss:"].includes(url.protocol);
+  const todo = isMixed
+    ? "a page that came by https: may only connect to a server whose `url` begins with https:"
+    : "see to the option `url`, which begins with https: or http:, and to the content security policy of the page";
+  const reason = `no WebSocket can be made to ${url.origin === "null" ? url.href : url.origin} (${String(error)}): ${todo}`;
+  return { code: 1006, reason, reconnect: false, word: "cannot_connect" };
+}
+
+/** The same, but it fails if it takes longer. */
+async function within<T>(ms: number, promise: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`nothing came within ${ms} ms`)), ms);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }

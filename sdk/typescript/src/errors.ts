@@ -17,14 +17,24 @@ export class EverthreadError extends Error {
     this.afterMs = body.after_ms;
   }
 
-  /** The session or the client was closed while the request was under way. */
-  static closed(sent: boolean): EverthreadError {
-    return new EverthreadError({
-      code: "closed",
-      message: sent ? "closed before the answer came" : "closed before the request was sent",
-      retryable: false,
-      no_side_effects: !sent,
-    });
+  /** The same, but something may have been written: an earlier try is without an answer. */
+  unsure(): EverthreadError {
+    const { code, retryable, afterMs } = this;
+    const message = this.message.slice(code.length + 2);
+    const after = afterMs === undefined ? {} : { after_ms: afterMs };
+    return new EverthreadError({ code, message, retryable, no_side_effects: false, ...after });
+  }
+
+  /** The session or the client was closed before the answer came. */
+  static closed(): EverthreadError {
+    const message = "closed before the answer came";
+    return new EverthreadError({ code: "closed", message, retryable: false, no_side_effects: true });
+  }
+
+  /** It cannot be sent. */
+  static tooLarge(bytes: number, bytesMax: number): EverthreadError {
+    const message = `a request of ${bytes} bytes; one has at most ${bytesMax}`;
+    return new EverthreadError({ code: "too_large", message, retryable: false, no_side_effects: true });
   }
 
   /** The session is gone. */

@@ -4,6 +4,7 @@
 // Invariant: `sessions` is what the server said last, in order of activity; a frame that does not follow the one before it is
 // answered by asking for everything.
 
+import { Backoff, REQUEST_CAP_MS } from "./backoff.js";
 import { Emitter } from "./emitter.js";
 import { EverthreadError } from "./errors.js";
 import type { Link } from "./link.js";
@@ -12,7 +13,7 @@ import type { SessionsFrame, SessionSummary } from "./protocol.js";
 /**
  * - `offline`: there is no connection, or it has brought nothing yet
  * - `live`: `sessions` is what there is
- * - `failed`: the server has no feed, or not for this client
+ * - `failed`: the server has no feed, or not for this client, or the client may not connect
  * - `closed`: `close` was called
  */
 export type FeedStatus = "offline" | "live" | "failed" | "closed";
@@ -40,6 +41,8 @@ export class Feed extends Emitter<FeedEvents> {
   readonly #known = new Map<string, SessionSummary>();
   #link: Link | undefined;
   #n = 0;
+  readonly #retry = new Backoff(REQUEST_CAP_MS);
+  #timer: ReturnType<typeof setTimeout> | undefined;
   #status: FeedStatus = "offline";
 
   /** Made by the client. */
@@ -67,8 +70,9 @@ export class Feed extends Emitter<FeedEvents> {
     if (this.#status === "closed") return;
     this.#link?.request({ t: "unwatch", id: this.#host.newId() }, () => undefined);
     this.#link = undefined;
-    this.#setStatus("closed");
+    clearTimeout(this.#timer);
     this.#host.forget(this);
+    this.#setStatus("closed");
   }
 
   /** The client has a welcomed link. Called by the client. */
@@ -78,9 +82,15 @@ export class Feed extends Emitter<FeedEvents> {
     this.#watch();
   }
 
+  /** The client may not connect. Called by the client. */
+  refused(error: EverthreadError): void {
+    if (this.#status !== "closed") this.#fail(error);
+  }
+
   /** The link is gone; what it brought stays until the next one brings everything. Called by the client. */
   linkDown(): void {
     this.#link = undefined;
+    clearTimeout(this.#timer);
     if (this.#status === "live") this.#setStatus("offline");
   }
 
@@ -103,10 +113,18 @@ export class Feed extends Emitter<FeedEvents> {
     this.#n = 0;
     const { recent } = this.#options;
     link.request({ t: "watch", id: this.#host.newId(), ...(recent === undefined ? {} : { recent }) }, (reply) => {
+      if (reply?.t === "ok") this.#retry.reset();
       if (reply?.t !== "error" || link !== this.#link) return;
-      this.#setStatus("failed");
-      this.emit("error", new EverthreadError(reply));
+      const error = new EverthreadError(reply);
+      if (!error.retryable) return this.#fail(error);
+      clearTimeout(this.#timer);
+      this.#timer = setTimeout(() => this.#watch(), this.#retry.next(0, error.afterMs));
     });
+  }
+
+  #fail(error: EverthreadError): void {
+    this.#setStatus("failed");
+    this.emit("error", error);
   }
 
   #setStatus(status: FeedStatus): void {

@@ -35,6 +35,8 @@ export interface Ending {
   reason: string;
   reconnect: boolean;
   afterMs?: number;
+  /** Code of the error that tells of it, if the close code does not. */
+  word?: string;
 }
 
 export type Reply = Extract<ServerFrame, { id?: string }> | Receipt;
@@ -80,6 +82,11 @@ export class Link {
     this.#send(frame);
   }
 
+  /** Nobody waits any more for the reply to the request of this id. */
+  forget(id: string): void {
+    this.#replies.delete(id);
+  }
+
   /** Sends a frame that has no reply. */
   send(frame: { t: string } & Record<string, unknown>): void {
     if (!this.#ended) this.#send(frame);
@@ -103,12 +110,8 @@ export class Link {
   #receive(text: string): void {
     if (this.#ended) return;
     this.#hear();
-    let frame: ServerFrame;
-    try {
-      frame = JSON.parse(text) as ServerFrame;
-    } catch {
-      return this.#end(1002, "a frame that is not JSON");
-    }
+    const frame = parse(text);
+    if (!frame) return this.#end(1002, "a frame that is not of Everthread's protocol");
     switch (frame.t) {
       case "ping":
         return this.#send({ t: "pong" });
@@ -188,5 +191,14 @@ export class Link {
     const final = code >= 4400 && code < 4500;
     if (this.#bye) return { code, reason, ...this.#bye, reconnect: this.#bye.reconnect && !final };
     return { code, reason, reconnect: !final };
+  }
+}
+
+function parse(text: string): ServerFrame | undefined {
+  try {
+    const frame = JSON.parse(text) as ServerFrame | null;
+    return typeof frame === "object" && frame !== null ? frame : undefined;
+  } catch {
+    return undefined;
   }
 }

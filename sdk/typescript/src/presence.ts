@@ -29,8 +29,9 @@ export class Presence extends Emitter<{ change: [presence: Presence] }> {
 
   /** What the others are told from here on, such as `{ typing: true }`: an object of at most 1 KiB, replaced as a whole. */
   set(data: JsonObject): void {
-    this.#data = data;
-    this.#send({ data });
+    // As it is now: it is told again on every connection, when who said it may have changed it.
+    this.#data = JSON.parse(JSON.stringify(data)) as JsonObject;
+    this.#send({ data: this.#data });
   }
 
   /** Called by the session. */

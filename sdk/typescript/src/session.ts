@@ -1,7 +1,7 @@
 // One session as this client sees it: a view that follows the log, and requests. It outlives connections: each new one
 // attaches it again from its own cursor.
 
-import { Backoff } from "./backoff.js";
+import { Backoff, REQUEST_CAP_MS } from "./backoff.js";
 import { referenceOf } from "./branches.js";
 import { ControlHandle } from "./control.js";
 import { Emitter } from "./emitter.js";
@@ -53,9 +53,13 @@ export interface Host {
   link(): Link | undefined;
   serverNow(): number;
   self: Self;
-  /** A session was opened: there is something to connect for. */
+  /** It is to hear of the connection from here on, also when it was closed before. */
+  opened(session: Session): void;
+  /** There is something to connect for. */
   wanted(): void;
   forget(session: Session): void;
+  /** For how long a request is tried again that the server cannot do yet. */
+  retryForMs: number;
 }
 
 interface SessionEvents {
@@ -77,14 +81,19 @@ export class Session extends Emitter<SessionEvents> {
   readonly #host: Host;
   readonly #options: SessionOptions;
   readonly #outbox: Outbox;
-  readonly #retry = new Backoff();
+  readonly #retry = new Backoff(REQUEST_CAP_MS);
   readonly #mark: Mark;
   /** Who else is here now, if the session was made with the option `presence`. */
   readonly presence = new Presence();
   /** Own controls without outcome. */
   readonly #controls = new Map<string, ControlHandle>();
   #attachment: { link: Link; number: number } | undefined;
-  #attaching: Link | undefined;
+  /** The request to attach that has no answer. */
+  #attaching: { link: Link } | undefined;
+  /** The one that opened it last, while it waits for what is stored. */
+  #beginning: object | undefined;
+  /** Runs while a refused attach waits for its next try. */
+  #retrying: ReturnType<typeof setTimeout> | undefined;
   /** Of the log, when it was attached. */
   #epoch = "0";
   /** Cursor of the last gap: a second one at the same place means that the view cannot be continued. */
@@ -98,10 +107,11 @@ export class Session extends Emitter<SessionEvents> {
     this.id = id;
     this.#host = host;
     this.#options = options;
-    this.#outbox = new Outbox(
-      () => this.#newId(),
-      (error) => this.#isOver || this.emit("error", error),
-    );
+    this.#outbox = new Outbox({
+      newId: () => this.#newId(),
+      retryForMs: host.retryForMs,
+      onLost: (error) => this.#isOver || this.emit("error", error),
+    });
     this.#mark = new Mark(host.self);
   }
 
@@ -135,24 +145,24 @@ export class Session extends Emitter<SessionEvents> {
     if (!this.#isOver) return this.#opening ?? Promise.resolve();
     // Of a session that is gone, a new one of its name is another.
     if (this.#status === "gone") this.#view = new View();
-    this.#setStatus("offline");
-    this.#opening = new Promise((resolve, reject) => (this.#opened = { resolve, reject }));
+    const opening = (this.#opening = new Promise((resolve, reject) => (this.#opened = { resolve, reject })));
     // Who does not wait for it hears of a failure by the `error` event; the promise must not end the program.
-    this.#opening.catch(() => undefined);
-    void this.#begin();
-    return this.#opening;
+    opening.catch(() => undefined);
+    this.#host.opened(this);
+    this.#setStatus("offline");
+    // Who was told may have closed it.
+    if (!this.#isOver) void this.#begin();
+    return opening;
   }
 
   /** Stops following. Requests without an answer fail; their fate is in the log. */
   close(): void {
-    if (this.#status === "closed") return;
+    if (this.#status === "closed") return this.#host.forget(this);
     this.#leave();
     clearTimeout(this.#saving);
     this.#save();
-    this.#outbox.close();
-    this.#setStatus("closed");
-    this.#notOpened(EverthreadError.closed(false));
     this.#host.forget(this);
+    this.#end("closed", EverthreadError.closed());
   }
 
   /** Writes a message of the user, which asks `agent`, or the session's own, to work. Safe over reconnects. */
@@ -263,18 +273,18 @@ export class Session extends Emitter<SessionEvents> {
     return { cursor: done.cursor, run: done.run };
   }
 
-  /** A control of anybody with its outcome, as soon as the log holds that. */
+  /** A control of anybody with its outcome, as soon as the log holds that. Rejects if the session is closed before. */
   settled(control: string): Promise<Control> {
-    const find = () => this.#view.controls.find((c) => c.control === control && c.outcome !== undefined);
-    return new Promise((resolve) => {
-      const found = find();
-      if (found) return resolve(found);
-      const off = this.on("change", () => {
-        const now = find();
-        if (!now) return;
-        off();
-        resolve(now);
-      });
+    return new Promise((resolve, reject) => {
+      const look = () => {
+        const found = this.#view.controls.find((c) => c.control === control && c.outcome !== undefined);
+        if (!found && !this.#isOver) return;
+        for (const off of offs) off();
+        if (found) resolve(found);
+        else reject(this.#overError);
+      };
+      const offs = [this.on("change", look), this.on("status", look)];
+      look();
     });
   }
 
@@ -326,7 +336,9 @@ export class Session extends Emitter<SessionEvents> {
 
   /** The client has a welcomed link. Called by the client. */
   linkUp(link: Link): void {
-    if (this.#isOver || this.#attaching === link) return;
+    // What is stored comes first: it says from where.
+    if (this.#isOver || this.#beginning) return;
+    if ((this.#attaching ?? this.#attachment)?.link === link) return;
     this.#attach(link);
   }
 
@@ -361,11 +373,10 @@ export class Session extends Emitter<SessionEvents> {
     const handle = new ControlHandle(this.#newId());
     try {
       if (this.#isOver) throw this.#overError;
-      const frame = { t: "control", kind, ...request() };
+      this.#outbox.control({ t: "control", kind, ...request() }, handle);
       this.#controls.set(handle.id, handle);
       const forget = () => void this.#controls.delete(handle.id);
       handle.settled.then(forget, forget);
-      this.#outbox.control(frame, handle);
     } catch (error) {
       if (!(error instanceof EverthreadError)) throw error;
       handle.fail(error);
@@ -379,7 +390,7 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   get #overError(): EverthreadError {
-    return this.#status === "gone" ? EverthreadError.noSession(this.id) : EverthreadError.closed(false);
+    return this.#status === "gone" ? EverthreadError.noSession(this.id) : EverthreadError.closed();
   }
 
   #request(frame: { t: string } & Record<string, unknown>): Promise<Reply> {
@@ -387,28 +398,41 @@ export class Session extends Emitter<SessionEvents> {
   }
 
   async #begin(): Promise<void> {
+    const beginning = (this.#beginning = {});
+    let stored: View | undefined;
     try {
-      const stored = this.#view.begun ? undefined : await this.#options.storage?.load(this.id);
-      if (stored && !this.#view.begun) {
-        this.#view = View.from(stored);
-        this.#changed(noChange(true));
-      }
+      const view = this.#view.begun ? undefined : await this.#options.storage?.load(this.id);
+      stored = view && View.from(view);
     } catch {
       // A view that cannot be read is as good as none.
     }
+    // Closed meanwhile, and perhaps opened again: this one has nothing to say any more, nor to connect for.
+    if (this.#beginning !== beginning) return;
+    this.#beginning = undefined;
+    if (stored && !this.#view.begun) {
+      this.#view = stored;
+      this.#changed(noChange(true));
+    }
+    if (this.#isOver) return;
     this.#host.wanted();
     const link = this.#host.link();
     if (link) this.linkUp(link);
   }
 
   #attach(link: Link): void {
-    this.#attaching = link;
+    const attaching = (this.#attaching = { link });
+    clearTimeout(this.#retrying);
     this.#setStatus("catching-up");
     const from: From = this.#view.begun ? this.#view.cursor : (this.#options.from ?? { recent: 50 });
     const { presence, foldMs } = this.#options;
     const options = { ...(presence ? { presence } : {}), ...(foldMs === undefined ? {} : { fold_ms: foldMs }) };
     link.request({ t: "attach", id: this.#newId(), session: this.id, from, ...options }, (reply) => {
-      if (this.#attaching !== link || !reply) return;
+      if (this.#attaching !== attaching) {
+        // Left before the answer came: nobody listens to it.
+        if (reply?.t === "attached") this.#detach(link, reply.attachment);
+        return;
+      }
+      if (!reply) return;
       this.#attaching = undefined;
       if (reply.t === "error") return this.#attachRefused(link, new EverthreadError(reply));
       this.#attached(link, reply as Attached);
@@ -430,13 +454,7 @@ export class Session extends Emitter<SessionEvents> {
     // It was there before.
     if (error.code === "no_session" && this.#view.begun) return this.#gone("deleted");
     if (!error.retryable) return this.#fail(error);
-    setTimeout(
-      () => {
-        const waiting = this.#status === "catching-up" && !this.#attachment && !this.#attaching;
-        if (waiting && this.#host.link() === link) this.#attach(link);
-      },
-      Math.max(error.afterMs ?? 0, this.#retry.next(0)),
-    );
+    this.#retrying = setTimeout(() => this.#attach(link), this.#retry.next(0, error.afterMs));
   }
 
   #receive(frame: SessionFrame): void {
@@ -499,23 +517,27 @@ export class Session extends Emitter<SessionEvents> {
   #detached(): void {
     this.#attachment = undefined;
     this.#attaching = undefined;
+    clearTimeout(this.#retrying);
     this.#outbox.detached();
     this.#mark.detached();
     this.presence.detached();
   }
 
   #leave(): void {
+    this.#beginning = undefined;
     const attachment = this.#attachment;
     this.#detached();
     if (!attachment) return;
     attachment.link.unlisten(attachment.number);
-    attachment.link.request({ t: "detach", id: this.#newId(), attachment: attachment.number }, () => undefined);
+    this.#detach(attachment.link, attachment.number);
+  }
+
+  #detach(link: Link, attachment: number): void {
+    link.request({ t: "detach", id: this.#newId(), attachment }, () => undefined);
   }
 
   #fail(error: EverthreadError): void {
-    this.#setStatus("failed");
-    this.#outbox.close();
-    this.#notOpened(error);
+    this.#end("failed", error);
     this.emit("error", error);
   }
 
@@ -526,17 +548,18 @@ export class Session extends Emitter<SessionEvents> {
     this.#detached();
     clearTimeout(this.#saving);
     this.#saving = undefined;
-    this.#setStatus("gone");
-    const error = this.#overError;
-    this.#outbox.close(error);
-    this.#notOpened(error);
-    void Promise.resolve(this.#options.storage?.forget?.(this.id)).catch(() => undefined);
+    void quietly(() => this.#options.storage?.forget?.(this.id));
+    this.#end("gone", EverthreadError.noSession(this.id));
     this.emit("gone", reason);
   }
 
-  #notOpened(error: EverthreadError): void {
+  /** Nothing comes any more. Listeners are told last: they may open it again, which must not fail with this. */
+  #end(status: "closed" | "failed" | "gone", error: EverthreadError): void {
+    this.#status = status;
+    this.#outbox.close(error);
     this.#opened?.reject(error);
     this.#opened = undefined;
+    this.emit("status", status);
   }
 
   #changed(change: Change): void {
@@ -553,7 +576,7 @@ export class Session extends Emitter<SessionEvents> {
   #save(): void {
     this.#saving = undefined;
     if (!this.#view.begun || this.#status === "gone") return;
-    void Promise.resolve(this.#options.storage?.save(this.id, this.#view.toJSON())).catch(() => undefined);
+    void quietly(() => this.#options.storage?.save(this.id, this.#view.toJSON()));
   }
 
   #setStatus(status: SessionStatus): void {
@@ -564,6 +587,15 @@ export class Session extends Emitter<SessionEvents> {
 
   #newId(): string {
     return ulid(this.#host.serverNow());
+  }
+}
+
+/** A storage that is full, or was turned off, keeps nobody from going on. */
+async function quietly(what: () => Promise<void> | void): Promise<void> {
+  try {
+    await what();
+  } catch {
+    // What it keeps is of use when it can be read, and is not missed otherwise.
   }
 }
 

@@ -35,6 +35,11 @@ export class Peer {
     for (const frame of frames) this.#socket.send(JSON.stringify(frame));
   }
 
+  /** Whatever it is. */
+  raw(text: string): void {
+    this.#socket.send(text);
+  }
+
   async welcome(heartbeat_ms = 10_000, now = Date.now()): Promise<Frame> {
     const hello = await this.next("hello");
     const limits = { frame_bytes_max: 327_680, block_bytes_max: 262_144 };

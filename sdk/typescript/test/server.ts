@@ -1,4 +1,5 @@
-// A real server of the tests' own, with its demo agents: `EVERTHREAD_BIN` names the binary.
+// A real server of the tests' own, with its demo agents: `EVERTHREAD_BIN` names the binary. It has the embedded store, or
+// that Redis which it is given.
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -22,17 +23,19 @@ export class Server {
   readonly #port: number;
   readonly #adminPort: number;
   readonly #dataDir: string;
+  readonly #more: string[];
   #process: ChildProcess | undefined;
 
-  private constructor(port: number, adminPort: number, dataDir: string) {
+  private constructor(port: number, adminPort: number, dataDir: string, more: string[]) {
     this.#port = port;
     this.#adminPort = adminPort;
     this.#dataDir = dataDir;
+    this.#more = more;
   }
 
-  static async start(bin: string): Promise<Server> {
+  static async start(bin: string, more: string[] = []): Promise<Server> {
     const dataDir = await mkdtemp(join(tmpdir(), "everthread-sdk-"));
-    const server = new Server(await freePort(), await freePort(), dataDir);
+    const server = new Server(await freePort(), await freePort(), dataDir, more);
     await server.run(bin);
     return server;
   }
@@ -45,7 +48,7 @@ export class Server {
   async run(bin: string): Promise<void> {
     const at = (port: number) => `127.0.0.1:${port}`;
     const args = ["dev", "--listen", at(this.#port), "--admin", at(this.#adminPort), "--data-dir", this.#dataDir];
-    this.#process = spawn(bin, args, { stdio: "ignore" });
+    this.#process = spawn(bin, [...args, ...this.#more], { stdio: "ignore" });
     const deadline = Date.now() + READY_WITHIN_MS;
     for (;;) {
       const ready = await fetch(`http://${at(this.#adminPort)}/readyz`).catch(() => undefined);
