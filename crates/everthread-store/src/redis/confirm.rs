@@ -7,7 +7,7 @@
 //! whether the replicas are there, too. All of it goes by one connection, and with it ends what was not confirmed: after a
 //! failover another server answers, of which nothing is known. Invariant: a write is called replicated only if the server that
 //! has it was asked, and had at that moment at least one replica and the word of every one that follows it, or did until a
-//! moment ago: a replica that has just left may be the next primary.
+//! moment ago, also after their word was had: a replica that has just left may be the next primary.
 
 use super::dial::Dialer;
 use super::link::{Link, Same};
@@ -16,6 +16,7 @@ use super::script::Scripts;
 use crate::Error;
 use ::redis::{RedisResult, Value};
 use everthread_protocol::{Epoch, Level, Seq};
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -94,30 +95,29 @@ struct Standing {
     settings: Option<(Disk, Instant)>,
 }
 
-/// Replicas that a primary has had lately.
+/// Replicas that a primary has had lately, by address: one that comes does not stand for one that has left.
 #[derive(Debug, Default)]
 struct Lately {
     /// Which primary: it changes with a failover, and then nobody has left.
     replid: String,
-    replicas: u64,
-    /// Those that follow now.
-    now: u64,
-    /// Those that are missing count until then.
-    until: Option<Instant>,
+    following: BTreeSet<String>,
+    /// Those that have left, and until when they count.
+    left: BTreeMap<String, Instant>,
 }
 
 impl Lately {
-    /// How many must have what is written now, while so many follow.
-    fn needed(&mut self, replid: &str, replicas: u64, now: Instant) -> u64 {
-        if replicas < std::mem::replace(&mut self.now, replicas) {
-            self.until = Some(now + LEFT_COUNTS);
+    /// How many must have what is written now, while these follow.
+    fn needed(&mut self, replid: &str, following: BTreeSet<String>, now: Instant) -> u64 {
+        if self.replid == replid {
+            let until = now + LEFT_COUNTS;
+            let has_left = self.following.iter().filter(|replica| !following.contains(*replica));
+            self.left.extend(has_left.map(|replica| (replica.clone(), until)));
+        } else {
+            *self = Lately { replid: replid.to_owned(), ..Lately::default() };
         }
-        let is_settled =
-            self.replid != replid || replicas >= self.replicas || self.until.is_none_or(|until| now >= until);
-        if is_settled {
-            *self = Lately { replid: replid.to_owned(), replicas, now: replicas, until: None };
-        }
-        self.replicas
+        self.left.retain(|replica, until| !following.contains(replica) && *until > now);
+        self.following = following;
+        (self.following.len() + self.left.len()) as u64
     }
 }
 
@@ -264,10 +264,11 @@ impl Confirmer {
     }
 
     fn learn(&self, told: &str) {
-        let replicas = replicas(told);
+        let following = following(told);
+        let replicas = following.len() as u64;
         let replid = told_of(told, "master_replid").unwrap_or_default();
         let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        let needed = lately.needed(replid, replicas, Instant::now());
+        let needed = lately.needed(replid, following, Instant::now());
         drop(lately);
         let mut standing = self.standing();
         if standing.replicas != replicas && self.level == Level::Replicated {
@@ -275,7 +276,6 @@ impl Confirmer {
         }
         (standing.replicas, standing.needed) = (replicas, needed);
         standing.had_replicas |= replicas > 0;
-        let replid = told_of(told, "master_replid").unwrap_or_default();
         if standing.replid != replid {
             // Another server, which may be set up otherwise.
             (standing.disk, standing.settings) = (Disk::Unknown, None);
@@ -346,24 +346,25 @@ impl Confirmer {
         found
     }
 
-    /// Marks the place, and waits until so many replicas have come to it.
+    /// Marks the place, and waits until so many replicas have come to it; more, if one has left meanwhile.
     async fn wait(&self, same: &mut Same, mark: &str, replicas: u64) -> Result<(), String> {
         let mut waiting = ::redis::pipe();
         waiting.cmd("SET").arg(mark).arg("").arg("PX").arg(MARK_MS);
         if replicas > 0 {
             waiting.cmd("WAIT").arg(replicas).arg(self.wait_ms());
+            waiting.cmd("INFO").arg("replication");
         }
         let answers = same.pipeline(&waiting).await.map_err(super::link::Failure::why)?;
         let answers: RedisResult<Vec<Value>> = answers.into_iter().collect();
         let answers = answers.map_err(|error| error.to_string())?;
-        if replicas == 0 {
-            return Ok(());
-        }
-        let reached = answers.last().map_or(Ok(0), number).map_err(|error| error.to_string())?;
-        if reached >= replicas {
+        let [_, reached, told] = &answers[..] else { return Ok(()) };
+        let reached = number(reached).map_err(|error| error.to_string())?;
+        self.learn(&info_of(told).unwrap_or_default());
+        let needed = self.standing().needed.max(replicas);
+        if reached >= needed {
             Ok(())
         } else {
-            Err(format!("{reached} of {replicas} replicas have it within {:?}", self.wait_max))
+            Err(format!("{reached} of {needed} replicas have it within {:?}", self.wait_max))
         }
     }
 
@@ -434,20 +435,21 @@ fn told_of<'a>(told: &'a str, name: &str) -> Option<&'a str> {
     told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// How many replicas follow a primary; none follow a replica, as far as we are concerned.
-fn replicas(told: &str) -> u64 {
+/// The addresses of the replicas that follow a primary; none follow a replica, as far as we are concerned.
+fn following(told: &str) -> BTreeSet<String> {
     if told_of(told, "role") != Some("master") {
-        return 0;
+        return BTreeSet::new();
     }
-    let is_close = |line: &&str| {
-        let Some((name, about)) = line.split_once(':') else { return false };
-        let is_replica = name.strip_prefix("slave").is_some_and(|n| n.parse::<u32>().is_ok());
+    let close = |line: &str| {
+        let (name, about) = line.split_once(':')?;
+        name.strip_prefix("slave")?.parse::<u32>().ok()?;
         let field =
             |name: &str| about.trim().split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        let lag = field("lag").and_then(|lag| lag.parse::<u64>().ok());
-        is_replica && field("state") == Some("online") && lag.is_some_and(|lag| lag <= LAG_MAX_S)
+        let lag: u64 = field("lag")?.parse().ok()?;
+        let is_close = field("state") == Some("online") && lag <= LAG_MAX_S;
+        is_close.then_some(format!("{}:{}", field("ip")?, field("port")?))
     };
-    told.lines().filter(is_close).count() as u64
+    told.lines().filter_map(close).collect()
 }
 
 #[cfg(test)]
@@ -461,29 +463,42 @@ mod tests {
                     slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0\r\n\
                     slave2:ip=10.0.0.4,port=6379,state=online,offset=4,lag=11\r\n\
                     master_replid:0f\r\n";
-        assert_eq!(replicas(told), 1);
-        assert_eq!(replicas(&told.replace("lag=11", "lag=10")), 2);
-        assert_eq!(replicas(&told.replace("role:master", "role:slave")), 0);
-        assert_eq!(replicas(""), 0);
+        assert_eq!(following(told), set(&["10.0.0.2:6379"]));
+        assert_eq!(following(&told.replace("lag=11", "lag=10")), set(&["10.0.0.2:6379", "10.0.0.4:6379"]));
+        assert_eq!(following(&told.replace("role:master", "role:slave")), set(&[]));
+        assert_eq!(following(""), set(&[]));
         assert_eq!(told_of(told, "connected_slaves"), Some("3"));
+    }
+
+    fn set(replicas: &[&str]) -> BTreeSet<String> {
+        replicas.iter().map(|&replica| replica.to_owned()).collect()
     }
 
     #[test]
     fn a_replica_that_has_just_left_is_waited_for_as_it_may_be_the_next_primary() {
         let (mut lately, now) = (Lately::default(), Instant::now());
-        assert_eq!(lately.needed("p1", 2, now), 2);
+        assert_eq!(lately.needed("p1", set(&["a", "b"]), now), 2);
         // One is promoted: the other's word is not enough until everybody knows who is primary.
-        assert_eq!(lately.needed("p1", 1, now), 2);
-        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS / 2), 2);
+        assert_eq!(lately.needed("p1", set(&["a"]), now), 2);
+        assert_eq!(lately.needed("p1", set(&["a"]), now + LEFT_COUNTS / 2), 2);
         // The time of one that leaves later begins when it leaves.
         let later = now + LEFT_COUNTS / 2;
-        assert_eq!(lately.needed("p1", 0, later), 2);
-        assert_eq!(lately.needed("p1", 1, now + LEFT_COUNTS), 2);
-        assert_eq!(lately.needed("p1", 1, later + LEFT_COUNTS), 1, "it is gone for good");
+        assert_eq!(lately.needed("p1", set(&[]), later), 2);
+        assert_eq!(lately.needed("p1", set(&[]), now + LEFT_COUNTS), 1);
+        assert_eq!(lately.needed("p1", set(&["a"]), now + LEFT_COUNTS), 1, "the other is gone for good");
         // The new primary has never had more.
-        assert_eq!(lately.needed("p1", 2, later + LEFT_COUNTS), 2);
-        assert_eq!(lately.needed("p2", 1, now + LEFT_COUNTS), 1);
-        assert_eq!(lately.needed("p2", 2, now + LEFT_COUNTS), 2);
+        assert_eq!(lately.needed("p1", set(&["a", "b"]), later + LEFT_COUNTS), 2);
+        assert_eq!(lately.needed("p2", set(&["a"]), later + LEFT_COUNTS), 1);
+    }
+
+    #[test]
+    fn one_that_comes_does_not_stand_for_one_that_has_just_left() {
+        let (mut lately, now) = (Lately::default(), Instant::now());
+        assert_eq!(lately.needed("p1", set(&["a"]), now), 1);
+        // It is promoted while another one has its first copy.
+        assert_eq!(lately.needed("p1", set(&["b"]), now), 2);
+        assert_eq!(lately.needed("p1", set(&["b"]), now + LEFT_COUNTS), 1);
+        assert_eq!(lately.needed("p1", set(&["a", "b"]), now + LEFT_COUNTS), 2);
     }
 
     #[test]
