@@ -26,7 +26,10 @@ use futures_util::StreamExt as _;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
+/// Sessions that are renewed together. Of more, the next come a little later.
+const RENEWED_AT_ONCE: usize = 64;
 /// Sessions that are looked at at once for a worker that comes back.
 const LOOKS_AT_ONCE: usize = 16;
 /// Messages that come with `work`, besides those that the run cannot do without.
@@ -377,18 +380,31 @@ pub(super) async fn renew<S: Store>(
     left: Duration,
     hosted: Vec<(u32, Renewal)>,
 ) -> Job {
-    let left_ms = millis(left);
+    let begun = Instant::now();
     let store = edge.desk.store();
     let beat = async {
         if me.right.is_none()
-            && let Err(error) = store.beat(&me.tenant, &me.worker, &holder, left_ms).await
+            && let Err(error) = store.beat(&me.tenant, &me.worker, &holder, millis(left)).await
         {
             tracing::debug!(worker = %me.worker, %error, "a worker's liveness was not renewed");
         }
     };
-    let (numbers, renewals): (Vec<u32>, Vec<Renewal>) = hosted.into_iter().unzip();
-    let renewed =
-        async { if renewals.is_empty() { Vec::new() } else { store.each_renewed(&renewals).await } };
+    let (numbers, mut renewals): (Vec<u32>, Vec<Renewal>) = hosted.into_iter().unzip();
+    // Whatever else the node and the store have to do comes in between.
+    let pieces = u32::try_from(renewals.len().div_ceil(RENEWED_AT_ONCE)).unwrap_or(u32::MAX);
+    let pause = edge.config.leases.heartbeat / 2 / pieces.max(1);
+    let renewed = async {
+        let mut renewed = Vec::with_capacity(renewals.len());
+        for piece in renewals.chunks_mut(RENEWED_AT_ONCE) {
+            if !renewed.is_empty() {
+                sleep(pause).await;
+                let later = millis(begun.elapsed());
+                piece.iter_mut().for_each(|next| next.left_ms = next.left_ms.saturating_sub(later).max(1));
+            }
+            renewed.extend(store.each_renewed(piece).await);
+        }
+        renewed
+    };
     let ((), renewed) = tokio::join!(beat, renewed);
     // Of what was not renewed nothing is known; the next heartbeat tries again.
     let known = numbers.into_iter().zip(renewed).filter_map(|(number, head)| Some((number, head.ok()?)));
