@@ -26,6 +26,10 @@ pub const DEV_DATA_DIR: &str = "./.everthread";
 const DRAIN_DELAY: Duration = Duration::from_secs(2);
 /// The longest time of a flag in milliseconds: a day.
 const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// Settings in the address of Redis that may stand in a log …
+const TOLD: &[&str] = &["ca", "cert", "key", "name", "db", "user", "sentinel-user", "protocol"];
+/// … and those that may not.
+const SECRET: &[&str] = &["pass", "sentinel-pass"];
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -43,7 +47,7 @@ pub struct NodeArgs {
     pub data_dir: PathBuf,
     /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port, redis-sentinel://host,host,host/NAME,
     /// redis-cluster://host,host or unix:///path; rediss… for TLS. `everthread doctor` looks at it.
-    #[arg(long, env = "EVERTHREAD_REDIS")]
+    #[arg(long, env = "EVERTHREAD_REDIS", hide_env_values = true)]
     pub redis: Option<String>,
     /// First part of every key in Redis.
     #[arg(long, env = "EVERTHREAD_REDIS_PREFIX", default_value = "et")]
@@ -372,18 +376,26 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A URL as it may stand in a log.
+/// A URL as it may stand in a log: without user and password, however they are written, and with settings that are known to
+/// hold no secret.
 pub fn without_password(url: &str) -> String {
-    let (url, query) = url.split_once('?').map_or((url, None), |(url, query)| (url, Some(query)));
-    let mut told = match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
-        _ => url.to_owned(),
+    let (scheme, rest) =
+        url.split_once("://").map_or(("", url), |(_, rest)| (&url[..url.len() - rest.len()], rest));
+    let (place, query) = match (rest.rfind('@'), rest.find('?')) {
+        // Of a password that is not escaped, or of a setting: nobody can say where it ends.
+        (Some(at), Some(mark)) if mark < at => return format!("{scheme}…"),
+        (_, mark) => rest.split_at(mark.unwrap_or(rest.len())),
     };
-    for (n, pair) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+    let mut told = match place.rfind('@') {
+        Some(at) => format!("{scheme}…{}", &place[at..]),
+        None => format!("{scheme}{place}"),
+    };
+    for (n, pair) in query.split(['?', '&']).skip(1).enumerate() {
         told.push(if n == 0 { '?' } else { '&' });
         match pair.split_once('=') {
-            Some((name, _)) if name.contains("pass") => told.extend([name, "=…"]),
-            _ => told.push_str(pair),
+            Some((name, _)) if TOLD.contains(&name) => told.push_str(pair),
+            Some((name, _)) if SECRET.contains(&name) => told.extend([name, "=…"]),
+            _ => told.push('…'),
         }
     }
     told
@@ -423,6 +435,15 @@ mod tests {
                 "redis-sentinel://…@a/m?sentinel-pass=…&sentinel-user=s",
             ),
             ("unix:///r.sock?user=u&pass=secret", "unix:///r.sock?user=u&pass=…"),
+            // Not escaped.
+            ("redis://u:sec/ret@h:1/2", "redis://…@h:1/2"),
+            ("redis://u:sec@ret@h", "redis://…@h"),
+            ("redis://u:sec?ret@h:1", "redis://…"),
+            ("redis://h?pass=secr@t", "redis://…"),
+            ("redis://h?pass=secr?t", "redis://h?pass=…&…"),
+            ("redis://h?ca=/x&pass=sec&ret", "redis://h?ca=/x&pass=…&…"),
+            ("redis://h?pass=sec&ret=2", "redis://h?pass=…&…"),
+            ("u:secret@h:1", "…@h:1"),
         ] {
             assert_eq!(without_password(url), told);
         }

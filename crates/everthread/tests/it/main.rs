@@ -43,6 +43,8 @@ mod outage;
 #[cfg(test)]
 mod rolling;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod shard;
 #[cfg(test)]
 mod slow;
