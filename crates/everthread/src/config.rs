@@ -10,8 +10,10 @@ use clap::{Args, CommandFactory as _, ValueEnum};
 use everthread_control::{Acks, Leases};
 use everthread_edge::admission::UPGRADES_PER_S;
 use everthread_edge::presence::Times;
-use everthread_protocol::Level;
+use everthread_edge::{folder, retention};
+use everthread_protocol::{Level, NodeId};
 use everthread_store::redis::Options;
+use reqwest::Url;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -150,9 +152,25 @@ pub enum Mode {
     Serve,
 }
 
+/// What the flags of a node amount to.
+#[derive(Debug)]
+pub struct Checked {
+    pub token: String,
+    /// As given, or made now.
+    pub node: NodeId,
+    pub leases: Leases,
+    pub presence: Times,
+    pub folding: folder::Options,
+    pub retention: retention::Options,
+    /// Where traces go.
+    pub traces: Option<Url>,
+    /// If the store is on Redis.
+    pub redis: Option<Options>,
+}
+
 impl NodeArgs {
     /// The times, checked against each other.
-    pub fn leases(&self) -> anyhow::Result<Leases> {
+    fn leases(&self) -> anyhow::Result<Leases> {
         ensure!(
             self.worker_heartbeat_ms >= 100 && self.lease_ms >= 3 * self.worker_heartbeat_ms,
             "--lease-ms ({}) must be at least three times --worker-heartbeat-ms ({}, at least 100): a single lost ping \
@@ -184,7 +202,7 @@ impl NodeArgs {
     }
 
     /// The times of presence, checked against each other.
-    pub fn presence(&self) -> anyhow::Result<Times> {
+    fn presence(&self) -> anyhow::Result<Times> {
         ensure!(self.presence_ttl_ms >= 1000, "--presence-ttl-ms must be at least 1000");
         ensure!(
             self.presence_grace_ms <= self.presence_ttl_ms,
@@ -205,8 +223,34 @@ impl NodeArgs {
         self.drain_delay_ms.map_or(default, Duration::from_millis)
     }
 
+    /// All that can be said of them before anything is opened or asked: what `serve` refuses, `check-config` does, too.
+    pub fn checked(&self, mode: Mode) -> anyhow::Result<Checked> {
+        let leases = self.leases()?;
+        EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
+        let node: NodeId = match &self.node {
+            Some(node) => node.parse().context("--node")?,
+            None => {
+                format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?
+            }
+        };
+        let redis = self.redis.as_ref().map(|url| Options::new(url, &self.redis_prefix, node.clone()));
+        if let Some(redis) = &redis {
+            redis.check().context("--redis")?;
+        }
+        Ok(Checked {
+            leases,
+            presence: self.presence()?,
+            folding: self.keeping.folding()?,
+            retention: self.keeping.retention()?,
+            traces: self.otlp.target()?,
+            node,
+            redis,
+            token: self.token(mode)?,
+        })
+    }
+
     /// The token, or a reason not to start.
-    pub fn token(&self, mode: Mode) -> anyhow::Result<String> {
+    fn token(&self, mode: Mode) -> anyhow::Result<String> {
         match (&self.token, mode) {
             (Some(token), _) => {
                 ensure!(
@@ -348,19 +392,10 @@ pub fn unknown_variables_here() -> Vec<String> {
     unknown_variables(names.iter().map(String::as_str)).into_iter().map(str::to_owned).collect()
 }
 
-/// `check-config`: everything `serve` would refuse, without starting.
+/// `check-config`: everything `serve` would refuse, without starting; and whether the archive answers.
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
-    args.leases()?;
-    args.token(Mode::Serve)?;
-    args.keeping.folding()?;
-    args.keeping.retention()?;
-    args.otlp.target()?;
-    EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
-    if let Some(url) = &args.redis {
-        let node = args.node.as_deref().unwrap_or("check").parse().context("--node")?;
-        Options::new(url, &args.redis_prefix, node).check().context("--redis")?;
-    }
+    args.checked(Mode::Serve)?;
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),
         None => format!("embedded in {}", args.data_dir.display()),

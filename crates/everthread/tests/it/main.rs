@@ -49,4 +49,6 @@ mod shard;
 #[cfg(test)]
 mod slow;
 #[cfg(test)]
+mod starting;
+#[cfg(test)]
 mod traces;
