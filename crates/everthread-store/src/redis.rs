@@ -5,7 +5,7 @@
 //! cached here. Invariant: a request that may have had effects and got no answer is [`Error::Indeterminate`], never a
 //! clean failure.
 //!
-//! [`address`] reads what the operator wrote, [`dial`] opens connections, [`sentinel`] knows where the primary is and
+//! [`address`] reads what the operator wrote, [`dial`] opens connections, [`start`] waits for the first of them and looks whom it has found ([`check`]), [`sentinel`] knows where the primary is and
 //! [`cluster`] which primary has which slot ([`slots`]); [`shard`] is what is connected to one primary, [`route`] the way of
 //! a request to it; [`link`] keeps connections alive, [`confirm`] asks how sure writes are ([`sure`]), [`feed`] keeps subscriptions alive, [`keys`] names every key, `lua/` holds the scripts; [`write`], [`appends`], [`read`], [`fold`], [`plant`], [`whole`], [`leases`], [`people`], [`presence`] and [`index`]
 //! translate between them and the trait.
@@ -33,6 +33,7 @@ mod script;
 mod sentinel;
 mod shard;
 mod slots;
+mod start;
 mod sure;
 mod trim;
 mod whole;
@@ -44,11 +45,11 @@ use self::cluster::Cluster;
 use self::dial::Dialer;
 use self::feed::{Feed, Homes, Lane, Sink};
 use self::keys::{Keys, Tag};
-use self::link::Failure;
 use self::route::{Route, Shards};
 use self::script::Scripts;
 use self::sentinel::Sentinels;
 use self::shard::{Crew, Way};
+pub use self::start::StartError;
 use crate::{
     Base, Deleted, Device, Due, Error, Fold, Folded, Follower, Following, Head, Interest, Keeping, Listed,
     Loaded, Page, Plant, Planted, PresenceChange, Present, Renewal, Scanned, Store, Stub, StubInfo, Stubbed,
@@ -63,9 +64,6 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// How long a start waits for Redis.
-const START_MAX: Duration = Duration::from_secs(5);
 
 /// The lane of the one server.
 const ONE: Lane = Lane(1);
@@ -95,10 +93,12 @@ impl Options {
         Self { url: url.into(), prefix: prefix.into(), node, command_connections: 2, response_timeout }
     }
 
-    /// Whether they can be meant. Asks nobody.
+    /// Whether they can be meant, and the files that they name be used. Asks nobody.
     pub fn check(&self) -> Result<(), Error> {
         Keys::new(&self.prefix)?;
-        Address::parse(&self.url).map(drop)
+        let address = Address::parse(&self.url)?;
+        let nowhere = Endpoint::Tcp(String::new(), 0);
+        Dialer::new(&address, nowhere, self.response_timeout).map(drop)
     }
 }
 
@@ -122,12 +122,20 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects, and stays connected by tasks in `tasks` until `stop`. Fails if Redis cannot be used at all.
+    /// Connects, and stays connected by tasks in `tasks` until `stop`. Fails if Redis cannot be used, or not within a few
+    /// seconds: then whoever goes on trying cancels `stop` first.
     pub async fn connect(
         options: Options,
         tasks: &TaskTracker,
         stop: &CancellationToken,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StartError> {
+        let redis = Self::begin(&options, tasks, stop).map_err(|e| StartError::Lasting(e.to_string()))?;
+        redis.started(&options).await?;
+        Ok(redis)
+    }
+
+    /// A store whose tasks have begun to connect.
+    fn begin(options: &Options, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, Error> {
         let keys = Keys::new(&options.prefix)?;
         let address = Address::parse(&options.url)?;
         let (scripts, timeout) = (Arc::new(Scripts::new()), options.response_timeout);
@@ -164,39 +172,10 @@ impl Redis {
                 let cluster = Arc::new(Cluster::new(crew, dialer, seeds, by_name, &keys, &options.node));
                 let (kept, stop) = (cluster.clone(), stop.clone());
                 tasks.spawn(async move { stop.run_until_cancelled(kept.keep()).await });
-                cluster.known(START_MAX).await.map_err(Failure::of_read)?;
                 (Shards::Many(cluster), feed)
             }
         };
-        let redis = Self { inner: Arc::new(Inner { keys, scripts, shards, feed }) };
-        redis.check(&options).await?;
-        Ok(redis)
-    }
-
-    /// Whether these servers can be worked with. What waiting does not mend is a reason not to start; all else is logged: a
-    /// node that is started while one shard is down serves the others.
-    async fn check(&self, options: &Options) -> Result<(), Error> {
-        let shards = self.inner.shards.all();
-        let connected = shards.iter().map(|shard| async {
-            let connected = shard.link(0, Way::Commands).connected(START_MAX).await;
-            connected.map_err(|failure| failure.at(&shard.endpoint).of_read())
-        });
-        let connected = futures_util::future::join_all(connected).await;
-        if connected.iter().all(Result::is_err) {
-            connected.into_iter().collect::<Result<(), Error>>()?;
-        }
-        // What writes may promise is known from the beginning.
-        let looks = shards.iter().flat_map(|shard| [shard.confirmer.look(), shard.syncer.look()]);
-        futures_util::future::join_all(looks).await;
-        let (mut lasting, findings) = (Vec::new(), examine(options).await);
-        for finding in &findings {
-            match finding.level {
-                Level::Good => {}
-                Level::Fault if finding.is_lasting() => lasting.push(finding.to_string()),
-                Level::Warning | Level::Fault => tracing::warn!("{finding}"),
-            }
-        }
-        if lasting.is_empty() { Ok(()) } else { Err(Error::Unavailable(lasting.join("; "))) }
+        Ok(Self { inner: Arc::new(Inner { keys, scripts, shards, feed }) })
     }
 
     /// The way to what `tag` names.

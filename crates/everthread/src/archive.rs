@@ -14,7 +14,7 @@ const AFTER_MIN: Duration = Duration::from_secs(1);
 pub struct ArchiveArgs {
     /// Keep sessions that nobody uses in a directory or a bucket: file:///path, s3://bucket/prefix, gs://bucket/prefix or
     /// az://container/prefix. Credentials and regions come from the variables of the cloud.
-    #[arg(long, env = "EVERTHREAD_ARCHIVE")]
+    #[arg(long, env = "EVERTHREAD_ARCHIVE", hide_env_values = true)]
     pub archive: Option<String>,
     /// How long after its last entry a session is archived: a number with ms, s, m, h or d.
     #[arg(long, env = "EVERTHREAD_ARCHIVE_AFTER", default_value = "1d", value_parser = duration)]
@@ -26,7 +26,7 @@ impl ArchiveArgs {
     pub fn open(&self) -> anyhow::Result<Option<Options>> {
         let Some(url) = &self.archive else { return Ok(None) };
         ensure!(self.archive_after >= AFTER_MIN, "--archive-after must be at least 1s");
-        ensure!(!url.starts_with("memory:"), "--archive {url} forgets everything when this process ends");
+        ensure!(!url.starts_with("memory:"), "--archive memory: forgets everything when this process ends");
         // TLS needs it, and nobody else may have installed it.
         drop(rustls::crypto::ring::default_provider().install_default());
         // Those of the clouds only: others have names that a cloud would take for settings of its own, such as REGION.

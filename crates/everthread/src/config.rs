@@ -10,8 +10,10 @@ use clap::{Args, CommandFactory as _, ValueEnum};
 use everthread_control::{Acks, Leases};
 use everthread_edge::admission::UPGRADES_PER_S;
 use everthread_edge::presence::Times;
-use everthread_protocol::Level;
+use everthread_edge::{folder, retention};
+use everthread_protocol::{Level, NodeId};
 use everthread_store::redis::Options;
+use reqwest::Url;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,10 @@ pub const DEV_DATA_DIR: &str = "./.everthread";
 const DRAIN_DELAY: Duration = Duration::from_secs(2);
 /// The longest time of a flag in milliseconds: a day.
 const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// Settings in the address of Redis that may stand in a log …
+const TOLD: &[&str] = &["ca", "cert", "key", "name", "db", "user", "sentinel-user", "protocol"];
+/// … and those that may not.
+const SECRET: &[&str] = &["pass", "sentinel-pass"];
 /// Exit status after a second signal.
 pub const SECOND_SIGNAL_EXIT: i32 = 130;
 
@@ -43,7 +49,7 @@ pub struct NodeArgs {
     pub data_dir: PathBuf,
     /// Use this Redis (7.0 or later) instead of the embedded store: redis://host:port, redis-sentinel://host,host,host/NAME,
     /// redis-cluster://host,host or unix:///path; rediss… for TLS. `everthread doctor` looks at it.
-    #[arg(long, env = "EVERTHREAD_REDIS")]
+    #[arg(long, env = "EVERTHREAD_REDIS", hide_env_values = true)]
     pub redis: Option<String>,
     /// First part of every key in Redis.
     #[arg(long, env = "EVERTHREAD_REDIS_PREFIX", default_value = "et")]
@@ -146,9 +152,25 @@ pub enum Mode {
     Serve,
 }
 
+/// What the flags of a node amount to.
+#[derive(Debug)]
+pub struct Checked {
+    pub token: String,
+    /// As given, or made now.
+    pub node: NodeId,
+    pub leases: Leases,
+    pub presence: Times,
+    pub folding: folder::Options,
+    pub retention: retention::Options,
+    /// Where traces go.
+    pub traces: Option<Url>,
+    /// If the store is on Redis.
+    pub redis: Option<Options>,
+}
+
 impl NodeArgs {
     /// The times, checked against each other.
-    pub fn leases(&self) -> anyhow::Result<Leases> {
+    fn leases(&self) -> anyhow::Result<Leases> {
         ensure!(
             self.worker_heartbeat_ms >= 100 && self.lease_ms >= 3 * self.worker_heartbeat_ms,
             "--lease-ms ({}) must be at least three times --worker-heartbeat-ms ({}, at least 100): a single lost ping \
@@ -180,7 +202,7 @@ impl NodeArgs {
     }
 
     /// The times of presence, checked against each other.
-    pub fn presence(&self) -> anyhow::Result<Times> {
+    fn presence(&self) -> anyhow::Result<Times> {
         ensure!(self.presence_ttl_ms >= 1000, "--presence-ttl-ms must be at least 1000");
         ensure!(
             self.presence_grace_ms <= self.presence_ttl_ms,
@@ -201,8 +223,34 @@ impl NodeArgs {
         self.drain_delay_ms.map_or(default, Duration::from_millis)
     }
 
+    /// All that can be said of them before anything is opened or asked: what `serve` refuses, `check-config` does, too.
+    pub fn checked(&self, mode: Mode) -> anyhow::Result<Checked> {
+        let leases = self.leases()?;
+        EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
+        let node: NodeId = match &self.node {
+            Some(node) => node.parse().context("--node")?,
+            None => {
+                format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?
+            }
+        };
+        let redis = self.redis.as_ref().map(|url| Options::new(url, &self.redis_prefix, node.clone()));
+        if let Some(redis) = &redis {
+            redis.check().context("--redis")?;
+        }
+        Ok(Checked {
+            leases,
+            presence: self.presence()?,
+            folding: self.keeping.folding()?,
+            retention: self.keeping.retention()?,
+            traces: self.otlp.target()?,
+            node,
+            redis,
+            token: self.token(mode)?,
+        })
+    }
+
     /// The token, or a reason not to start.
-    pub fn token(&self, mode: Mode) -> anyhow::Result<String> {
+    fn token(&self, mode: Mode) -> anyhow::Result<String> {
         match (&self.token, mode) {
             (Some(token), _) => {
                 ensure!(
@@ -344,19 +392,10 @@ pub fn unknown_variables_here() -> Vec<String> {
     unknown_variables(names.iter().map(String::as_str)).into_iter().map(str::to_owned).collect()
 }
 
-/// `check-config`: everything `serve` would refuse, without starting.
+/// `check-config`: everything `serve` would refuse, without starting; and whether the archive answers.
 #[expect(clippy::print_stdout, reason = "the answer of a command")]
 pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
-    args.leases()?;
-    args.token(Mode::Serve)?;
-    args.keeping.folding()?;
-    args.keeping.retention()?;
-    args.otlp.target()?;
-    EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
-    if let Some(url) = &args.redis {
-        let node = args.node.as_deref().unwrap_or("check").parse().context("--node")?;
-        Options::new(url, &args.redis_prefix, node).check().context("--redis")?;
-    }
+    args.checked(Mode::Serve)?;
     let store = match &args.redis {
         Some(url) => format!("redis at {}", without_password(url)),
         None => format!("embedded in {}", args.data_dir.display()),
@@ -372,18 +411,26 @@ pub async fn check(args: NodeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A URL as it may stand in a log.
+/// A URL as it may stand in a log: without user and password, however they are written, and with settings that are known to
+/// hold no secret.
 pub fn without_password(url: &str) -> String {
-    let (url, query) = url.split_once('?').map_or((url, None), |(url, query)| (url, Some(query)));
-    let mut told = match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}://…{}", &url[..scheme], &url[at..]),
-        _ => url.to_owned(),
+    let (scheme, rest) =
+        url.split_once("://").map_or(("", url), |(_, rest)| (&url[..url.len() - rest.len()], rest));
+    let (place, query) = match (rest.rfind('@'), rest.find('?')) {
+        // Of a password that is not escaped, or of a setting: nobody can say where it ends.
+        (Some(at), Some(mark)) if mark < at => return format!("{scheme}…"),
+        (_, mark) => rest.split_at(mark.unwrap_or(rest.len())),
     };
-    for (n, pair) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
+    let mut told = match place.rfind('@') {
+        Some(at) => format!("{scheme}…{}", &place[at..]),
+        None => format!("{scheme}{place}"),
+    };
+    for (n, pair) in query.split(['?', '&']).skip(1).enumerate() {
         told.push(if n == 0 { '?' } else { '&' });
         match pair.split_once('=') {
-            Some((name, _)) if name.contains("pass") => told.extend([name, "=…"]),
-            _ => told.push_str(pair),
+            Some((name, _)) if TOLD.contains(&name) => told.push_str(pair),
+            Some((name, _)) if SECRET.contains(&name) => told.extend([name, "=…"]),
+            _ => told.push('…'),
         }
     }
     told
@@ -423,6 +470,15 @@ mod tests {
                 "redis-sentinel://…@a/m?sentinel-pass=…&sentinel-user=s",
             ),
             ("unix:///r.sock?user=u&pass=secret", "unix:///r.sock?user=u&pass=…"),
+            // Not escaped.
+            ("redis://u:sec/ret@h:1/2", "redis://…@h:1/2"),
+            ("redis://u:sec@ret@h", "redis://…@h"),
+            ("redis://u:sec?ret@h:1", "redis://…"),
+            ("redis://h?pass=secr@t", "redis://…"),
+            ("redis://h?pass=secr?t", "redis://h?pass=…&…"),
+            ("redis://h?ca=/x&pass=sec&ret", "redis://h?ca=/x&pass=…&…"),
+            ("redis://h?pass=sec&ret=2", "redis://h?pass=…&…"),
+            ("u:secret@h:1", "…@h:1"),
         ] {
             assert_eq!(without_password(url), told);
         }

@@ -20,7 +20,7 @@ pub const AGENTS: &[&str] = &["guide", "orchestra"];
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// The node to connect to.
-    #[arg(long, env = "EVERTHREAD_URL", default_value = "ws://127.0.0.1:7400")]
+    #[arg(long, env = "EVERTHREAD_URL", hide_env_values = true, default_value = "ws://127.0.0.1:7400")]
     pub url: String,
     /// The token that the node wants. Without one, that of a `dev` in ./.everthread.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]

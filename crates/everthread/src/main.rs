@@ -14,17 +14,22 @@ mod metrics;
 mod openai;
 mod otlp;
 mod serve;
+mod store;
 mod tail;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A token makes many small allocations on its way: the system's allocator took 23 % of the node's time under load
 /// (docs/performance.md). This one needs a C compiler and nothing else, so that a first `cargo run` works.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Blocking work that is still there in the end (the embedded store's last commit) has had its time in the drain.
+const BLOCKING_MAX: Duration = Duration::from_secs(2);
 
 /// A durable session layer for AI products.
 #[derive(Debug, Parser)]
@@ -46,7 +51,8 @@ enum Command {
     Worker(WorkerCommand),
     /// Follows a session in the terminal.
     Tail(tail::TailArgs),
-    /// Reads the configuration, says what it means, and ends.
+    /// Reads the configuration, says what it means, and ends. Asks nobody but the archive, if there is one: an object is
+    /// written to it, read and deleted. What Redis is like says `doctor`.
     CheckConfig(config::NodeArgs),
     /// Looks at the Redis that a node with this configuration would use, and says what is wrong with it.
     Doctor(config::NodeArgs),
@@ -70,8 +76,7 @@ fn main() -> ExitCode {
         Err(error) => return config::complain(&format!("the runtime does not start: {error}")),
     };
     let result = runtime.block_on(run(cli.command));
-    // Blocking work that is still there (the embedded store's last commit) has had its time in the drain.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    runtime.shutdown_timeout(BLOCKING_MAX);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => config::complain(&format!("{error:#}")),

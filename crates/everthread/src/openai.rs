@@ -27,7 +27,12 @@ const STEPS_MAX: usize = 16;
 #[derive(Debug, Clone, Args)]
 pub struct OpenAiArgs {
     /// Address of the endpoint, up to and including /v1.
-    #[arg(long, env = "OPENAI_BASE_URL", default_value = "https://api.openai.com/v1")]
+    #[arg(
+        long,
+        env = "OPENAI_BASE_URL",
+        hide_env_values = true,
+        default_value = "https://api.openai.com/v1"
+    )]
     pub base_url: String,
     /// Name of the model.
     #[arg(long, env = "EVERTHREAD_MODEL")]
@@ -39,7 +44,7 @@ pub struct OpenAiArgs {
     #[arg(long, env = "EVERTHREAD_CAPACITY", default_value_t = 16)]
     pub capacity: u32,
     /// The node to connect to.
-    #[arg(long, env = "EVERTHREAD_URL", default_value = "ws://127.0.0.1:7400")]
+    #[arg(long, env = "EVERTHREAD_URL", hide_env_values = true, default_value = "ws://127.0.0.1:7400")]
     pub url: String,
     /// The token that the node wants. Without one, that of a `dev` in ./.everthread.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]
@@ -48,7 +53,7 @@ pub struct OpenAiArgs {
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// What the model is told first.
-    #[arg(long, env = "EVERTHREAD_SYSTEM_PROMPT")]
+    #[arg(long, env = "EVERTHREAD_SYSTEM_PROMPT", hide_env_values = true)]
     pub system: Option<String>,
     /// Tokens of one answer at most.
     #[arg(long, env = "EVERTHREAD_MAX_TOKENS", default_value_t = 1024)]

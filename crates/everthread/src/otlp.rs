@@ -3,6 +3,7 @@
 //! One task takes what has gathered and sends it. What cannot be sent is counted and forgotten: no trace is worth a byte of
 //! memory that grows while nobody takes it.
 
+use crate::config::without_password;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use everthread_edge::metrics::Metrics;
@@ -26,7 +27,7 @@ const LAST_REQUESTS_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Args)]
 pub struct OtlpArgs {
     /// Send traces to this collector, by OTLP over HTTP (JSON): http://host:4318.
-    #[arg(long, env = "EVERTHREAD_OTLP")]
+    #[arg(long, env = "EVERTHREAD_OTLP", hide_env_values = true)]
     pub otlp: Option<String>,
     /// The part of all appends and controls that is traced, 0 to 1, of those that come without a trace of their own.
     #[arg(long, env = "EVERTHREAD_OTLP_RATIO", default_value_t = 0.01)]
@@ -45,10 +46,11 @@ impl OtlpArgs {
         let base = text.parse::<Url>().ok();
         ensure!(
             base.is_some_and(|base| matches!(base.scheme(), "http" | "https") && base.has_host()),
-            "--otlp {text}: must be http://host:port or https://…"
+            "--otlp {}: must be http://host:port or https://…",
+            without_password(text)
         );
         let url = format!("{}/v1/traces", text.trim_end_matches('/'));
-        Ok(Some(url.parse().with_context(|| format!("--otlp {text}"))?))
+        Ok(Some(url.parse().with_context(|| format!("--otlp {}", without_password(text)))?))
     }
 }
 

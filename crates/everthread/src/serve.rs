@@ -1,23 +1,25 @@
-//! `dev` and `serve`: bind everything, start, wait for a signal, drain.
+//! `dev` and `serve`: bind everything, open the store, start, wait for a signal, drain.
+//!
+//! A signal is heard from the first moment on, and the admin port answers before the store is there: a node that waits for
+//! its store is alive and not ready.
 
-use crate::config::{Durability, Mode, NodeArgs, start_log, without_password};
-use crate::otlp::{Exporter, OtlpArgs};
-use crate::{admin, config, console, demo, openai};
+use crate::admin::Admin;
+use crate::config::{Checked, Mode, NodeArgs, start_log};
+use crate::otlp::Exporter;
+use crate::store::{self, Links};
+use crate::{config, console, demo, openai};
 use anyhow::Context as _;
 use everthread_archive::Archive;
 use everthread_control::TaskGroup;
 use everthread_edge::auth::Auth;
 use everthread_edge::{Config, Edge, archiving, http, listen};
-use everthread_protocol::NodeId;
 use everthread_store::Store;
-use everthread_store::embedded::{self, Embedded};
-use everthread_store::redis::{Options, Redis};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Connections that may wait to be accepted.
@@ -29,56 +31,54 @@ const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 /// How much longer than a WebSocket, which is closed with a code that says why, any other connection may take no byte.
 const STALL_MARGIN: Duration = Duration::from_secs(2);
 
+/// How long the demo agents may take to end what they are at.
+const DEMO_END_MAX: Duration = Duration::from_secs(2);
+
 /// The agent that a model of the environment serves in `dev`.
 const DEMO_MODEL_AGENT: &str = "model";
 
+/// What is open when a node is up ends side by side within this, so that with a second for what works behind connections
+/// and [`crate::BLOCKING_MAX`] a node is gone 4.5 s after `--drain-ms`: operators are told 5.
+const CLOSE_MAX: Duration = Duration::from_millis(1500);
+
 /// Runs a node until it is told to stop.
 pub async fn run(mode: Mode, args: NodeArgs) -> anyhow::Result<()> {
+    // Before anything that takes time: until then the first process of a container does not hear a signal at all.
+    let stop = stop_on_signal()?;
     start_log(&args)?;
     for name in config::unknown_variables_here() {
         tracing::warn!(name, "a variable that is no setting of this release");
     }
     #[cfg(feature = "planted-faults")]
     plant_fault()?;
-    let token = args.token(mode)?;
-    args.leases()?;
-    args.keeping.folding()?;
-    args.keeping.retention()?;
-    args.otlp.target()?;
-    let node: NodeId = match &args.node {
-        Some(node) => node.parse().context("--node")?,
-        None => format!("n-{}", ulid::Ulid::generate().to_string().to_lowercase()).parse().context("node")?,
-    };
+    let checked = args.checked(mode)?;
     let public = bind(args.listen).with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
-    let admin = bind(args.admin).with_context(|| format!("cannot listen on {} (--admin)", args.admin))?;
+    let admin_socket = bind(args.admin).and_then(|socket| socket.listen(BACKLOG));
+    let admin_socket = admin_socket.with_context(|| format!("cannot listen on {} (--admin)", args.admin))?;
     let archive = args.archive.open()?;
-    let background = TaskGroup::new();
-    let sockets = Sockets { public, admin };
-    match &args.redis {
-        Some(url) => {
-            let options = Options::new(url, &args.redis_prefix, node.clone());
-            let tracker = tokio_util::task::TaskTracker::new();
-            let store = Redis::connect(options, &tracker, &background.token())
-                .await
-                .with_context(|| {
-                    let url = without_password(url);
-                    format!("cannot use the Redis at {url} (`everthread doctor` with the same settings says what to do)")
-                })?;
-            tracing::info!(url = without_password(url), prefix = args.redis_prefix, "store: Redis");
-            node_until_stopped(mode, args, token, node, store, archive, sockets).await?;
+    let (servers, admin, admin_address) = (TaskGroup::new(), Admin::new(), admin_socket.local_addr()?);
+    // The admin port answers from now until the very end.
+    serve_on(&servers, admin_socket, admin.router(), stall_max(&args), servers.token());
+    tracing::info!("metrics: http://{admin_address}/metrics");
+    let redis = checked.redis.clone();
+    let start = Start { mode, args, checked, archive, public, servers, admin, stop: stop.clone() };
+    let running = async {
+        match redis {
+            Some(options) => {
+                let opened = store::connect(mode, &options, &start.admin);
+                let Some(opened) = stop.run_until_cancelled(opened).await else { return Ok(()) };
+                let (store, links) = opened?;
+                start.run(store, Some(links)).await
+            }
+            None => {
+                let opened = store::open_embedded(&start.args);
+                let Some(store) = stop.run_until_cancelled(opened).await else { return Ok(()) };
+                start.run(store?, None).await
+            }
         }
-        None => {
-            let durability = match args.durability {
-                Durability::PowerCut => embedded::Durability::PowerCut,
-                Durability::Crash => embedded::Durability::Crash,
-            };
-            let options = embedded::Options { dir: Some(args.data_dir.clone()), durability };
-            let store = tokio::task::spawn_blocking(move || Embedded::open(options)).await??;
-            tracing::info!(dir = %args.data_dir.display(), "store: embedded");
-            node_until_stopped(mode, args, token, node, store, archive, sockets).await?;
-        }
-    }
-    background.close(Duration::from_secs(1)).await;
+    };
+    running.await?;
+    tracing::info!("stopped");
     Ok(())
 }
 
@@ -93,107 +93,128 @@ fn plant_fault() -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Sockets {
-    public: TcpListener,
-    admin: TcpListener,
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// An address that is taken. Nobody can connect to it before it listens: while the node starts, clients go elsewhere at once.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
-async fn node_until_stopped<S: Store>(
+fn stall_max(args: &NodeArgs) -> Duration {
+    Duration::from_millis(args.stall_ms)
+}
+
+/// What a node has when its store is opened.
+struct Start {
     mode: Mode,
     args: NodeArgs,
-    token: String,
-    node: NodeId,
-    store: S,
+    checked: Checked,
     archive: Option<everthread_archive::Options>,
-    sockets: Sockets,
-) -> anyhow::Result<()> {
-    let stall_max = Duration::from_millis(args.stall_ms);
-    let archived_after = archive.as_ref().map(|options| options.after);
-    let store = Arc::new(Archive::new(Arc::new(store), archive));
-    store.begin().await.context("--archive")?;
-    let acks = args.acks();
-    acks.check(&*store).map_err(|error| error.fault()).context("--ack and --ack-decisions")?;
-    let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
-    let counts = store.counts().collectors();
-    let auth = Auth::new(token.clone(), "default".parse()?, browser_hosts(args.listen));
-    let config = Config {
-        node,
-        auth: auth.clone(),
-        leases: args.leases()?,
-        heartbeat: Duration::from_millis(args.heartbeat_ms),
-        stall_max,
-        presence: args.presence()?,
-        acks,
-        rebuild_every: Duration::from_millis(args.rebuild_every_ms),
-        folding: args.keeping.folding()?,
-        retention: args.keeping.retention()?,
-        archive: archiving,
-        upgrades_per_s: args.upgrades_per_s,
-    };
-    let edge = Edge::start(store.clone(), config);
-    edge.metrics.also(counts);
-    let traces = TaskGroup::new();
-    start_traces(&args.otlp, &edge, &traces)?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let stop_accepting = CancellationToken::new();
-
-    let is_local = args.listen.ip().is_loopback();
-    let page = console::PageConfig {
-        token: (mode == Mode::Dev && is_local).then(|| token.clone()),
-        agents: agents(mode),
-    };
-    let routes = http::router(edge.clone()).merge(console::router(auth, &page));
-    let (public, admin_address) = (sockets.public.local_addr()?, sockets.admin.local_addr()?);
-    let servers = TaskGroup::new();
-    serve_on(&servers, sockets.public, routes, stall_max, stop_accepting.clone());
-    // The admin port answers until the very end.
-    let routes = admin::router(edge.clone(), draining.clone())?;
-    serve_on(&servers, sockets.admin, routes, stall_max, servers.token());
-    tracing::info!("console: http://{public}/console");
-    tracing::info!("metrics: http://{admin_address}/metrics");
-
-    let demo = TaskGroup::new();
-    if mode == Mode::Dev {
-        start_demo(&demo, public, token);
-    }
-
-    wait_for_signal(&servers).await?;
-    let pause = args.drain_delay();
-    tracing::info!(
-        connections = edge.departures.len(),
-        ?pause,
-        "stopping: not ready, then good-bye to everybody"
-    );
-    draining.store(true, Ordering::Release);
-    // The demo's runs end while there is still a node to write to.
-    demo.close(Duration::from_secs(2)).await;
-    // Whoever sends connections here learns that it should not while they are still good.
-    tokio::time::sleep(pause).await;
-    stop_accepting.cancel();
-    if !edge.drain(Duration::from_millis(args.drain_ms)).await {
-        tracing::warn!("some connections did not take their leave in time");
-    }
-    servers.close(Duration::from_secs(1)).await;
-    traces.close(Duration::from_secs(2)).await;
-    // What is on its way into the archive or back is whole where it was.
-    store.close(Duration::from_secs(1)).await;
-    tracing::info!("stopped");
-    Ok(())
+    public: TcpSocket,
+    servers: TaskGroup,
+    admin: Admin,
+    /// Fires at the first signal.
+    stop: CancellationToken,
 }
 
-/// Traces what goes on in the node, if somebody is to get it.
-fn start_traces<S: Store>(args: &OtlpArgs, edge: &Edge<S>, tasks: &TaskGroup) -> anyhow::Result<()> {
-    let Some(target) = args.target()? else { return Ok(()) };
-    let node = edge.config.node.as_str();
-    let (tracer, exporter) = Exporter::new(target, args.otlp_ratio, node, &edge.metrics)?;
+impl Start {
+    /// Is a node on this store until it is told to stop.
+    async fn run<S: Store>(self, store: S, links: Option<Links>) -> anyhow::Result<()> {
+        let Start { mode, args, checked, archive, public, servers, admin, stop } = self;
+        let archived_after = archive.as_ref().map(|options| options.after);
+        let store = Arc::new(Archive::new(Arc::new(store), archive));
+        let Some(begun) = stop.run_until_cancelled(store.begin()).await else { return Ok(()) };
+        begun.context("--archive")?;
+        let acks = args.acks();
+        acks.check(&*store).map_err(|error| error.fault()).context("--ack and --ack-decisions")?;
+        let archiving = archived_after.map(|after| archiving::Options::new(store.clone(), after));
+        let counts = store.counts().collectors();
+        let auth = Auth::new(checked.token.clone(), "default".parse()?, browser_hosts(args.listen));
+        let config = Config {
+            node: checked.node,
+            auth: auth.clone(),
+            leases: checked.leases,
+            heartbeat: Duration::from_millis(args.heartbeat_ms),
+            stall_max: stall_max(&args),
+            presence: checked.presence,
+            acks,
+            rebuild_every: Duration::from_millis(args.rebuild_every_ms),
+            folding: checked.folding,
+            retention: checked.retention,
+            archive: archiving,
+            upgrades_per_s: args.upgrades_per_s,
+        };
+        let edge = Edge::start(store.clone(), config);
+        edge.metrics.also(counts);
+        let traces = TaskGroup::new();
+        if let Some(target) = checked.traces {
+            start_traces(target, args.otlp.otlp_ratio, &edge, &traces)?;
+        }
+        let page = console::PageConfig {
+            token: (mode == Mode::Dev && args.listen.ip().is_loopback()).then(|| checked.token.clone()),
+            agents: agents(mode),
+        };
+        let routes = http::router(edge.clone()).merge(console::router(auth, &page));
+        let public = public.listen(BACKLOG);
+        let public = public.with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
+        let (address, stop_accepting) = (public.local_addr()?, CancellationToken::new());
+        serve_on(&servers, public, routes, stall_max(&args), stop_accepting.clone());
+        admin.is_up(edge.clone())?;
+        tracing::info!("console: http://{address}/console");
+        let demo = TaskGroup::new();
+        if mode == Mode::Dev {
+            start_demo(&demo, address, checked.token);
+        }
+
+        stop.cancelled().await;
+        let pause = args.drain_delay();
+        tracing::info!(
+            connections = edge.departures.len(),
+            ?pause,
+            "stopping: not ready, then good-bye to everybody"
+        );
+        admin.drains();
+        // The demo's runs end while there is still a node to write to; and whoever sends connections here learns that it
+        // should not while they are still good.
+        tokio::join!(demo.close(DEMO_END_MAX), tokio::time::sleep(pause));
+        stop_accepting.cancel();
+        if !edge.drain(Duration::from_millis(args.drain_ms)).await {
+            tracing::warn!("some connections did not take their leave in time");
+        }
+        let closed = close(&servers, &traces, store.close(CLOSE_MAX), links.as_ref()).await;
+        tracing::debug!(closed, "nothing is left");
+        Ok(())
+    }
+}
+
+/// Ends what is open side by side; false if something was still there after [`CLOSE_MAX`]. `archive` ends what is on its way
+/// into the archive or back: it is whole where it was.
+async fn close(
+    servers: &TaskGroup,
+    traces: &TaskGroup,
+    archive: impl Future<Output = bool>,
+    links: Option<&Links>,
+) -> bool {
+    let deadline = Instant::now() + CLOSE_MAX;
+    let (servers, traces, archive) = tokio::join!(servers.close(CLOSE_MAX), traces.close(CLOSE_MAX), archive);
+    // Last: all of these may use them.
+    let links = match links {
+        Some(links) => links.close(deadline.saturating_duration_since(Instant::now())).await,
+        None => true,
+    };
+    servers && traces && archive && links
+}
+
+/// Traces what goes on in the node.
+fn start_traces<S: Store>(
+    target: reqwest::Url,
+    ratio: f64,
+    edge: &Edge<S>,
+    tasks: &TaskGroup,
+) -> anyhow::Result<()> {
+    let (tracer, exporter) = Exporter::new(target, ratio, edge.config.node.as_str(), &edge.metrics)?;
     edge.trace(tracer);
     tasks.spawn(exporter.run(tasks.token()));
     Ok(())
@@ -266,34 +287,44 @@ fn browser_hosts(listen: SocketAddr) -> Vec<String> {
     }
 }
 
-/// A token that fires at the first signal; a second one ends the process at once.
+/// A token that fires at the first signal; a second one ends the process at once. Signals count from when this returns.
 pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
     let stop = CancellationToken::new();
-    let (fired, group) = (stop.clone(), TaskGroup::new());
-    let tasks = group.clone();
-    group.spawn(async move {
-        if let Err(error) = wait_for_signal(&tasks).await {
-            tracing::error!(%error, "signals cannot be received");
+    let fired = stop.clone();
+    TaskGroup::new().spawn(async move {
+        for is_first in [true, false] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if !is_first {
+                std::process::exit(config::SECOND_SIGNAL_EXIT);
+            }
+            fired.cancel();
         }
-        fired.cancel();
     });
     Ok(stop)
 }
 
-/// The first signal drains, a second one ends the process at once.
-async fn wait_for_signal(tasks: &TaskGroup) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tasks.spawn_until_stopped(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_open_is_closed_side_by_side() {
+        // Each of them ends when the other has been told to: one after the other they would wait for ever.
+        let (servers, traces) = (TaskGroup::new(), TaskGroup::new());
+        for (group, other) in [(&servers, traces.token()), (&traces, servers.token())] {
+            group.spawn(async move { other.cancelled().await });
         }
-        std::process::exit(config::SECOND_SIGNAL_EXIT);
-    });
-    Ok(())
+        let both = (servers.token(), traces.token());
+        let archive = async {
+            both.0.cancelled().await;
+            both.1.cancelled().await;
+            true
+        };
+        assert!(close(&servers, &traces, archive, Some(&Links::default())).await);
+    }
 }

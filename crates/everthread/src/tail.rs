@@ -18,7 +18,7 @@ pub struct TailArgs {
     /// The session to follow.
     pub session: String,
     /// Address of a node.
-    #[arg(long, env = "EVERTHREAD_URL", default_value = "ws://127.0.0.1:7400")]
+    #[arg(long, env = "EVERTHREAD_URL", hide_env_values = true, default_value = "ws://127.0.0.1:7400")]
     pub url: String,
     /// The token to present.
     #[arg(long, env = "EVERTHREAD_TOKEN", hide_env_values = true)]

@@ -2,7 +2,8 @@
 //!
 //! `redis://…`, `rediss://…` (TLS) and `unix://…` name one server; `redis-sentinel://host,host,host/NAME` the primary that
 //! the sentinels know as NAME; `redis-cluster://host,host` a cluster by some of its servers. `rediss-sentinel` and
-//! `rediss-cluster` are the same with TLS. No I/O here.
+//! `rediss-cluster` are the same with TLS. No I/O here. **Invariant:** no error has a piece of the address in it: where it
+//! is not written as it should be, any piece may be one of the password.
 
 use crate::Error;
 use std::fmt;
@@ -12,6 +13,14 @@ use std::path::PathBuf;
 const REDIS_PORT: u16 = 6379;
 /// Where a sentinel does.
 const SENTINEL_PORT: u16 = 26379;
+/// What may stand behind the `?`.
+const SETTINGS: &[&str] =
+    &["user", "pass", "db", "ca", "cert", "key", "name", "sentinel-user", "sentinel-pass", "protocol"];
+const UNKNOWN: &str = "what stands before its `://` is unknown: it is redis, redis-sentinel, redis-cluster, the same with \
+                       rediss for TLS, or unix";
+/// What is wrong with most addresses that cannot be read.
+const UNESCAPED: &str = "there is a `/` or a `?` before an `@`: in user and password special characters must be \
+                         percent-encoded (`/` as %2F, `?` as %3F, `@` as %40, `%` as %25)";
 
 /// One server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -106,8 +115,17 @@ pub(super) struct Address {
 impl Address {
     /// Reads an address.
     pub(super) fn parse(url: &str) -> Result<Self, Error> {
-        read(url).map_err(|why| Error::Unavailable(format!("the address of Redis is not usable: {why}")))
+        let why = |why: String| if is_unescaped(url) { UNESCAPED.to_owned() } else { why };
+        read(url).map_err(|e| Error::Unavailable(format!("the address of Redis is not usable: {}", why(e))))
     }
+}
+
+/// Whether user and password seem to end where they do not. Only of an address that cannot be read otherwise: a value behind
+/// the `?` may have an `@` in it.
+fn is_unescaped(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else { return false };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    scheme.starts_with("redis") && rest[end..].contains('@')
 }
 
 fn read(url: &str) -> Result<Address, String> {
@@ -124,7 +142,7 @@ fn read(url: &str) -> Result<Address, String> {
     }
     let (scheme, is_tls) = match scheme.strip_prefix("rediss") {
         Some(kind) => (kind, true),
-        None => (scheme.strip_prefix("redis").ok_or_else(|| format!("`{scheme}://` is unknown"))?, false),
+        None => (scheme.strip_prefix("redis").ok_or(UNKNOWN)?, false),
     };
     let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (who, hosts) = match hosts.rsplit_once('@') {
@@ -137,9 +155,11 @@ fn read(url: &str) -> Result<Address, String> {
         (login.user, login.password) = (some(user)?, some(password)?);
     }
     let endpoints = |port| {
-        let endpoint =
-            |host| Endpoint::parse(host, port).ok_or_else(|| format!("`{host}` is no host and port"));
-        hosts.split(',').map(endpoint).collect::<Result<Vec<_>, _>>()
+        let endpoint = |(n, host)| {
+            let why = || format!("number {} of the servers that it names is no host and port", n + 1);
+            Endpoint::parse(host, port).ok_or_else(why)
+        };
+        hosts.split(',').enumerate().map(endpoint).collect::<Result<Vec<_>, _>>()
     };
     let kind = match scheme {
         "" => {
@@ -162,6 +182,10 @@ fn read(url: &str) -> Result<Address, String> {
                         .into(),
                 );
             }
+            // No name of a primary has either.
+            if path.contains(['/', '@']) {
+                return Err("what stands behind the servers is no name of a primary".into());
+            }
             let login =
                 Login { user: query.take("sentinel-user"), password: query.take("sentinel-pass"), db: 0 };
             Kind::Sentinel { sentinels: endpoints(SENTINEL_PORT)?, name: decoded(path)?, login }
@@ -170,7 +194,7 @@ fn read(url: &str) -> Result<Address, String> {
             return Err("a cluster has no numbered databases".into());
         }
         "-cluster" => Kind::Cluster(endpoints(REDIS_PORT)?),
-        other => return Err(format!("`redis{other}://` is unknown")),
+        _ => return Err(UNKNOWN.into()),
     };
     let tls = is_tls.then(|| TlsFiles {
         ca: query.take("ca").map(PathBuf::from),
@@ -186,7 +210,7 @@ fn read(url: &str) -> Result<Address, String> {
 }
 
 fn number_of_db(text: &str) -> Result<i64, String> {
-    text.parse().map_err(|_| format!("`{text}` is no number of a database"))
+    text.parse().map_err(|_| "what stands behind the server's `/` is no number of a database".to_owned())
 }
 
 /// What stands behind the `?`.
@@ -195,7 +219,7 @@ struct Query(Vec<(String, String)>);
 impl Query {
     fn parse(text: &str) -> Result<Self, String> {
         let pair = |pair: &str| {
-            let (name, value) = pair.split_once('=').ok_or_else(|| format!("`{pair}` has no value"))?;
+            let (name, value) = pair.split_once('=').ok_or("something behind its `?` has no value")?;
             Ok((name.to_owned(), decoded(value)?))
         };
         text.split('&').filter(|pair| !pair.is_empty()).map(pair).collect::<Result<_, String>>().map(Self)
@@ -211,7 +235,8 @@ impl Query {
         // Older addresses may say it; it is always RESP3.
         self.take("protocol");
         match self.0.first() {
-            Some((name, _)) => Err(format!("`{name}=` is unknown here")),
+            Some((name, _)) if SETTINGS.contains(&name.as_str()) => Err(format!("`{name}=` is unknown here")),
+            Some(_) => Err(format!("something behind its `?` is none of {}", SETTINGS.join(", "))),
             None => Ok(()),
         }
     }
@@ -287,6 +312,32 @@ mod tests {
             let error = Address::parse(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn an_error_has_nothing_of_a_password_in_it_and_says_how_to_write_it() {
+        for unescaped in [
+            "redis://u:sec?ret@h",
+            "redis://u:sec/ret@h",
+            "redis://u:12/34@h:1",
+            "redis://:sec?a=ret@h",
+            "rediss-cluster://u:sec/ret,more@a,b?ca=/x",
+            "redis-sentinel://u:12/ret@a,b/main",
+            "redis-sentinel://u:12/ret@a,b/main?sentinel-pass=p%40",
+        ] {
+            let error = Address::parse(unescaped).unwrap_err().to_string();
+            assert!(error.contains("%2F") && error.contains("%3F"), "{unescaped}: {error}");
+            assert!(!["sec", "ret", "12", "34", "more"].iter().any(|piece| error.contains(piece)), "{error}");
+        }
+        // Other mistakes that leave a piece of it where something else should be.
+        for url in ["redis://u:secret", "redis://h?pass=a&secret", "redis://h?pass=a&secret=b", "secret://h"]
+        {
+            let error = Address::parse(url).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+        // What can be read as it stands still is.
+        let login = Address::parse("redis://h?pass=p@/?ss").unwrap().login;
+        assert_eq!(login.password.as_deref(), Some("p@/?ss"));
     }
 
     #[test]

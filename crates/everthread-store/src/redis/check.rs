@@ -2,21 +2,26 @@
 //!
 //! [`examine`] asks each server on connections of its own, which end with it; nothing is changed there. What a server may
 //! not be asked is passed over, and is no fault. A fault is what loses sessions or stops them; a warning is what will do so on
-//! a bad day.
+//! a bad day. What waiting does not mend is told apart by what it is about: [`Finding::is_lasting`].
 
 mod advice;
 mod permissions;
 mod server;
 
+use super::Options;
 use super::address::{Address, Endpoint, Kind, Login};
 use super::dial::Dialer;
 use super::keys::Keys;
 use super::link::Failure;
+use super::sentinel::epoch_of;
 use super::slots::{Claim, SLOTS, claims, slot_of_key};
-use super::{Options, START_MAX};
+use super::start::START_MAX;
 use crate::Error;
-use advice::advised;
+pub(super) use advice::advised;
+use advice::kind_of;
+use futures_util::future::join_all;
 use server::{Asked, Place};
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -63,7 +68,8 @@ pub struct Finding {
 impl Finding {
     /// Whether waiting does not mend it: then a node does not start.
     pub fn is_lasting(&self) -> bool {
-        matches!(self.about, "version" | "role" | "eviction" | "permissions")
+        self.level == Level::Fault
+            && matches!(self.about, "address" | "login" | "version" | "role" | "eviction" | "permissions")
     }
 }
 
@@ -74,18 +80,18 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at every server that `options` lead to.
+/// Looks at every server that `options` lead to, at all of them at once.
 pub async fn examine(options: &Options) -> Vec<Finding> {
     let mut findings = Findings::default();
     match find(options, &mut findings).await {
         Ok(places) => {
-            let mut all = Vec::new();
-            for place in &places {
-                all.extend(one(place, &mut findings).await);
-            }
+            let looks = join_all(places.iter().map(one)).await;
+            let (all, told): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+            findings.0.extend(told.into_iter().flat_map(|findings| findings.0));
+            let all: Vec<_> = all.into_iter().flatten().collect();
             compare(&all, &mut findings);
         }
-        Err(error) => findings.add(Level::Fault, "", "connection", error.to_string()),
+        Err((about, why)) => findings.add(Level::Fault, "", about, why),
     }
     findings.0
 }
@@ -100,45 +106,51 @@ impl Findings {
     }
 }
 
-async fn one(place: &Place, findings: &mut Findings) -> Option<Asked> {
+async fn one(place: &Place) -> (Option<Asked>, Findings) {
+    let mut findings = Findings::default();
     let name = place.endpoint.to_string();
     let asking = async {
         let denied = permissions::denied(place).await?;
         let asked = server::ask(place).await;
         Ok::<_, Failure>((if denied.is_empty() { Some(asked?) } else { asked.ok() }, denied))
     };
-    match timeout(SERVER_MAX, asking).await {
+    let asked = match timeout(SERVER_MAX, asking).await {
         Ok(Ok((asked, denied))) => {
             // Who may not even ask that is told all that is missing.
-            asked.iter().for_each(|asked| server::judge(place, asked, findings));
-            permissions::judge(&name, &denied, findings);
+            asked.iter().for_each(|asked| server::judge(place, asked, &mut findings));
+            permissions::judge(&name, &denied, &mut findings);
             asked
         }
         Ok(Err(failure)) => {
-            findings.add(Level::Fault, &name, "connection", advised(&failure.why()));
+            let why = failure.why();
+            findings.add(Level::Fault, &name, kind_of(&why), advised(&why));
             None
         }
         Err(_) => {
             findings.add(Level::Fault, &name, "connection", format!("no answer within {SERVER_MAX:?}"));
             None
         }
-    }
+    };
+    (asked, findings)
 }
 
+/// Why there is nothing to look at: what it is about, and in words.
+type Nowhere = (&'static str, String);
+
 /// Which primaries there are, and what their set-up says about itself.
-async fn find(options: &Options, findings: &mut Findings) -> Result<Vec<Place>, Error> {
-    let keys = Keys::new(&options.prefix)?;
-    let address = Address::parse(&options.url)?;
+async fn find(options: &Options, findings: &mut Findings) -> Result<Vec<Place>, Nowhere> {
+    let unusable = |error: Error| ("address", error.to_string());
+    let keys = Keys::new(&options.prefix).map_err(unusable)?;
+    let address = Address::parse(&options.url).map_err(unusable)?;
     let probe = |n| keys.probe(&options.node, n).key;
-    let dialer = |endpoint: &Endpoint| Dialer::new(&address, endpoint.clone(), options.response_timeout);
+    let dialer = |endpoint: &Endpoint| {
+        Dialer::new(&address, endpoint.clone(), options.response_timeout).map_err(unusable)
+    };
     match &address.kind {
         Kind::One(endpoint) => Ok(vec![Place::new(endpoint, dialer(endpoint)?, probe(0), false, false)]),
         Kind::Sentinel { sentinels, name, login } => {
             let dialer = dialer(&sentinels[0])?;
-            let primaries = watched(&dialer, sentinels, name, login, findings).await;
-            if primaries.is_empty() {
-                return Err(Error::Unavailable(format!("no sentinel tells where the primary {name:?} is")));
-            }
+            let primaries = watched(&dialer, sentinels, name, login, findings).await?;
             let place = |at: &Endpoint| Place::new(at, dialer.to(at.clone()), probe(0), true, false);
             Ok(primaries.iter().map(place).collect())
         }
@@ -158,30 +170,35 @@ async fn find(options: &Options, findings: &mut Findings) -> Result<Vec<Place>, 
     }
 }
 
-/// What the sentinels say where the primary is: one server, if they agree.
+/// What the sentinels say where the primary is: one server, if those agree who know of the latest failover. What others
+/// say counts as little as it does where the primary is looked for.
 async fn watched(
     dialer: &Dialer,
     sentinels: &[Endpoint],
     name: &str,
     login: &Login,
     findings: &mut Findings,
-) -> Vec<Endpoint> {
-    let mut primaries = Vec::new();
-    for endpoint in sentinels {
-        let (there, at) = (dialer.to_sentinel(endpoint.clone(), login), endpoint.to_string());
-        match timeout(START_MAX, sentinel(&there, name)).await {
-            Ok(Ok((primary, quorum))) => {
+) -> Result<Vec<Endpoint>, Nowhere> {
+    let asked = join_all(sentinels.iter().map(async |endpoint| {
+        let there = dialer.to_sentinel(endpoint.clone(), login);
+        (endpoint.to_string(), timeout(START_MAX, sentinel(&there, name)).await)
+    }));
+    let mut primaries: Vec<(u64, Endpoint)> = Vec::new();
+    let mut nowhere = ("connection", "no answer".to_owned());
+    for (at, told) in asked.await {
+        match told {
+            Ok(Ok((epoch, primary, quorum))) => {
                 match quorum {
                     Ok(told) => findings.add(Level::Good, &at, "sentinel", told),
                     Err(why) => findings.add(Level::Fault, &at, "sentinel", why),
                 }
-                if !primaries.contains(&primary) {
-                    primaries.push(primary);
-                }
+                primaries.push((epoch, primary));
             }
             Ok(Err(failure)) => {
-                let told = format!("{}; the others must do without it", advised(&failure.why()));
+                let why = failure.why();
+                let told = format!("{}; the others must do without it", advised(&why));
                 findings.add(Level::Warning, &at, "sentinel", told);
+                nowhere = more_lasting(nowhere, &why);
             }
             Err(_) => findings.add(Level::Warning, &at, "sentinel", "no answer"),
         }
@@ -190,12 +207,21 @@ async fn watched(
         let told = "fewer than three sentinels are named: with one gone nobody may find the primary";
         findings.add(Level::Warning, "", "sentinels", told);
     }
-    if primaries.len() > 1 {
-        let list: Vec<_> = primaries.iter().map(ToString::to_string).collect();
-        let told = format!("the sentinels do not agree on the primary: {}", list.join(", "));
+    let mut named: Vec<_> = primaries.iter().map(|(_, endpoint)| endpoint.to_string()).collect();
+    named.dedup();
+    if named.len() > 1 {
+        let told = format!("the sentinels do not agree on the primary: {}", named.join(", "));
         findings.add(Level::Fault, "", "sentinels", told);
     }
-    primaries
+    let latest = primaries.iter().map(|(epoch, _)| *epoch).max();
+    let latest = latest.ok_or_else(|| {
+        let (about, why) = nowhere;
+        (about, format!("no sentinel tells where the primary {name:?} is: {why}"))
+    })?;
+    primaries.retain(|(epoch, _)| *epoch == latest);
+    let mut endpoints: Vec<_> = primaries.into_iter().map(|(_, endpoint)| endpoint).collect();
+    endpoints.dedup();
+    Ok(endpoints)
 }
 
 /// The primaries of a cluster.
@@ -204,10 +230,10 @@ async fn members(
     seeds: &[Endpoint],
     by_name: bool,
     findings: &mut Findings,
-) -> Result<Vec<Claim>, Error> {
+) -> Result<Vec<Claim>, Nowhere> {
     let (from, told) = cluster(dialer, seeds, findings).await?;
     let claims = claims(&told, &from, by_name)
-        .ok_or_else(|| Error::Unavailable(format!("{from} gives a map that cannot be read")))?;
+        .ok_or_else(|| ("connection", format!("{from} gives a map that cannot be read")))?;
     let ranges = claims.iter().flat_map(|claim| &claim.slots);
     let served: usize = ranges.map(|(from, to)| usize::from(to - from) + 1).sum();
     if served < usize::from(SLOTS) {
@@ -225,8 +251,8 @@ async fn members(
     Ok(claims)
 }
 
-/// Where a sentinel says that the primary is, and whether enough of them could replace it.
-async fn sentinel(dialer: &Dialer, name: &str) -> Result<(Endpoint, Result<String, String>), Failure> {
+/// Since which failover a sentinel says that the primary is where, and whether enough of them could replace it.
+async fn sentinel(dialer: &Dialer, name: &str) -> Result<(u64, Endpoint, Result<String, String>), Failure> {
     let mut dialled = dialer.dial(|_| {}).await?;
     dialled
         .request(async |connection| {
@@ -236,35 +262,51 @@ async fn sentinel(dialer: &Dialer, name: &str) -> Result<(Endpoint, Result<Strin
             let (host, port) =
                 address.ok_or_else(|| Failure::Broken(format!("it knows no primary {name:?}")))?;
             let mut command = ::redis::cmd("SENTINEL");
+            let about: HashMap<String, ::redis::Value> =
+                command.arg("MASTER").arg(name).query_async(connection).await?;
+            let mut command = ::redis::cmd("SENTINEL");
             let quorum = command.arg("CKQUORUM").arg(name).query_async::<String>(connection).await;
             let quorum = quorum.map_err(|error| Failure::from(error).why());
-            Ok((Endpoint::Tcp(host, port), quorum))
+            Ok((epoch_of(&about).unwrap_or(0), Endpoint::Tcp(host, port), quorum))
         })
         .await
 }
 
-/// What the first node that answers says of the cluster.
+/// What the first node that answers says of the cluster; each that does not is told.
 async fn cluster(
     dialer: &Dialer,
     seeds: &[Endpoint],
     findings: &mut Findings,
-) -> Result<(Endpoint, String), Error> {
-    let mut last = String::new();
-    for seed in seeds {
+) -> Result<(Endpoint, String), Nowhere> {
+    let asked = join_all(seeds.iter().map(async |seed| {
         let asking = async {
             let mut dialled = dialer.to(seed.clone()).dial(|_| {}).await?;
             let mut command = ::redis::cmd("CLUSTER");
             command.arg("NODES");
             dialled.request(async |connection| Ok(command.query_async::<String>(connection).await?)).await
         };
-        match timeout(START_MAX, asking).await {
-            Ok(Ok(told)) => return Ok((seed.clone(), told)),
-            Ok(Err(failure)) => last = advised(&failure.why()),
-            Err(_) => "no answer".clone_into(&mut last),
-        }
-        findings.add(Level::Warning, &seed.to_string(), "connection", last.clone());
+        (seed, timeout(START_MAX, asking).await)
+    }));
+    let (mut first, mut nowhere) = (None, ("connection", String::new()));
+    for (seed, told) in asked.await {
+        let why = match told {
+            Ok(Ok(told)) => {
+                first.get_or_insert((seed.clone(), told));
+                continue;
+            }
+            Ok(Err(failure)) => failure.why(),
+            Err(_) => "no answer".to_owned(),
+        };
+        findings.add(Level::Warning, &seed.to_string(), kind_of(&why), advised(&why));
+        nowhere = more_lasting(nowhere, &why);
     }
-    Err(Error::Unavailable(format!("no node of the cluster answers: {last}")))
+    let (about, why) = nowhere;
+    first.ok_or_else(|| (about, format!("no node of the cluster answers: {why}")))
+}
+
+/// What is told of several who do not answer: rather what waiting does not mend.
+fn more_lasting(before: Nowhere, why: &str) -> Nowhere {
+    if before.0 == "connection" { (kind_of(why), advised(why)) } else { before }
 }
 
 /// What shows only side by side.

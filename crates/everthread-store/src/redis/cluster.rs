@@ -12,7 +12,9 @@ use super::keys::Keys;
 use super::link::{Failure, Link};
 use super::shard::{Crew, Shard, Way};
 use super::slots::{Claim, SLOTS, claims, slot_of_key};
+use ::redis::Cmd;
 use everthread_protocol::NodeId;
+use futures_util::{StreamExt as _, stream};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// How long a node may take to say what it knows.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// Of the nodes that we were given, so many are asked at once: some may be gone, and take long to not answer.
+const SEEDS_ASKED_MAX: usize = 16;
 /// How long a request is sent again because its slot is on the move. A slot takes milliseconds, a large one a second or two.
 const MOVE_MAX: Duration = Duration::from_secs(5);
 /// First pause before a request is sent again …
@@ -232,7 +236,7 @@ impl Cluster {
         drop(timeout(ANSWER_MAX, looks.changed()).await);
     }
 
-    /// What a node says, another one every time.
+    /// What a node says, another one every time; if none is connected, the first that answers of those we were given.
     async fn look(&self, turn: usize) -> Result<Vec<Claim>, Failure> {
         let mut command = ::redis::cmd("CLUSTER");
         command.arg("NODES");
@@ -249,22 +253,30 @@ impl Cluster {
                 return Ok(claims);
             }
         }
+        let asked: Vec<_> = self.seeds.iter().map(|seed| self.ask_seed(seed, &command)).collect();
+        let mut answers = stream::iter(asked).buffer_unordered(SEEDS_ASKED_MAX);
         let mut last = Failure::Down("there is nobody to ask".to_owned());
-        for seed in &self.seeds {
-            let asking = async {
-                let mut dialled = self.dialer.to(seed.clone()).dial(|_| {}).await?;
-                dialled.request(async |connection| Ok(command.query_async::<String>(connection).await?)).await
-            };
-            match timeout(CONNECT_MAX, asking).await {
-                Ok(Ok(told)) => match claims(&told, seed, self.by_name) {
-                    Some(claims) => return Ok(claims),
-                    None => last = Failure::Broken(format!("{seed} gives a map that cannot be read")),
-                },
-                Ok(Err(failure)) => last = failure.at(seed),
-                Err(_) => last = Failure::Down(format!("{seed} does not answer")),
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(claims) => return Ok(claims),
+                Err(failure) => last = failure,
             }
         }
         Err(last)
+    }
+
+    /// What one says whose name we were given.
+    async fn ask_seed(&self, seed: &Endpoint, command: &Cmd) -> Result<Vec<Claim>, Failure> {
+        let asking = async {
+            let mut dialled = self.dialer.to(seed.clone()).dial(|_| {}).await?;
+            dialled.request(async |connection| Ok(command.query_async::<String>(connection).await?)).await
+        };
+        match timeout(CONNECT_MAX, asking).await {
+            Ok(Ok(told)) => claims(&told, seed, self.by_name)
+                .ok_or_else(|| Failure::Broken(format!("{seed} gives a map that cannot be read"))),
+            Ok(Err(failure)) => Err(failure.at(seed)),
+            Err(_) => Err(Failure::Down(format!("{seed} does not answer"))),
+        }
     }
 
     /// Takes over what is newer than what is known.

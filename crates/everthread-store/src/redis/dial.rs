@@ -341,7 +341,7 @@ fn tls(files: &TlsFiles) -> Result<Tls, String> {
     };
     let name = files.name.as_ref().map(|name| {
         ServerName::try_from(name.clone())
-            .map_err(|_| format!("`name={name}` is no name that a certificate can have"))
+            .map_err(|_| "`name=` is no name that a certificate can have".to_owned())
     });
     Ok(Tls { connector: TlsConnector::from(Arc::new(config)), name: name.transpose()? })
 }

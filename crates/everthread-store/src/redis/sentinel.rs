@@ -147,8 +147,7 @@ impl Sentinels {
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
         let (about, address): (HashMap<String, Value>, Option<(String, u16)>) =
             pipeline.query_async(connection).await?;
-        let epoch = about.get("config-epoch").and_then(|epoch| ::redis::from_redis_value_ref(epoch).ok());
-        let (Some(epoch), Some((host, port))) = (epoch, address) else {
+        let (Some(epoch), Some((host, port))) = (epoch_of(&about), address) else {
             return Err(Failure::Broken("it does not know the primary".into()));
         };
         Ok(Primary { epoch, endpoint: Endpoint::Tcp(host, port) })
@@ -189,6 +188,11 @@ fn best<'a>(
         .map(|(primary, _)| primary)
         .max_by_key(|primary| (primary.epoch, known.is_some_and(|known| known.endpoint == primary.endpoint)))
         .cloned()
+}
+
+/// Which failover made the primary one, of what `SENTINEL MASTER` says.
+pub(super) fn epoch_of(about: &HashMap<String, Value>) -> Option<u64> {
+    about.get("config-epoch").and_then(|epoch| ::redis::from_redis_value_ref(epoch).ok())
 }
 
 fn late() -> Failure {

@@ -19,7 +19,7 @@ use everthread_protocol::{Cursor, Millis, PoolKey, Seq, SessionKey, Version};
 use everthread_session::fold::{Limits, fold};
 use everthread_session::view::View;
 use everthread_store::embedded::Embedded;
-use everthread_store::redis::{Options, Redis};
+use everthread_store::redis::{Options, Redis, StartError};
 use everthread_store::{
     Change, Error, Fold, Folded, Interest, Over, Plant, Planted, Refusal, Renewal, Store, Stub, Stubbed,
     Trim, Trimmed, WorkItem, Write,
@@ -349,7 +349,7 @@ async fn a_server_that_is_not_there_is_an_error_in_time() {
     let tasks = TaskTracker::new();
     let connecting = Redis::connect(options, &tasks, &stop);
     let failed = timeout(Duration::from_secs(10), connecting).await.unwrap().unwrap_err();
-    assert!(matches!(failed, Error::Unavailable(_)), "{failed:?}");
+    assert!(matches!(failed, StartError::Passing(_)), "{failed:?}");
     stop.cancel();
 }
 

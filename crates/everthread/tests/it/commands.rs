@@ -27,10 +27,27 @@ fn a_configuration_that_cannot_work_is_refused_with_what_to_do() {
         (&["check-config", "--token", TOKEN, "--fold-keep", "9999"], "--fold-keep"),
         (&["check-config", "--token", TOKEN, "--redis", "redis-sentinel://one,two"], "name of the primary"),
         (&["check-config", "--token", TOKEN, "--redis", "redis://h", "--redis-prefix", "a:b"], "prefix"),
+        (
+            &["check-config", "--token", TOKEN, "--redis", "rediss://h?ca=/nonexistent/ca.pem"],
+            "/nonexistent/ca.pem",
+        ),
+        (&["check-config", "--token", TOKEN, "--presence-ttl-ms", "10"], "--presence-ttl-ms"),
+        (&["check-config", "--token", TOKEN, "--node", "a:b"], "--node"),
+        (&["check-config", "--token", TOKEN, "--otlp", "h:4317"], "--otlp"),
+        (&["check-config", "--token", TOKEN, "--archive", "memory:///"], "--archive"),
         (&["dev", "--listen", "0.0.0.0:0"], "--token"),
     ] {
         let told = refusal(args);
         assert!(told.contains(says), "{args:?}: {told}");
+        // Whoever starts it in spite of that is told the same, before anything is opened.
+        if let ["check-config", args @ ..] = args {
+            let dir = tempfile::tempdir().unwrap();
+            let data = dir.path().join("data");
+            let rest = ["--admin", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()];
+            let args: Vec<&str> = ["serve"].iter().chain(args).chain(&rest).copied().collect();
+            let told = refusal(&args);
+            assert!(told.contains(says) && !data.exists(), "{args:?}: {told}");
+        }
     }
     let good = everthread(&["check-config", "--token", TOKEN, "--redis", "redis://user:secret@host:1"]);
     let told = String::from_utf8(good.stdout).unwrap();

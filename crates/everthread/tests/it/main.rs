@@ -43,8 +43,12 @@ mod outage;
 #[cfg(test)]
 mod rolling;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod shard;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod starting;
 #[cfg(test)]
 mod traces;

@@ -32,6 +32,21 @@ impl Node {
 
     /// Starts the binary of whatever release.
     pub async fn start_release(binary: &Path, dir: &Path, listen: &str, admin: &str, args: &[&str]) -> Node {
+        let mut node = Self::spawn(binary, dir, listen, admin, args);
+        node.until_up().await;
+        node
+    }
+
+    /// Starts `everthread`, which may be far from ready: its admin port answers.
+    pub async fn launch(dir: &Path, listen: &str, args: &[&str]) -> Node {
+        let binary = Path::new(env!("CARGO_BIN_EXE_everthread"));
+        let mut node = Self::spawn(binary, dir, listen, "127.0.0.1:0", args);
+        node.until_it_tells(|node| !node.admin.is_empty()).await;
+        node
+    }
+
+    /// A process that has not said anything yet.
+    pub fn spawn(binary: &Path, dir: &Path, listen: &str, admin: &str, args: &[&str]) -> Node {
         let log = dir.join(format!("log-{:x}", rand_suffix()));
         let process = Command::new(binary)
             .args(args)
@@ -45,18 +60,32 @@ impl Node {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let mut node = Node { process, is_alive: true, url: String::new(), admin: String::new(), log };
+        Node { process, is_alive: true, url: String::new(), admin: String::new(), log }
+    }
+
+    /// Waits until it is ready.
+    pub async fn until_up(&mut self) {
+        self.until_it_tells(|node| !node.url.is_empty() && !node.admin.is_empty()).await;
+        self.wait_until("ready", async |node: &Node| node.is_ready().await).await;
+    }
+
+    /// Waits for what it logs of its addresses.
+    async fn until_it_tells(&mut self, is_enough: impl Fn(&Node) -> bool) {
         let started = Instant::now();
-        while node.url.is_empty() || node.admin.is_empty() {
-            let text = node.log();
-            node.url = address(&text, "console: ", "/console").unwrap_or_default();
-            node.admin = address(&text, "metrics: ", "/metrics").unwrap_or_default();
-            assert!(node.process.try_wait().unwrap().is_none(), "it did not start: {text}");
+        while !is_enough(self) {
+            let text = self.log();
+            self.url = address(&text, "console: ", "/console").unwrap_or_default();
+            self.admin = address(&text, "metrics: ", "/metrics").unwrap_or_default();
+            assert!(self.process.try_wait().unwrap().is_none(), "it did not start: {text}");
             assert!(started.elapsed() < PATIENCE, "it did not start in time: {text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        node.wait_until("ready", async |node: &Node| node.is_ready().await).await;
-        node
+    }
+
+    /// What the admin port answers to whether it is ready.
+    pub async fn readiness(&self) -> (u16, String) {
+        let answer = http().get(format!("{}/readyz", self.admin)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     /// The same addresses and data again.

@@ -164,8 +164,14 @@ pub(super) fn judge(place: &Place, asked: &Asked, findings: &mut Findings) {
 
 fn role(place: &Place, asked: &Asked, add: &mut impl FnMut(Level, &'static str, String)) {
     if asked.info("role") != "master" {
-        let (host, port) = (asked.info("master_host"), asked.info("master_port"));
-        add(Level::Fault, "role", format!("it is a replica of {host}:{port}: name its primary instead"));
+        let of = format!("{}:{}", asked.info("master_host"), asked.info("master_port"));
+        if place.has_failover {
+            let told =
+                format!("it was said to be a primary and is a replica of {of}: a failover is under way");
+            add(Level::Fault, "failover", told);
+        } else {
+            add(Level::Fault, "role", format!("it is a replica of {of}: name its primary instead"));
+        }
     }
     let is_cluster = asked.number("cluster_enabled") == 1;
     if is_cluster && !place.is_cluster {
@@ -351,6 +357,7 @@ mod tests {
         ] {
             assert_eq!(bad(&alone, &[info], &[]), [(level, about)], "{info:?}");
         }
+        assert_eq!(bad(&watched, &[("role", "slave")], &[]), [(Level::Fault, "failover")], "it mends itself");
         assert_eq!(bad(&watched, &[("connected_slaves", "0")], &[]), [(Level::Warning, "replicas")]);
         assert_eq!(bad(&alone, &[("connected_slaves", "0")], &[]), []);
         assert_eq!(bad(&alone, &[], &[("min-replicas-to-write", "2")]), [(Level::Fault, "replicas")]);
