@@ -293,10 +293,28 @@ class OneMachine(unittest.TestCase):
         return path
 
 
+def scraped_more_rarely(tests, times):
+    """Tests of alerts with one scrape of so many. In `values`, `a+bxn` is a, and n steps of b more."""
+    def samples(values):
+        for first, step, more in re.findall(r"([\d.]+)(?:\+([\d.]+))?(?:x(\d+))?", values):
+            yield from (float(first) + float(step or 0) * n for n in range(int(more or 0) + 1))
+
+    def thin(match):
+        return "values: '" + " ".join(f"{value:.12g}" for value in list(samples(match[1]))[::times]) + "'"
+    return re.sub(r"values: '([^']*)'", thin, tests).replace("    interval: 15s\n", f"    interval: {15 * times}s\n")
+
+
 class Monitoring(unittest.TestCase):
     def test_the_alert_rules_are_valid_and_fire_when_they_should(self):
         demand("promtool", "check", "rules", f"{DEPLOY}/prometheus/alerts.yml")
         demand("promtool", "test", "rules", f"{DEPLOY}/prometheus/alerts.test.yml")
+        # The same once more with every fourth scrape only.
+        rare = scraped_more_rarely(read("prometheus/alerts.test.yml"), 4)
+        self.assertEqual(rare.count("interval: 60s"), read("prometheus/alerts.test.yml").count(" interval: 15s"))
+        with folder() as place:
+            with open(f"{place}/alerts.test.yml", "w", encoding="utf-8") as file:
+                file.write(rare.replace("rule_files: [", f"rule_files: [{DEPLOY}/prometheus/"))
+            demand("promtool", "test", "rules", f"{place}/alerts.test.yml")
         tested = set(re.findall(r"name: (\w+) fires", read("prometheus/alerts.test.yml")))
         self.assertEqual(tested, set(re.findall(r"alert: (\w+)", read("prometheus/alerts.yml"))))
 
@@ -486,6 +504,8 @@ class Chart(unittest.TestCase):
             ({"ingress.enabled": "true"}, "host"),
             ({"networkPolicy.extraEgress[0].port": "4318"}, "extraEgress"),
             ({"image.digest": "latest"}, "digest"),
+            ({"serviceMonitor.interval": "5m"}, "interval"),
+            ({"serviceMonitor.interval": "61s"}, "interval"),
             ({"service.type": "Cluster"}, "type"),
         ):
             code, said = helm("template", {**GOOD, **change})
