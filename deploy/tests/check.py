@@ -200,6 +200,7 @@ class OneMachine(unittest.TestCase):
             path = f"{place}/everthread.service"
             with open(path, "w", encoding="utf-8") as file:
                 file.write(unit)
+            self.assertNotRegex(unit, r"(?m)^ExecStartPre=", "what is needed to start is what keeps a node down")
             said = demand("systemd-analyze", "verify", "--man=no", path)
             self.assertNotIn("everthread.service:", said)
             demand("systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", "--no-pager", path)
