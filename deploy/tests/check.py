@@ -8,6 +8,7 @@ the users of deploy/redis, behind nginx. What needs containers is in compose.py.
 import contextlib
 import glob
 import io
+import ipaddress
 import json
 import os
 import re
@@ -204,6 +205,14 @@ class OneMachine(unittest.TestCase):
             said = demand("systemd-analyze", "verify", "--man=no", path)
             self.assertNotIn("everthread.service:", said)
             demand("systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", "--no-pager", path)
+
+    def test_the_admin_port_of_a_machine_is_where_the_load_balancer_asks(self):
+        env = dict(line.split("=", 1) for line in read("systemd/everthread.env").splitlines() if line and not line.startswith("#"))
+        (asked,) = re.findall(r"(?m)^\s*default-server check port (\d+)", read("haproxy/haproxy.cfg"))
+        host, port = env["EVERTHREAD_ADMIN"].rsplit(":", 1)
+        self.assertEqual(port, asked)
+        address = ipaddress.ip_address(host)
+        self.assertTrue(address.is_private and not address.is_loopback and not address.is_unspecified, host)
 
     def test_every_sysctl_is_one_of_the_kernel(self):
         for line in read("sysctl/90-everthread.conf").splitlines():
