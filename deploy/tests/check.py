@@ -364,7 +364,29 @@ class Monitoring(unittest.TestCase):
 # -- the chart ---------------------------------------------------------------------------------------------------------
 
 GOOD = {"token": "a-good-token", "redis.url": "redis://redis.example:6379"}
+# Addresses of Redis and the ports behind them; commas as Helm's --set wants them.
+ADDRESSES = [
+    ("redis://redis.example:6380", [6380]),
+    ("redis://redis.example/3", [6379]),
+    ("redis://ann:p%40ss@[::1]:7000/", [7000]),
+    ("redis://[::1]?db=2", [6379]),
+    ("rediss://:secret@redis.example?ca=/tls/ca.crt&cert=/tls/tls.crt&key=/tls/tls.key&name=redis", [6379]),
+    ("redis-sentinel://a\\,b:5000\\,c/everthread?sentinel-user=s&sentinel-pass=t", [6379, 26379, 5000]),
+    ("rediss-sentinel://ann:secret@a\\,b/everthread?ca=/tls/ca.crt", [6379, 26379]),
+    ("redis-cluster://a\\,b:7001", [6379, 7001]),
+    ("rediss-cluster://ann:secret@a:7000\\,b:7001/0", [7000, 7001]),
+]
+WRONG_ADDRESSES = [
+    "http://redis", "redis://a\\,b", "redis://h/name", "redis://h?ca=/tls/ca.crt", "redis-sentinel://a\\,b", "redis-cluster://h/3",
+    "redis-proxy://h", "rediss://h?certificate=/x", "rediss://h?cert=/tls/tls.crt", "redis://h?sentinel-user=s",
+]
 BUNDLED = {"token": "a-good-token", "redis.bundled": "true", "redis.password": "0123456789abcdef"}
+TLS = {
+    "token": "a-good-token", "redis.url": "rediss-sentinel://a\\,b/everthread?ca=/etc/redis-tls/ca.crt",
+    "extraVolumes[0].name": "redis-tls", "extraVolumes[0].secret.secretName": "tls",
+    "extraVolumeMounts[0].name": "redis-tls", "extraVolumeMounts[0].mountPath": "/etc/redis-tls",
+    "extraEnv[0].name": "EVERTHREAD_ACK", "extraEnv[0].value": "replicated",
+}
 ALL = {
     **BUNDLED, "serviceMonitor.enabled": "true", "prometheusRule.enabled": "true", "grafanaDashboard.enabled": "true",
     "ingress.enabled": "true", "ingress.host": "sessions.example", "ingress.tlsSecret": "tls", "autoscaling.connectionsPerPod": "5000",
@@ -406,7 +428,7 @@ class Chart(unittest.TestCase):
         return found
 
     def test_it_passes_the_lint(self):
-        for values in (GOOD, BUNDLED, ALL):
+        for values in (GOOD, BUNDLED, TLS, ALL):
             code, said = helm("lint", values, "--strict")
             self.assertEqual(code, 0, said)
 
@@ -414,7 +436,7 @@ class Chart(unittest.TestCase):
         import kubernetes_validate
 
         version = kubernetes_validate.latest_version()
-        for values in (GOOD, BUNDLED, ALL):
+        for values in (GOOD, BUNDLED, TLS, ALL):
             for thing in self.render(values):
                 if not thing["apiVersion"].startswith("monitoring.coreos.com/"):
                     kubernetes_validate.validate(thing, version, strict=True)
@@ -463,12 +485,45 @@ class Chart(unittest.TestCase):
         policy = self.one({**GOOD, "networkPolicy.metricsFrom": "null"}, "NetworkPolicy")
         self.assertEqual([p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]], [7400])
 
+    def test_redis_is_let_through_whatever_its_address(self):
+        own = {"token": GOOD["token"]}
+        for values, ports in [({"redis.url": url}, ports) for url, ports in ADDRESSES] + [
+            ({"redis.existingSecret": "mine"}, [6379, 26379]),
+            ({"redis.existingSecret": "mine", "networkPolicy.redisPorts[0]": "7000"}, [7000]),
+            ({"redis.url": "redis-cluster://h:7000", "networkPolicy.redisPorts[0]": "7000", "networkPolicy.redisPorts[1]": "7001"}, [7000, 7001]),
+        ]:
+            (names, redis) = self.one({**own, **values}, "NetworkPolicy")["spec"]["egress"]
+            self.assertEqual([p["port"] for p in redis["ports"]], ports, values)
+
+    def test_a_node_takes_every_address_that_the_chart_takes(self):
+        import yaml
+
+        for url, _ in ADDRESSES:
+            (secret,) = [t for t in self.render({**GOOD, "redis.url": url}) if t["kind"] == "Secret"]
+            address = yaml.safe_load(yaml.safe_dump(secret))["stringData"]["redis"]
+            self.assertEqual(address, url.replace("\\,", ","))
+            if BINARY:
+                demand(BINARY, "check-config", "--token", GOOD["token"], "--redis", address)
+        for url in WRONG_ADDRESSES:
+            code, said = helm("template", {**GOOD, "redis.url": url})
+            self.assertTrue(code != 0 and "redis" in said, f"{url} was taken")
+            if BINARY:
+                code, said = run(BINARY, "check-config", "--token", GOOD["token"], "--redis", url.replace("\\,", ","))
+                self.assertTrue(code != 0 and "redis" in said, f"a node takes {url}")
+
+    def test_the_files_of_a_redis_with_tls_are_where_its_address_says(self):
+        pod = self.one(TLS, "Deployment")["spec"]["template"]["spec"]
+        self.assertEqual(pod["volumes"], [{"name": "redis-tls", "secret": {"secretName": "tls"}}])
+        self.assertEqual(pod["containers"][0]["volumeMounts"], [{"name": "redis-tls", "mountPath": "/etc/redis-tls"}])
+        self.assertIn({"name": "EVERTHREAD_ACK", "value": "replicated"}, pod["containers"][0]["env"])
+        self.assertNotIn("volumes", self.one(GOOD, "Deployment")["spec"]["template"]["spec"])
+
     def test_what_nodes_need_besides_redis_can_be_let_through(self):
-        more = {"networkPolicy.extraEgress[0].ports[0].port": "26379", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
+        more = {"networkPolicy.extraEgress[0].ports[0].port": "9000", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
         for values in (GOOD, BUNDLED):
             ports = [[p["port"] for rule in self.one({**values, **extra}, "NetworkPolicy")["spec"]["egress"] for p in rule["ports"]]
                      for extra in ({}, more)]
-            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 26379, 4318]])
+            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 9000, 4318]])
 
     def test_the_alerts_are_those_of_the_file(self):
         import yaml
@@ -513,6 +568,9 @@ class Chart(unittest.TestCase):
             ({"node.drain_ms": "5000"}, "drain_ms"),
             ({"ingress.enabled": "true"}, "host"),
             ({"networkPolicy.extraEgress[0].port": "4318"}, "extraEgress"),
+            ({"networkPolicy.redisPorts[0]": "0"}, "redisPorts"),
+            ({"extraVolumes[0].emptyDir.medium": "Memory"}, "extraVolumes"),
+            ({"extraVolumeMounts[0].name": "tls"}, "extraVolumeMounts"),
             ({"image.digest": "latest"}, "digest"),
             ({"serviceMonitor.interval": "5m"}, "interval"),
             ({"serviceMonitor.interval": "61s"}, "interval"),
