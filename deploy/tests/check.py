@@ -470,6 +470,19 @@ class Chart(unittest.TestCase):
                     self.assertTrue(context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"])
                     self.assertTrue(container["resources"]["requests"]["memory"] and container["resources"]["limits"]["memory"])
 
+    def test_pods_are_made_anew_for_what_they_use_and_for_nothing_else(self):
+        def pods(change):
+            return {t["metadata"]["name"]: t["spec"]["template"] for t in self.render({**BUNDLED, **change}) if t["kind"] in ("Deployment", "StatefulSet")}
+        names = {"trial-everthread", "trial-everthread-redis"}
+        for change, others in (
+            ({}, set()),
+            ({"token": "another-good-token"}, {"trial-everthread"}),
+            ({"redis.password": "fedcba9876543210"}, names),
+            ({"networkPolicy.enabled": "false", "autoscaling.maxReplicas": "20"}, set()),
+        ):
+            now, then = pods(change), pods({})
+            self.assertEqual({name for name in names if now[name] != then[name]}, others, change)
+
     def test_secrets_stand_in_secrets_only(self):
         for values, words in ((BUNDLED, ["a-good-token", "0123456789abcdef"]), ({**GOOD, "redis.url": "redis://u:hidden@h:1"}, ["hidden"])):
             for thing in self.render(values):
