@@ -12,6 +12,7 @@ import ipaddress
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -469,6 +470,29 @@ class Chart(unittest.TestCase):
                     self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
                     self.assertTrue(context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"])
                     self.assertTrue(container["resources"]["requests"]["memory"] and container["resources"]["limits"]["memory"])
+
+    def test_what_the_operators_are_told_to_type_works(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```$", file.read())
+        (lines,) = [block.splitlines() for block in blocks if "helm install" in block]
+        def line(begins):
+            (found,) = [shlex.split(line, comments=True) for line in lines if line.startswith(begins)]
+            return found
+        def after(words, flag):
+            return [word for before, word in zip(words, words[1:]) if before == flag]
+        install = line("helm install")
+        self.assertEqual(os.path.realpath(f"{TOP}/{install[3]}"), os.path.realpath(CHART))
+        values = dict(pair.split("=", 1) for pair in after(install, "--set"))
+        (container,) = self.one(values, "Deployment")["spec"]["template"]["spec"]["containers"]
+        # The image that was built and pushed, and the keys of the secret that was made.
+        (image,) = after(line("docker build"), "-t")
+        self.assertEqual([image, container["image"]], [line("docker push")[2]] * 2)
+        secret = line("kubectl create secret generic ")
+        made = {(secret[4], word.removeprefix("--from-literal=").split("=")[0]) for word in secret if word.startswith("--from-literal=")}
+        wanted = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if "secretKeyRef" in e.get("valueFrom", {})]
+        self.assertEqual({(ref["name"], ref["key"]) for ref in wanted}, made)
+        # The other way, with the chart's own Redis.
+        self.render({"existingSecret": "sessions", "redis.bundled": "true", "redis.password": "0123456789abcdef"})
 
     def test_pods_are_made_anew_for_what_they_use_and_for_nothing_else(self):
         def pods(change):
