@@ -31,6 +31,7 @@ CHART = f"{DEPLOY}/helm/everthread"
 BINARY = os.environ.get("EVERTHREAD_BIN")
 PATIENCE = 30  # seconds, for anything that is waited for
 COMPOSE_LINES_MAX = 100
+AFTER_DRAIN = 5  # seconds that a node takes at most after --drain-ms
 EXPOSURE_MAX = 20  # systemd's own measure, tenths: 0 is locked up, 100 is open
 
 
@@ -206,6 +207,16 @@ class OneMachine(unittest.TestCase):
             said = demand("systemd-analyze", "verify", "--man=no", path)
             self.assertNotIn("everthread.service:", said)
             demand("systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", "--no-pager", path)
+
+    def test_who_stops_a_node_gives_it_the_time_that_it_takes(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            text = file.read()
+        told = {name: int(re.search(rf"(?m)^\| `--{name}` \|[^|]*\| ([\d ]+)", text)[1].replace(" ", "")) for name in ("drain-delay-ms", "drain-ms")}
+        takes = sum(told.values()) / 1000 + AFTER_DRAIN
+        self.assertIn(f"at the latest {AFTER_DRAIN} s after `--drain-ms`", text)
+        self.assertIn(f"{takes:g} s by default", text)
+        for file, pattern in (("systemd/everthread.service", r"(?m)^TimeoutStopSec=(\d+)$"), ("docker-compose.yml", r"&edge(?s:.*?)stop_grace_period: (\d+)s")):
+            self.assertGreater(int(re.search(pattern, read(file))[1]), takes, file)
 
     def test_the_admin_port_of_a_machine_is_where_the_load_balancer_asks(self):
         env = dict(line.split("=", 1) for line in read("systemd/everthread.env").splitlines() if line and not line.startswith("#"))
@@ -452,8 +463,7 @@ class Chart(unittest.TestCase):
     def test_the_grace_period_fits_the_drain(self):
         for drain, pre_stop in ((5000, 0), (15000, 5), (60001, 10)):
             pod = self.one({**GOOD, "node.drainMs": drain, "preStopSeconds": pre_stop}, "Deployment")["spec"]["template"]["spec"]
-            # The node waits for its connections, a second for what is behind them, and is given 3 s more.
-            self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + 4)
+            self.assertGreater(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + AFTER_DRAIN)
             (container,) = pod["containers"]
             env = {e["name"]: e.get("value") for e in container["env"]}
             self.assertEqual((env["EVERTHREAD_DRAIN_MS"], env["EVERTHREAD_DRAIN_DELAY_MS"]), (str(drain), "0"))

@@ -18,9 +18,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if .Values.image.digest }}{{ printf "%s@%s" .Values.image.repository .Values.image.digest }}{{ else }}{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}{{ end }}
 {{- end }}
 
-{{/* Whole seconds of a drain; then a second for what is behind it, 3 s more, and one for the way there. */}}
+{{/* Whole seconds of a drain; the 5 s that a node takes at most for what is behind it; 3 s for a slow machine. */}}
 {{- define "everthread.grace" -}}
-{{- add .Values.preStopSeconds (div (add (int .Values.node.drainMs) 999) 1000) 5 }}
+{{- add .Values.preStopSeconds (div (add (int .Values.node.drainMs) 999) 1000) 5 3 }}
 {{- end }}
 
 {{/* Ports of an external Redis, as its address says them. Sentinels name a server, by default on Redis' own port, a cluster others. */}}
