@@ -226,6 +226,20 @@ class OneMachine(unittest.TestCase):
         address = ipaddress.ip_address(host)
         self.assertTrue(address.is_private and not address.is_loopback and not address.is_unspecified, host)
 
+    def test_a_load_balancer_cuts_nobody_whom_a_node_takes_for_alive(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            text = file.read()
+        gone = 2 * int(re.search(r"(?m)^\| `--heartbeat-ms` \|[^|]*\| ([\d ]+)", text)[1].replace(" ", "")) // 1000
+        self.assertEqual(set(re.findall(r"idle timeouts above (\d+) s", text)), {str(gone)})
+        for file, pattern, many in (
+            ("haproxy/haproxy.cfg", r"(?m)^    timeout (?:client|server|tunnel) (\d+)s$", 3), ("nginx/everthread.conf", r"proxy_(?:read|send)_timeout (\d+)s;", 2),
+            ("helm/everthread/values.yaml", r'proxy-(?:read|send)-timeout: "(\d+)"', 2),
+        ):
+            found = re.findall(pattern, read(file))
+            self.assertEqual(len(found), many, file)
+            for seconds in found:
+                self.assertGreater(int(seconds), gone, file)
+
     def test_every_sysctl_is_one_of_the_kernel(self):
         for line in read("sysctl/90-everthread.conf").splitlines():
             if line and not line.startswith("#"):
@@ -468,6 +482,14 @@ class Chart(unittest.TestCase):
             env = {e["name"]: e.get("value") for e in container["env"]}
             self.assertEqual((env["EVERTHREAD_DRAIN_MS"], env["EVERTHREAD_DRAIN_DELAY_MS"]), (str(drain), "0"))
             self.assertEqual(container.get("lifecycle"), {"preStop": {"sleep": {"seconds": pre_stop}}} if pre_stop else None)
+
+    def test_a_node_without_its_redis_is_sent_no_traffic_and_not_restarted(self):
+        (container,) = self.one(GOOD, "Deployment")["spec"]["template"]["spec"]["containers"]
+        asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+        self.assertEqual({kind: get["path"] for kind, get in asked.items()}, {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"})
+        self.assertEqual({get["port"] for get in asked.values()}, {"admin"})
+        (health,) = re.findall(r"HEALTHCHECK .* CMD (.*)", read("Dockerfile"))
+        self.assertEqual(json.loads(health)[1:], ["health"])
 
     def test_no_container_is_root_or_writes_its_image(self):
         for thing in self.render(ALL):
