@@ -8,9 +8,11 @@ the users of deploy/redis, behind nginx. What needs containers is in compose.py.
 import contextlib
 import glob
 import io
+import ipaddress
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,7 @@ CHART = f"{DEPLOY}/helm/everthread"
 BINARY = os.environ.get("EVERTHREAD_BIN")
 PATIENCE = 30  # seconds, for anything that is waited for
 COMPOSE_LINES_MAX = 100
+AFTER_DRAIN = 5  # seconds that a node takes at most after --drain-ms
 EXPOSURE_MAX = 20  # systemd's own measure, tenths: 0 is locked up, 100 is open
 
 
@@ -200,9 +203,42 @@ class OneMachine(unittest.TestCase):
             path = f"{place}/everthread.service"
             with open(path, "w", encoding="utf-8") as file:
                 file.write(unit)
+            self.assertNotRegex(unit, r"(?m)^ExecStartPre=", "what is needed to start is what keeps a node down")
             said = demand("systemd-analyze", "verify", "--man=no", path)
             self.assertNotIn("everthread.service:", said)
             demand("systemd-analyze", "security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", "--no-pager", path)
+
+    def test_who_stops_a_node_gives_it_the_time_that_it_takes(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            text = file.read()
+        told = {name: int(re.search(rf"(?m)^\| `--{name}` \|[^|]*\| ([\d ]+)", text)[1].replace(" ", "")) for name in ("drain-delay-ms", "drain-ms")}
+        takes = sum(told.values()) / 1000 + AFTER_DRAIN
+        self.assertIn(f"at the latest {AFTER_DRAIN} s after `--drain-ms`", text)
+        self.assertIn(f"{takes:g} s by default", text)
+        for file, pattern in (("systemd/everthread.service", r"(?m)^TimeoutStopSec=(\d+)$"), ("docker-compose.yml", r"&edge(?s:.*?)stop_grace_period: (\d+)s")):
+            self.assertGreater(int(re.search(pattern, read(file))[1]), takes, file)
+
+    def test_the_admin_port_of_a_machine_is_where_the_load_balancer_asks(self):
+        env = dict(line.split("=", 1) for line in read("systemd/everthread.env").splitlines() if line and not line.startswith("#"))
+        (asked,) = re.findall(r"(?m)^\s*default-server check port (\d+)", read("haproxy/haproxy.cfg"))
+        host, port = env["EVERTHREAD_ADMIN"].rsplit(":", 1)
+        self.assertEqual(port, asked)
+        address = ipaddress.ip_address(host)
+        self.assertTrue(address.is_private and not address.is_loopback and not address.is_unspecified, host)
+
+    def test_a_load_balancer_cuts_nobody_whom_a_node_takes_for_alive(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            text = file.read()
+        gone = 2 * int(re.search(r"(?m)^\| `--heartbeat-ms` \|[^|]*\| ([\d ]+)", text)[1].replace(" ", "")) // 1000
+        self.assertEqual(set(re.findall(r"idle timeouts above (\d+) s", text)), {str(gone)})
+        for file, pattern, many in (
+            ("haproxy/haproxy.cfg", r"(?m)^    timeout (?:client|server|tunnel) (\d+)s$", 3), ("nginx/everthread.conf", r"proxy_(?:read|send)_timeout (\d+)s;", 2),
+            ("helm/everthread/values.yaml", r'proxy-(?:read|send)-timeout: "(\d+)"', 2),
+        ):
+            found = re.findall(pattern, read(file))
+            self.assertEqual(len(found), many, file)
+            for seconds in found:
+                self.assertGreater(int(seconds), gone, file)
 
     def test_every_sysctl_is_one_of_the_kernel(self):
         for line in read("sysctl/90-everthread.conf").splitlines():
@@ -293,10 +329,28 @@ class OneMachine(unittest.TestCase):
         return path
 
 
+def scraped_more_rarely(tests, times):
+    """Tests of alerts with one scrape of so many. In `values`, `a+bxn` is a, and n steps of b more."""
+    def samples(values):
+        for first, step, more in re.findall(r"([\d.]+)(?:\+([\d.]+))?(?:x(\d+))?", values):
+            yield from (float(first) + float(step or 0) * n for n in range(int(more or 0) + 1))
+
+    def thin(match):
+        return "values: '" + " ".join(f"{value:.12g}" for value in list(samples(match[1]))[::times]) + "'"
+    return re.sub(r"values: '([^']*)'", thin, tests).replace("    interval: 15s\n", f"    interval: {15 * times}s\n")
+
+
 class Monitoring(unittest.TestCase):
     def test_the_alert_rules_are_valid_and_fire_when_they_should(self):
         demand("promtool", "check", "rules", f"{DEPLOY}/prometheus/alerts.yml")
         demand("promtool", "test", "rules", f"{DEPLOY}/prometheus/alerts.test.yml")
+        # The same once more with every fourth scrape only.
+        rare = scraped_more_rarely(read("prometheus/alerts.test.yml"), 4)
+        self.assertEqual(rare.count("interval: 60s"), read("prometheus/alerts.test.yml").count(" interval: 15s"))
+        with folder() as place:
+            with open(f"{place}/alerts.test.yml", "w", encoding="utf-8") as file:
+                file.write(rare.replace("rule_files: [", f"rule_files: [{DEPLOY}/prometheus/"))
+            demand("promtool", "test", "rules", f"{place}/alerts.test.yml")
         tested = set(re.findall(r"name: (\w+) fires", read("prometheus/alerts.test.yml")))
         self.assertEqual(tested, set(re.findall(r"alert: (\w+)", read("prometheus/alerts.yml"))))
 
@@ -336,7 +390,29 @@ class Monitoring(unittest.TestCase):
 # -- the chart ---------------------------------------------------------------------------------------------------------
 
 GOOD = {"token": "a-good-token", "redis.url": "redis://redis.example:6379"}
+# Addresses of Redis and the ports behind them; commas as Helm's --set wants them.
+ADDRESSES = [
+    ("redis://redis.example:6380", [6380]),
+    ("redis://redis.example/3", [6379]),
+    ("redis://ann:p%40ss@[::1]:7000/", [7000]),
+    ("redis://[::1]?db=2", [6379]),
+    ("rediss://:secret@redis.example?ca=/tls/ca.crt&cert=/tls/tls.crt&key=/tls/tls.key&name=redis", [6379]),
+    ("redis-sentinel://a\\,b:5000\\,c/everthread?sentinel-user=s&sentinel-pass=t", [6379, 26379, 5000]),
+    ("rediss-sentinel://ann:secret@a\\,b/everthread?ca=/tls/ca.crt", [6379, 26379]),
+    ("redis-cluster://a\\,b:7001", [6379, 7001]),
+    ("rediss-cluster://ann:secret@a:7000\\,b:7001/0", [7000, 7001]),
+]
+WRONG_ADDRESSES = [
+    "http://redis", "redis://a\\,b", "redis://h/name", "redis://h?ca=/tls/ca.crt", "redis-sentinel://a\\,b", "redis-cluster://h/3",
+    "redis-proxy://h", "rediss://h?certificate=/x", "rediss://h?cert=/tls/tls.crt", "redis://h?sentinel-user=s",
+]
 BUNDLED = {"token": "a-good-token", "redis.bundled": "true", "redis.password": "0123456789abcdef"}
+TLS = {
+    "token": "a-good-token", "redis.url": "rediss-sentinel://a\\,b/everthread?ca=/etc/redis-tls/ca.crt",
+    "extraVolumes[0].name": "redis-tls", "extraVolumes[0].secret.secretName": "tls",
+    "extraVolumeMounts[0].name": "redis-tls", "extraVolumeMounts[0].mountPath": "/etc/redis-tls",
+    "extraEnv[0].name": "EVERTHREAD_ACK", "extraEnv[0].value": "replicated",
+}
 ALL = {
     **BUNDLED, "serviceMonitor.enabled": "true", "prometheusRule.enabled": "true", "grafanaDashboard.enabled": "true",
     "ingress.enabled": "true", "ingress.host": "sessions.example", "ingress.tlsSecret": "tls", "autoscaling.connectionsPerPod": "5000",
@@ -378,7 +454,7 @@ class Chart(unittest.TestCase):
         return found
 
     def test_it_passes_the_lint(self):
-        for values in (GOOD, BUNDLED, ALL):
+        for values in (GOOD, BUNDLED, TLS, ALL):
             code, said = helm("lint", values, "--strict")
             self.assertEqual(code, 0, said)
 
@@ -386,7 +462,7 @@ class Chart(unittest.TestCase):
         import kubernetes_validate
 
         version = kubernetes_validate.latest_version()
-        for values in (GOOD, BUNDLED, ALL):
+        for values in (GOOD, BUNDLED, TLS, ALL):
             for thing in self.render(values):
                 if not thing["apiVersion"].startswith("monitoring.coreos.com/"):
                     kubernetes_validate.validate(thing, version, strict=True)
@@ -401,12 +477,19 @@ class Chart(unittest.TestCase):
     def test_the_grace_period_fits_the_drain(self):
         for drain, pre_stop in ((5000, 0), (15000, 5), (60001, 10)):
             pod = self.one({**GOOD, "node.drainMs": drain, "preStopSeconds": pre_stop}, "Deployment")["spec"]["template"]["spec"]
-            # The node waits for its connections, a second for what is behind them, and is given 3 s more.
-            self.assertGreaterEqual(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + 4)
+            self.assertGreater(pod["terminationGracePeriodSeconds"], pre_stop + drain / 1000 + AFTER_DRAIN)
             (container,) = pod["containers"]
             env = {e["name"]: e.get("value") for e in container["env"]}
             self.assertEqual((env["EVERTHREAD_DRAIN_MS"], env["EVERTHREAD_DRAIN_DELAY_MS"]), (str(drain), "0"))
             self.assertEqual(container.get("lifecycle"), {"preStop": {"sleep": {"seconds": pre_stop}}} if pre_stop else None)
+
+    def test_a_node_without_its_redis_is_sent_no_traffic_and_not_restarted(self):
+        (container,) = self.one(GOOD, "Deployment")["spec"]["template"]["spec"]["containers"]
+        asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+        self.assertEqual({kind: get["path"] for kind, get in asked.items()}, {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"})
+        self.assertEqual({get["port"] for get in asked.values()}, {"admin"})
+        (health,) = re.findall(r"HEALTHCHECK .* CMD (.*)", read("Dockerfile"))
+        self.assertEqual(json.loads(health)[1:], ["health"])
 
     def test_no_container_is_root_or_writes_its_image(self):
         for thing in self.render(ALL):
@@ -419,6 +502,42 @@ class Chart(unittest.TestCase):
                     self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
                     self.assertTrue(context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"])
                     self.assertTrue(container["resources"]["requests"]["memory"] and container["resources"]["limits"]["memory"])
+
+    def test_what_the_operators_are_told_to_type_works(self):
+        with open(f"{TOP}/docs/OPERATIONS.md", encoding="utf-8") as file:
+            blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```$", file.read())
+        (lines,) = [block.splitlines() for block in blocks if "helm install" in block]
+        def line(begins):
+            (found,) = [shlex.split(line, comments=True) for line in lines if line.startswith(begins)]
+            return found
+        def after(words, flag):
+            return [word for before, word in zip(words, words[1:]) if before == flag]
+        install = line("helm install")
+        self.assertEqual(os.path.realpath(f"{TOP}/{install[3]}"), os.path.realpath(CHART))
+        values = dict(pair.split("=", 1) for pair in after(install, "--set"))
+        (container,) = self.one(values, "Deployment")["spec"]["template"]["spec"]["containers"]
+        # The image that was built and pushed, and the keys of the secret that was made.
+        (image,) = after(line("docker build"), "-t")
+        self.assertEqual([image, container["image"]], [line("docker push")[2]] * 2)
+        secret = line("kubectl create secret generic ")
+        made = {(secret[4], word.removeprefix("--from-literal=").split("=")[0]) for word in secret if word.startswith("--from-literal=")}
+        wanted = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if "secretKeyRef" in e.get("valueFrom", {})]
+        self.assertEqual({(ref["name"], ref["key"]) for ref in wanted}, made)
+        # The other way, with the chart's own Redis.
+        self.render({"existingSecret": "sessions", "redis.bundled": "true", "redis.password": "0123456789abcdef"})
+
+    def test_pods_are_made_anew_for_what_they_use_and_for_nothing_else(self):
+        def pods(change):
+            return {t["metadata"]["name"]: t["spec"]["template"] for t in self.render({**BUNDLED, **change}) if t["kind"] in ("Deployment", "StatefulSet")}
+        names = {"trial-everthread", "trial-everthread-redis"}
+        for change, others in (
+            ({}, set()),
+            ({"token": "another-good-token"}, {"trial-everthread"}),
+            ({"redis.password": "fedcba9876543210"}, names),
+            ({"networkPolicy.enabled": "false", "autoscaling.maxReplicas": "20"}, set()),
+        ):
+            now, then = pods(change), pods({})
+            self.assertEqual({name for name in names if now[name] != then[name]}, others, change)
 
     def test_secrets_stand_in_secrets_only(self):
         for values, words in ((BUNDLED, ["a-good-token", "0123456789abcdef"]), ({**GOOD, "redis.url": "redis://u:hidden@h:1"}, ["hidden"])):
@@ -435,12 +554,45 @@ class Chart(unittest.TestCase):
         policy = self.one({**GOOD, "networkPolicy.metricsFrom": "null"}, "NetworkPolicy")
         self.assertEqual([p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]], [7400])
 
+    def test_redis_is_let_through_whatever_its_address(self):
+        own = {"token": GOOD["token"]}
+        for values, ports in [({"redis.url": url}, ports) for url, ports in ADDRESSES] + [
+            ({"redis.existingSecret": "mine"}, [6379, 26379]),
+            ({"redis.existingSecret": "mine", "networkPolicy.redisPorts[0]": "7000"}, [7000]),
+            ({"redis.url": "redis-cluster://h:7000", "networkPolicy.redisPorts[0]": "7000", "networkPolicy.redisPorts[1]": "7001"}, [7000, 7001]),
+        ]:
+            (names, redis) = self.one({**own, **values}, "NetworkPolicy")["spec"]["egress"]
+            self.assertEqual([p["port"] for p in redis["ports"]], ports, values)
+
+    def test_a_node_takes_every_address_that_the_chart_takes(self):
+        import yaml
+
+        for url, _ in ADDRESSES:
+            (secret,) = [t for t in self.render({**GOOD, "redis.url": url}) if t["kind"] == "Secret"]
+            address = yaml.safe_load(yaml.safe_dump(secret))["stringData"]["redis"]
+            self.assertEqual(address, url.replace("\\,", ","))
+            if BINARY:
+                demand(BINARY, "check-config", "--token", GOOD["token"], "--redis", address)
+        for url in WRONG_ADDRESSES:
+            code, said = helm("template", {**GOOD, "redis.url": url})
+            self.assertTrue(code != 0 and "redis" in said, f"{url} was taken")
+            if BINARY:
+                code, said = run(BINARY, "check-config", "--token", GOOD["token"], "--redis", url.replace("\\,", ","))
+                self.assertTrue(code != 0 and "redis" in said, f"a node takes {url}")
+
+    def test_the_files_of_a_redis_with_tls_are_where_its_address_says(self):
+        pod = self.one(TLS, "Deployment")["spec"]["template"]["spec"]
+        self.assertEqual(pod["volumes"], [{"name": "redis-tls", "secret": {"secretName": "tls"}}])
+        self.assertEqual(pod["containers"][0]["volumeMounts"], [{"name": "redis-tls", "mountPath": "/etc/redis-tls"}])
+        self.assertIn({"name": "EVERTHREAD_ACK", "value": "replicated"}, pod["containers"][0]["env"])
+        self.assertNotIn("volumes", self.one(GOOD, "Deployment")["spec"]["template"]["spec"])
+
     def test_what_nodes_need_besides_redis_can_be_let_through(self):
-        more = {"networkPolicy.extraEgress[0].ports[0].port": "26379", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
+        more = {"networkPolicy.extraEgress[0].ports[0].port": "9000", "networkPolicy.extraEgress[1].ports[0].port": "4318"}
         for values in (GOOD, BUNDLED):
             ports = [[p["port"] for rule in self.one({**values, **extra}, "NetworkPolicy")["spec"]["egress"] for p in rule["ports"]]
                      for extra in ({}, more)]
-            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 26379, 4318]])
+            self.assertEqual(ports, [[53, 53, 6379], [53, 53, 6379, 9000, 4318]])
 
     def test_the_alerts_are_those_of_the_file(self):
         import yaml
@@ -485,7 +637,12 @@ class Chart(unittest.TestCase):
             ({"node.drain_ms": "5000"}, "drain_ms"),
             ({"ingress.enabled": "true"}, "host"),
             ({"networkPolicy.extraEgress[0].port": "4318"}, "extraEgress"),
+            ({"networkPolicy.redisPorts[0]": "0"}, "redisPorts"),
+            ({"extraVolumes[0].emptyDir.medium": "Memory"}, "extraVolumes"),
+            ({"extraVolumeMounts[0].name": "tls"}, "extraVolumeMounts"),
             ({"image.digest": "latest"}, "digest"),
+            ({"serviceMonitor.interval": "5m"}, "interval"),
+            ({"serviceMonitor.interval": "61s"}, "interval"),
             ({"service.type": "Cluster"}, "type"),
         ):
             code, said = helm("template", {**GOOD, **change})

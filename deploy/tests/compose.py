@@ -187,6 +187,32 @@ def build(binary):
     say(f"image: {about['Size'] / 1e6:.0f} MB, user {user}, revision in its label")
 
 
+def embedded():
+    """One container and a volume: the store of its own, which is there again for the next container."""
+    volume, sessions = f"{PROJECT}-data", None
+    try:
+        for found in ([], ["kept"]):
+            name = output("docker", "run", "--detach", "--read-only", "--volume", f"{volume}:/data", "--publish", "127.0.0.1::7400",
+                          "--env", f"EVERTHREAD_TOKEN={TOKEN}", "everthread-test/everthread").strip()
+            try:
+                ready = ["docker", "exec", name, "/usr/local/bin/everthread", "health", "--ready"]
+                quiet = {"check": False, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                wait_until("a node with a volume of its own is ready", lambda: run(*ready, **quiet).returncode == 0)
+                base = "http://" + output("docker", "port", name, "7400/tcp").split()[0] + "/v1/sessions"
+                sessions = [session["session"] for session in json.loads(fetch(base))["sessions"]]
+                assert sessions == found, sessions
+                if not found:
+                    fetch(base, {"session": "kept", "agent": "guide"})
+            except BaseException:
+                run("docker", "logs", name, check=False)
+                raise
+            finally:
+                run("docker", "rm", "--force", name, stdout=subprocess.DEVNULL)
+    finally:
+        run("docker", "volume", "rm", "--force", volume, stdout=subprocess.DEVNULL)
+    say("a volume at /data: the embedded store is made there, and found again")
+
+
 def docker_program():
     """Debian's own client builds with BuildKit by itself; newer ones want a plugin."""
     return "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
@@ -410,6 +436,7 @@ def main():
         for name, (programs, changes) in STAND_INS.items():
             stand_in(name, programs, changes)
         build(binary)
+        embedded()
         os.environ.update({
             "EVERTHREAD_TOKEN": TOKEN, "PORT": str(PORT), "PROMETHEUS_PORT": str(PROMETHEUS_PORT),
             "NOFILE": str(min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
