@@ -90,6 +90,8 @@ impl Engine for OnEmbedded {
 /// A Redis server of its own. Each node reaches it through a proxy of its own, which can fail.
 pub struct OnRedis {
     pub server: RedisServer,
+    /// Of nodes that are started from now on: as patient as the tests are, unless Redis is to be found frozen.
+    pub response_timeout: Duration,
     proxies: Mutex<HashMap<NodeId, Arc<Proxy>>>,
     stop: CancellationToken,
 }
@@ -98,7 +100,8 @@ impl OnRedis {
     async fn start_with(append_only: bool) -> Self {
         let options = RedisOptions { tcp: true, append_only, ..RedisOptions::default() };
         let server = RedisServer::start_with(options).await.unwrap();
-        Self { server, proxies: Mutex::default(), stop: CancellationToken::new() }
+        let response_timeout = PATIENCE / 2;
+        Self { server, response_timeout, proxies: Mutex::default(), stop: CancellationToken::new() }
     }
 
     /// The way of a node to Redis.
@@ -117,6 +120,7 @@ impl Engine for OnRedis {
     async fn store(&self, node: &NodeId) -> Arc<Redis> {
         let proxy = Proxy::start(self.server.tcp_address()).await.unwrap();
         let options = Options::new(format!("redis://{}", proxy.address()), "et", node.clone());
+        let options = Options { response_timeout: self.response_timeout, ..options };
         self.proxies.lock().unwrap().insert(node.clone(), Arc::new(proxy));
         Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
     }

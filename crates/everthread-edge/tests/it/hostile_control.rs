@@ -3,6 +3,7 @@
 use crate::harness::http::{control, create, input, settled, state};
 use crate::harness::socket::Heard;
 use crate::harness::{Begun, Client, Engine, Request, Socket, Worker, until};
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -425,7 +426,10 @@ async fn nothing_is_written_after_a_suspension<E: Engine>() {
 async fn a_session_takes_so_many_controls_and_no_more<E: Engine>() {
     let mut begun = Begun::<E>::start().await;
     let nodes = [begun.here.address, begun.there.address];
-    let pause = |number: usize| json!({ "id": format!("c{number}"), "kind": "pause", "target": { "run": begun.run } });
+    let pause = |number: usize| {
+        let target = json!({ "run": begun.run });
+        json!({ "id": format!("c{number}"), "kind": "pause", "target": target, "expires_ms": 600_000 })
+    };
     for number in 0..64 {
         let (status, receipt) = control(nodes[number % 2], "s", &pause(number), 0).await;
         assert_eq!(status, 202, "{receipt}");
@@ -454,7 +458,8 @@ async fn a_flood_of_steers_loses_none_that_was_accepted<E: Engine>() {
     let (run, nodes) = (begun.run.clone(), [begun.here.address, begun.there.address]);
     let ask = async |number: usize| {
         let text = format!("t{number}");
-        let body = json!({ "id": format!("c{number}"), "kind": "steer", "target": { "run": run }, "payload": { "text": text } });
+        let mut body = json!({ "id": format!("c{number}"), "kind": "steer", "target": { "run": run } });
+        (body["payload"], body["expires_ms"]) = (json!({ "text": text }), json!(600_000));
         let answer = Request::post("/v1/sessions/s/control", &body).send(nodes[number % 2]).await;
         match answer.status.as_u16() {
             200 | 202 => Some(text),
@@ -534,6 +539,9 @@ async fn pongs_that_nobody_asked_for_harm_nobody<E: Engine>() {
     begun.all_agree().await;
 }
 
+/// Controls that race each other.
+const AT_ONCE: usize = 30;
+
 /// Everything at once, through two nodes, at a worker that answers what it is told.
 async fn controls_of_many_kinds_at_once_each_have_one_outcome<E: Engine>() {
     let mut begun = Begun::<E>::start().await;
@@ -581,7 +589,8 @@ async fn controls_of_many_kinds_at_once_each_have_one_outcome<E: Engine>() {
             })
             .await
         });
-        let answers = futures_util::future::join_all(asks).await;
+        // So many race as a machine carries out that has time for little else.
+        let answers: Vec<_> = stream::iter(asks).buffer_unordered(AT_ONCE).collect().await;
         for answer in answers {
             match answer.status.as_u16() {
                 200 => assert_eq!(answer.body["stage"], "settled", "{}", answer.text),

@@ -65,7 +65,8 @@ async fn a_node_that_is_cut_off_from_redis_comes_back_by_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_redis_costs_no_run() {
-    let world = World::<OnRedis>::hurried().await;
+    let mut world = World::<OnRedis>::hurried().await;
+    world.engine.response_timeout = Duration::from_secs(2);
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;

@@ -18,7 +18,7 @@ on_both_engines!(
 );
 
 fn pause_of(id: &str, run: &str) -> Value {
-    json!({ "id": id, "kind": "pause", "target": { "run": run } })
+    json!({ "id": id, "kind": "pause", "target": { "run": run }, "expires_ms": 600_000 })
 }
 
 async fn fetch(address: std::net::SocketAddr, id: &str, wait_ms: u32) -> Value {

@@ -309,8 +309,11 @@ async fn steers_and_the_end_that_race_lose_no_text<E: Engine>() {
         let (run, here, there) = (begun.job.run.clone(), begun.here.address, begun.there.address);
         let (first, second) = (steer_of(&a, &run, &a), steer_of(&b, &run, &b));
         let asking = async { tokio::join!(control(here, "s", &first, 0), control(there, "s", &second, 0)) };
-        let (_, ack) = tokio::join!(asking, begun.worker.end(&mut begun.job, "completed"));
+        let (asked, ack) = tokio::join!(asking, begun.worker.end(&mut begun.job, "completed"));
         assert_eq!(ack["t"], "ok", "{ack}");
+        for (status, receipt) in [asked.0, asked.1] {
+            assert!(matches!(status, 200 | 202), "{receipt}");
+        }
         expected.extend([a, b]);
         begun.job = begun.worker.work().await;
         heard.extend(begun.job.input_texts().into_iter().map(str::to_owned));
