@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Long for a run to find its worker, and shorter than an item that was taken and left stays hidden.
+/// Long for a run to find its worker, and shorter than an item that was taken and left stays hidden. It is counted in moments,
+/// which are longer on a machine that has no time for anybody.
 const SOON: Duration = Duration::from_secs(4);
+const MOMENT: Duration = Duration::from_millis(10);
 
 struct Node {
     desk: Desk<Embedded>,
@@ -67,7 +69,16 @@ impl Node {
 }
 
 async fn next(assigned: &mut mpsc::Receiver<Assignment>) -> Assignment {
-    tokio::time::timeout(SOON, assigned.recv()).await.expect("a run waits and nobody gets it").unwrap()
+    let soon = async {
+        for _ in 0..SOON.as_millis() / MOMENT.as_millis() {
+            tokio::time::sleep(MOMENT).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        assignment = assigned.recv() => assignment.unwrap(),
+        () = soon => panic!("a run waits and nobody gets it"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

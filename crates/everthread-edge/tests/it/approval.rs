@@ -42,7 +42,7 @@ fn came_to(control: &Value, outcome: &str, reason: Option<&str>) {
 
 /// A run that waits for one approval.
 async fn suspended<E: Engine>(approvals: Value) -> Begun<E> {
-    let mut begun = Begun::<E>::patient().await;
+    let mut begun = Begun::<E>::start().await;
     begun.say("Hel").await;
     let ack = begun.worker.suspend(&mut begun.job, approvals).await;
     assert_eq!(ack["t"], "ok", "{ack}");
@@ -140,7 +140,7 @@ async fn of_two_answers_that_race_one_counts_and_the_other_is_told_whose<E: Engi
         let answer = async |address, who: &str, decision: &str| {
             let payload = json!({ "approval": approval, "decision": decision });
             let body = answer_of(&format!("{who}{round}"), &run, payload);
-            let path = "/v1/sessions/s/control?wait_ms=10000";
+            let path = "/v1/sessions/s/control?wait_ms=30000";
             let request = Request::post(path, &body).header("everthread-subject", who);
             request.send(address).await.with(200)
         };
@@ -412,8 +412,8 @@ async fn a_suspension_whose_answer_was_lost_is_not_doubled<E: Engine>() {
 }
 
 async fn a_run_waits_for_its_answers_without_any_worker<E: Engine>() {
-    // With the usual lease, which is over before anybody answers.
-    let mut begun = Begun::<E>::start().await;
+    // With a lease that is over before anybody answers.
+    let mut begun = Begun::<E>::hurried().await;
     begun.say("Hel").await;
     assert_eq!(begun.worker.suspend(&mut begun.job, ask_for("a1")).await["t"], "ok");
     begun.client.run_is(&begun.run, "suspended").await;

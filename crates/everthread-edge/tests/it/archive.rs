@@ -336,7 +336,7 @@ async fn keeping<E: Engine>(retention: Value) -> (World<E>, Bucket, Node<Archive
 }
 
 async fn an_archived_session_is_deleted_so_long_after_its_last_entry<E: Engine>() {
-    let (_world, bucket, node) = keeping::<E>(json!({ "ttl_ms": 3_000 })).await;
+    let (_world, bucket, node) = keeping::<E>(json!({ "ttl_ms": 6_000 })).await;
     say(node.address, "the last one").await;
     assert_eq!(archive(node.address).await, true);
     let key: SessionKey = "default/s".parse().unwrap();

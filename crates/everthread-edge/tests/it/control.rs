@@ -1,7 +1,7 @@
 //! Stop always stops, exactly once, and never the next run.
 
 use crate::harness::history::History;
-use crate::harness::http::{create, input};
+use crate::harness::http::{WAIT_MS, create, input};
 use crate::harness::{Client, Engine, Request, Worker, World, client};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -82,7 +82,7 @@ async fn a_cancel_of_an_active_run_is_told_to_its_worker_which_ends_it<E: Engine
     );
     let grace = u128::from(told["grace_ms"].as_u64().unwrap());
     assert!(grace <= world.leases.cancel_grace.as_millis(), "{told}");
-    let waiting = cancel(there.address, "s", of_run("c1", &run), 10_000);
+    let waiting = cancel(there.address, "s", of_run("c1", &run), WAIT_MS);
     let ending = async {
         worker.say(&mut job, "lo").await;
         worker.end(&mut job, "cancelled").await
@@ -115,14 +115,14 @@ async fn a_cancel_that_the_worker_answers_by_completing_is_refused<E: Engine>() 
 }
 
 async fn a_cancel_that_the_worker_ignores_is_forced_after_the_grace<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = World::<E>::forcing().await;
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;
     let mut worker = Worker::join(here.address, "w1", "guide", 1).await;
     let mut job = worker.work().await;
     worker.say(&mut job, "Hel").await;
-    let (status, receipt) = cancel(there.address, "s", of_run("c1", &run), 20_000).await;
+    let (status, receipt) = cancel(there.address, "s", of_run("c1", &run), WAIT_MS).await;
     assert_eq!((status, &receipt["outcome"]), (200, &json!("applied")), "{receipt}");
     let fenced = worker.socket.wait(|frame| frame["t"] == "fenced").await;
     assert_eq!(fenced["run"], run);
@@ -193,7 +193,7 @@ async fn a_cancel_with_the_same_id_has_one_outcome_everywhere<E: Engine>() {
     let run = input(nodes[0].address, "s", "Hi").await;
     let mut worker = Worker::join(nodes[0].address, "w1", "guide", 1).await;
     let mut job = worker.work().await;
-    let asks = (0..10).map(|n| cancel(nodes[n % 2].address, "s", of_run("c1", &run), 10_000));
+    let asks = (0..10).map(|n| cancel(nodes[n % 2].address, "s", of_run("c1", &run), WAIT_MS));
     let ending = async {
         worker.socket.wait(|frame| frame["t"] == "control").await;
         worker.end(&mut job, "cancelled").await;
@@ -274,7 +274,7 @@ async fn a_dead_workers_cancelled_run_ends_as_cancelled<E: Engine>() {
 }
 
 async fn a_deadline_is_kept_by_another_node_when_the_one_that_took_it_is_gone<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = World::<E>::forcing().await;
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;
@@ -299,7 +299,7 @@ async fn a_cancel_and_the_end_that_race_have_one_outcome<E: Engine>() {
         let run = input(here.address, "s", "Hi").await;
         let mut job = worker.work().await;
         let id = format!("c{round}");
-        let asking = cancel(there.address, "s", of_run(&id, &run), 10_000);
+        let asking = cancel(there.address, "s", of_run(&id, &run), WAIT_MS);
         let ((status, receipt), ack) = tokio::join!(asking, worker.end(&mut job, "completed"));
         assert_eq!((status, ack["t"].as_str()), (200, Some("ok")), "{receipt} {ack}");
         assert_eq!((&receipt["outcome"], &receipt["reason"]), (&json!("refused"), &json!("run_ended")));

@@ -35,7 +35,9 @@ pub use worker::Worker;
 /// Opens every node of the tests.
 pub const TOKEN: &str = "secret";
 /// How long anything may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Long enough to answer pings in, and short enough to wait for its end.
+pub const SHORT_LEASE: Duration = Duration::from_secs(4);
 /// As the binary sets it.
 const SEND_BUFFER_BYTES: u32 = 256 * 1024;
 
@@ -88,6 +90,8 @@ impl Engine for OnEmbedded {
 /// A Redis server of its own. Each node reaches it through a proxy of its own, which can fail.
 pub struct OnRedis {
     pub server: RedisServer,
+    /// Of nodes that are started from now on: as patient as the tests are, unless Redis is to be found frozen.
+    pub response_timeout: Duration,
     proxies: Mutex<HashMap<NodeId, Arc<Proxy>>>,
     stop: CancellationToken,
 }
@@ -96,7 +100,8 @@ impl OnRedis {
     async fn start_with(append_only: bool) -> Self {
         let options = RedisOptions { tcp: true, append_only, ..RedisOptions::default() };
         let server = RedisServer::start_with(options).await.unwrap();
-        Self { server, proxies: Mutex::default(), stop: CancellationToken::new() }
+        let response_timeout = PATIENCE / 2;
+        Self { server, response_timeout, proxies: Mutex::default(), stop: CancellationToken::new() }
     }
 
     /// The way of a node to Redis.
@@ -115,6 +120,7 @@ impl Engine for OnRedis {
     async fn store(&self, node: &NodeId) -> Arc<Redis> {
         let proxy = Proxy::start(self.server.tcp_address()).await.unwrap();
         let options = Options::new(format!("redis://{}", proxy.address()), "et", node.clone());
+        let options = Options { response_timeout: self.response_timeout, ..options };
         self.proxies.lock().unwrap().insert(node.clone(), Arc::new(proxy));
         Arc::new(Redis::connect(options, &TaskTracker::new(), &self.stop).await.unwrap())
     }
@@ -160,6 +166,20 @@ impl<E: Engine> World<E> {
         Self::on(E::start().await)
     }
 
+    /// Leases end soon: for tests of what happens then. Whoever is to keep one is to be heard meanwhile.
+    pub async fn hurried() -> Self {
+        let mut world = Self::start().await;
+        world.leases.lease = SHORT_LEASE;
+        world
+    }
+
+    /// Cancels are forced soon, and leases last.
+    pub async fn forcing() -> Self {
+        let mut world = Self::start().await;
+        world.leases.cancel_grace = Duration::from_millis(800);
+        world
+    }
+
     /// Its nodes fold as they are told.
     pub async fn folding(folding: folder::Options) -> Self {
         Self { folding, ..Self::start().await }
@@ -167,10 +187,11 @@ impl<E: Engine> World<E> {
 
     fn on(engine: E) -> Self {
         let leases = Leases {
-            lease: Duration::from_secs(3),
+            // Who is slow is neither dead nor deaf, however slow this machine is: see `hurried` and `forcing`.
+            lease: PATIENCE * 2,
             heartbeat: Duration::from_millis(250),
             return_grace: Duration::from_millis(600),
-            cancel_grace: Duration::from_millis(800),
+            cancel_grace: PATIENCE * 2,
         };
         let presence =
             Times { grace: Duration::from_millis(1_500), whole: Duration::from_secs(2), ..Times::default() };

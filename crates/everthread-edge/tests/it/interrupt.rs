@@ -55,7 +55,7 @@ async fn an_interrupt_ends_the_run_and_its_message_goes_before_what_waits<E: Eng
 }
 
 async fn an_interrupt_that_the_worker_ignores_is_forced<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::on(World::forcing().await, false).await;
     begun.say("Hel").await;
     begun.ask("c1", interrupt("no, this")).await;
     begun.worker.fenced(&begun.run).await;
@@ -205,7 +205,7 @@ async fn input_is_rejected_where_it_says_so_and_nothing_is_written<E: Engine>() 
 }
 
 async fn input_that_waits_is_bounded<E: Engine>() {
-    let mut begun = Begun::<E>::patient().await;
+    let mut begun = Begun::<E>::start().await;
     for number in 1..64 {
         input([begun.here.address, begun.there.address][number % 2], "s", "Next").await;
     }

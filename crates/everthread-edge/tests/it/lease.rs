@@ -21,11 +21,22 @@ on_both_engines!(
     a_run_under_which_five_workers_die_is_lost,
 );
 
-/// How long after the end of a lease the run must have its outcome, on the store's clock.
-const LATE_MS: u64 = 1_000;
+/// How long after the end of a lease the run must have its outcome, on the store's clock: soon, on a machine however slow, and
+/// not when somebody happens to look.
+const LATE_MS: u64 = 20_000;
+/// How long before the end of its last lease a run may have it.
+const EARLY_MS: u64 = 1_000;
+/// Of those who are to keep it: more than a slow machine stands still.
+const KEPT: Duration = Duration::from_secs(8);
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap()
+}
+
+async fn keeping<E: Engine>() -> World<E> {
+    let mut world = World::start().await;
+    world.leases.lease = KEPT;
+    world
 }
 
 /// The end of the last lease that a run had: looks on until nobody holds it.
@@ -42,7 +53,7 @@ async fn last_lease<E: Engine>(begun: &Begun<E>) -> Millis {
 }
 
 async fn a_worker_that_falls_silent_loses_its_run_when_its_lease_ends<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::hurried().await;
     begun.say("Hel").await;
     // Its socket stays open and its node lives, but nobody answers pings any more.
     let run = begun.run.clone();
@@ -54,13 +65,13 @@ async fn a_worker_that_falls_silent_loses_its_run_when_its_lease_ends<E: Engine>
     // From the worker's last sign of life: the node that pings it in vain does not make it live on.
     assert!(ended <= heard + lease + LATE_MS, "{} ms after it was heard", ended - heard);
     assert!(
-        ended + LATE_MS >= ends.0 && ended <= ends.0 + LATE_MS,
+        ended + EARLY_MS >= ends.0 && ended <= ends.0 + LATE_MS,
         "{ended} and the lease ended at {ends:?}"
     );
 }
 
 async fn a_run_whose_worker_and_node_are_gone_ends_with_its_lease<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::hurried().await;
     begun.say("Hel").await;
     drop(begun.worker);
     // Without a word to anybody: no task of it is left to see to anything.
@@ -86,9 +97,9 @@ async fn a_run_whose_worker_and_node_are_gone_ends_with_its_lease<E: Engine>() {
 }
 
 async fn a_worker_that_writes_nothing_for_long_keeps_its_run<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::on(keeping().await, false).await;
     // It only answers pings, well beyond its lease.
-    begun.worker.meanwhile(tokio::time::sleep(begun.world.leases.lease * 2)).await;
+    begun.worker.meanwhile(tokio::time::sleep(begun.world.leases.lease * 3 / 2)).await;
     begun.say("Hello").await;
     begun.end("completed").await;
     assert_eq!(begun.client.history.count("run.started"), 1);
@@ -96,7 +107,7 @@ async fn a_worker_that_writes_nothing_for_long_keeps_its_run<E: Engine>() {
 }
 
 async fn a_worker_whose_node_is_gone_goes_on_elsewhere<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::on(keeping().await, false).await;
     begun.say("Hel").await;
     drop(begun.here);
     let mut worker = Worker::rejoin(begun.there.address, "w1", "guide", 1, &[&begun.job]).await;
@@ -110,7 +121,7 @@ async fn a_worker_whose_node_is_gone_goes_on_elsewhere<E: Engine>() {
 }
 
 async fn a_worker_that_is_back_while_its_old_socket_is_still_open_keeps_its_run<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = keeping::<E>().await;
     let (here, there) = (world.node().await, world.node().await);
     // Several, as it depends on who was heard last.
     let workers = (0..6).map(async |number| {
@@ -126,7 +137,7 @@ async fn a_worker_that_is_back_while_its_old_socket_is_still_open_keeps_its_run<
         // The way to the first node is dead, and the node does not know it yet.
         let mut new = Worker::rejoin(there.address, &name, &agent, 1, &[&job]).await;
         assert_eq!(new.kept, [&*job.run]);
-        new.meanwhile(tokio::time::sleep(world.leases.lease * 2)).await;
+        new.meanwhile(tokio::time::sleep(world.leases.lease * 3 / 2)).await;
         new.say(&mut job, "lo").await;
         assert_eq!(new.end(&mut job, "completed").await["t"], "ok");
         let mut client = Client::attach(here.address, &session, json!("start")).await;
@@ -138,7 +149,7 @@ async fn a_worker_that_is_back_while_its_old_socket_is_still_open_keeps_its_run<
 }
 
 async fn a_worker_that_comes_back_without_naming_a_run_loses_it<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut begun = Begun::<E>::hurried().await;
     begun.say("Hel").await;
     drop(begun.worker);
     let mut worker = Worker::join(begun.there.address, "w1", "guide", 1).await;
@@ -164,7 +175,7 @@ async fn a_worker_that_comes_back_without_naming_a_run_loses_it<E: Engine>() {
 }
 
 async fn a_run_that_was_claimed_and_never_handed_out_is_handed_out_again<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = World::<E>::hurried().await;
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 /// How long an outage lasts: beyond every lease, and with `EVERTHREAD_LONG_TESTS=1` beyond most patience.
 fn outage() -> Duration {
     let is_long = std::env::var("EVERTHREAD_LONG_TESTS").is_ok_and(|v| v == "1");
-    Duration::from_secs(if is_long { 30 } else { 5 })
+    Duration::from_secs(if is_long { 30 } else { 6 })
 }
 
 fn node_id(id: &str) -> NodeId {
@@ -22,7 +22,7 @@ fn node_id(id: &str) -> NodeId {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_cut_off_from_redis_comes_back_by_itself() {
-    let world = World::<OnRedis>::start().await;
+    let world = World::<OnRedis>::hurried().await;
     let (cut, fine) = (world.node().await, world.node().await);
     let proxy = world.engine.proxy(&node_id("n1"));
     create(cut.address, "s").await;
@@ -65,7 +65,8 @@ async fn a_node_that_is_cut_off_from_redis_comes_back_by_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_redis_costs_no_run() {
-    let world = World::<OnRedis>::start().await;
+    let mut world = World::<OnRedis>::hurried().await;
+    world.engine.response_timeout = Duration::from_secs(2);
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;

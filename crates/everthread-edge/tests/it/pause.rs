@@ -16,6 +16,9 @@ on_both_engines!(
     a_suspended_run_that_is_paused_waits_for_both,
 );
 
+/// Of a control that is told before it expires, and then waited for.
+const EXPIRES_MS: u64 = 3_000;
+
 fn of_run(id: &str, kind: &str, run: &str) -> Value {
     json!({ "id": id, "kind": kind, "target": { "run": run } })
 }
@@ -85,7 +88,7 @@ async fn a_pause_that_the_worker_refuses_changes_nothing<E: Engine>() {
 
 async fn a_pause_that_the_worker_does_not_answer_expires<E: Engine>() {
     let mut begun = Begun::<E>::start().await;
-    begun.ask("c1", json!({ "kind": "pause", "expires_ms": 300 })).await;
+    begun.ask("c1", json!({ "kind": "pause", "expires_ms": EXPIRES_MS })).await;
     begun.worker.told("c1").await;
     let receipt = begun.worker.meanwhile(begun.client.receipt("c1", "settled")).await;
     came_to(&receipt, "expired", Some("timeout"));

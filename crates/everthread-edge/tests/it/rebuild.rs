@@ -9,7 +9,8 @@ use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_pools_and_deadlines_every_run_still_ends() {
-    let mut world = World::<OnRedis>::start().await;
+    let mut world = World::<OnRedis>::hurried().await;
+    world.leases.cancel_grace = Duration::from_millis(800);
     world.rebuild_every = Duration::from_secs(2);
     let (here, there) = (world.node().await, world.node().await);
     for session in ["waits", "held", "cancelled"] {
@@ -24,14 +25,18 @@ async fn without_its_pools_and_deadlines_every_run_still_ends() {
     let mut deaf = Worker::join(here.address, "w2", "guide", 1).await;
     let mut deaf_job = deaf.work().await;
     deaf.say(&mut deaf_job, "Hel").await;
-    // One waits for a worker.
-    let waits = input(here.address, "waits", "Hi").await;
-    let mut clients = Vec::new();
-    for session in ["waits", "held", "cancelled"] {
-        clients.push(Client::attach(here.address, session, json!("start")).await);
-    }
-    let cancel = json!({ "id": "c1", "kind": "cancel", "target": { "run": cancelled } });
-    Request::post("/v1/sessions/cancelled/control", &cancel).send(here.address).await.with(202);
+    let asking = deaf.meanwhile(async {
+        // One waits for a worker.
+        let waits = input(here.address, "waits", "Hi").await;
+        let mut clients = Vec::new();
+        for session in ["waits", "held", "cancelled"] {
+            clients.push(Client::attach(here.address, session, json!("start")).await);
+        }
+        let cancel = json!({ "id": "c1", "kind": "cancel", "target": { "run": cancelled } });
+        Request::post("/v1/sessions/cancelled/control", &cancel).send(here.address).await.with(202);
+        (waits, clients)
+    });
+    let (waits, mut clients) = asking.await;
     let lost = async || {
         for key in ["et:{deadlines:0}", "et:{agent:default:guide:0}:work"] {
             world.engine.server.command(&format!("DEL {key}")).await.unwrap();
@@ -42,8 +47,7 @@ async fn without_its_pools_and_deadlines_every_run_still_ends() {
     drop(doomed);
     drop(there);
     lost().await;
-    let (deaf_lives, mut clients) = (deaf.meanwhile(clients[2].ended(&cancelled)).await, clients);
-    assert_eq!(deaf_lives, "cancelled");
+    assert_eq!(deaf.meanwhile(clients[2].ended(&cancelled)).await, "cancelled");
     assert_eq!(clients[1].ended(&held).await, "lost");
     drop(deaf);
     let mut worker = Worker::join(here.address, "w3", "guide", 1).await;

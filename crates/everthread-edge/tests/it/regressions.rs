@@ -48,7 +48,7 @@ async fn who_attaches_before_there_is_anything_gets_the_beginning<E: Engine>() {
 }
 
 async fn a_worker_that_starts_anew_with_the_same_ids_mixes_no_two_runs<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = World::<E>::hurried().await;
     let node = world.node().await;
     create(node.address, "s").await;
     let first = input(node.address, "s", "One?").await;

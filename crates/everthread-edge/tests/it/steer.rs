@@ -1,7 +1,7 @@
 //! A steer reaches the run at work, and its text is never lost.
 
 use crate::harness::http::{control, create, input, settled};
-use crate::harness::{Begun, Client, Engine, Request, Worker, World};
+use crate::harness::{Begun, Client, Engine, PATIENCE, Request, Worker, World};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -22,6 +22,9 @@ on_both_engines!(
     a_steer_that_was_not_settled_is_told_again_on_the_next_connection,
     steers_are_told_in_the_order_in_which_they_were_asked,
 );
+
+/// Of a steer that is told before it expires, and then waited for.
+const EXPIRES_MS: u64 = 3_000;
 
 fn steer(text: &str) -> Value {
     json!({ "kind": "steer", "payload": { "text": text } })
@@ -112,10 +115,10 @@ async fn a_steer_that_the_worker_refuses_is_the_input_of_a_new_run<E: Engine>() 
 async fn a_steer_that_is_not_taken_in_time_is_the_input_of_a_new_run<E: Engine>() {
     let mut begun = Begun::<E>::start().await;
     let mut asked = steer("in time, please");
-    asked["expires_ms"] = 300.into();
+    asked["expires_ms"] = EXPIRES_MS.into();
     begun.ask("c1", asked).await;
     let told = begun.worker.told("c1").await;
-    assert!(told["grace_ms"].as_u64().unwrap() <= 300, "{told}");
+    assert!(told["grace_ms"].as_u64().unwrap() <= EXPIRES_MS, "{told}");
     let control = begun.worker.meanwhile(begun.client.settled("c1")).await;
     came_to(&control, "expired", Some("timeout"));
     // The worker could not know: it is told, and nothing is written.
@@ -298,7 +301,7 @@ async fn a_steer_of_a_run_that_has_just_ended_is_not_lost<E: Engine>() {
 }
 
 async fn steers_and_the_end_that_race_lose_no_text<E: Engine>() {
-    let mut begun = Begun::<E>::patient().await;
+    let mut begun = Begun::<E>::start().await;
     let mut expected = Vec::new();
     let mut heard: Vec<String> = Vec::new();
     for round in 0..15 {
@@ -306,8 +309,11 @@ async fn steers_and_the_end_that_race_lose_no_text<E: Engine>() {
         let (run, here, there) = (begun.job.run.clone(), begun.here.address, begun.there.address);
         let (first, second) = (steer_of(&a, &run, &a), steer_of(&b, &run, &b));
         let asking = async { tokio::join!(control(here, "s", &first, 0), control(there, "s", &second, 0)) };
-        let (_, ack) = tokio::join!(asking, begun.worker.end(&mut begun.job, "completed"));
+        let (asked, ack) = tokio::join!(asking, begun.worker.end(&mut begun.job, "completed"));
         assert_eq!(ack["t"], "ok", "{ack}");
+        for (status, receipt) in [asked.0, asked.1] {
+            assert!(matches!(status, 200 | 202), "{receipt}");
+        }
         expected.extend([a, b]);
         begun.job = begun.worker.work().await;
         heard.extend(begun.job.input_texts().into_iter().map(str::to_owned));
@@ -363,7 +369,9 @@ async fn a_steer_of_a_run_that_is_lost_is_the_input_of_a_new_run<E: Engine>() {
 }
 
 async fn a_steer_that_was_not_settled_is_told_again_on_the_next_connection<E: Engine>() {
-    let mut begun = Begun::<E>::start().await;
+    let mut world = World::<E>::start().await;
+    world.leases.return_grace = PATIENCE;
+    let mut begun = Begun::on(world, false).await;
     begun.say("Hel").await;
     begun.ask("c1", steer("shorter")).await;
     let told = begun.worker.told("c1").await;
@@ -379,7 +387,7 @@ async fn a_steer_that_was_not_settled_is_told_again_on_the_next_connection<E: En
 }
 
 async fn steers_are_told_in_the_order_in_which_they_were_asked<E: Engine>() {
-    let mut begun = Begun::<E>::patient().await;
+    let mut begun = Begun::<E>::start().await;
     let ids: Vec<String> = (0..40).map(|number| format!("c{number}")).collect();
     for id in &ids {
         begun.ask(id, steer(id)).await;

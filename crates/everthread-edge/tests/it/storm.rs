@@ -15,6 +15,9 @@ const BLOCKS: u64 = 120;
 /// If each read for itself, there would be two for each: where the log ends, and what is missed.
 const READS_MAX: u64 = CROWD / 2;
 
+/// As far away as a store may be: so near as it is on this machine, everybody would be done before the next has asked.
+const FAR: Duration = Duration::from_millis(250);
+
 /// Reads of streams since the last look.
 async fn reads(server: &RedisServer) -> u64 {
     let stats = server.command("INFO commandstats").await.unwrap();
@@ -60,8 +63,7 @@ async fn two_hundred_who_come_back_at_once_are_read_for_together() {
 
     let mut sockets = join_all((0..CROWD).map(|_| client::hello(there.address))).await;
     let id: NodeId = "n2".parse().unwrap();
-    // As far away as a store may be: on this machine, everybody would be done before the next has asked.
-    world.engine.proxy(&id).delay(Duration::from_millis(50));
+    world.engine.proxy(&id).delay(FAR);
     reads(&world.engine.server).await;
     // They were together, and stand where each was when the connection ended.
     let resumed = sockets.iter_mut().zip(0..).map(|(socket, number)| {
@@ -76,7 +78,7 @@ async fn two_hundred_who_come_back_at_once_are_read_for_together() {
     // The same for those who hold nothing.
     world.engine.proxy(&id).heal();
     let mut sockets = join_all((0..CROWD).map(|_| client::hello(there.address))).await;
-    world.engine.proxy(&id).delay(Duration::from_millis(50));
+    world.engine.proxy(&id).delay(FAR);
     reads(&world.engine.server).await;
     join_all(sockets.iter_mut().map(|socket| attach(socket, json!({ "recent": 5 }), 0, head))).await;
     let read = reads(&world.engine.server).await;

@@ -18,6 +18,9 @@ on_both_engines!(
     a_release_of_what_nobody_holds_is_an_error,
 );
 
+/// Of an approval that is to expire while the session is held, and not before.
+const EXPIRES_MS: u64 = 5_000;
+
 fn hold(subject: &str, body: Value) -> Request {
     Request::post("/v1/sessions/s/hold", &body)
         .header("everthread-subject", subject)
@@ -218,7 +221,7 @@ async fn suspended_runs_stay_while_a_session_is_held<E: Engine>() {
     let mut begun = Begun::<E>::start().await;
     begun
         .worker
-        .suspend(&mut begun.job, json!([{ "approval": "a1", "reason": "pay?", "expires_ms": 400 }]))
+        .suspend(&mut begun.job, json!([{ "approval": "a1", "reason": "pay?", "expires_ms": EXPIRES_MS }]))
         .await;
     held(begun.there.address, "h1").await;
     // Its time runs on, but it is not begun.
@@ -245,10 +248,8 @@ async fn runs_that_wait_are_begun_after_the_release<E: Engine>() {
     held(there.address, "h1").await;
     let mut worker = Worker::join(here.address, "w1", "guide", 4).await;
     // Long enough for what is in the pool to be taken and left.
-    let idle = tokio::time::timeout(
-        world.leases.lease + world.leases.lease / 2,
-        worker.socket.wait(|frame| frame["t"] == "work"),
-    );
+    let idle =
+        tokio::time::timeout(world.leases.heartbeat * 16, worker.socket.wait(|frame| frame["t"] == "work"));
     assert!(idle.await.is_err(), "a run was begun while the session was held");
     let third = release(there.address, json!({})).await["run"].as_str().unwrap().to_owned();
     for run in [&first, &second, &third] {

@@ -8,6 +8,7 @@ use crate::harness::{Client, Engine, Worker, World};
 use everthread_protocol::{PoolKey, SessionKey};
 use everthread_store::{Store as _, WorkItem};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 on_both_engines!(
     a_batch_that_is_sent_again_is_a_duplicate_and_a_missing_one_is_a_gap,
@@ -195,7 +196,10 @@ async fn acks_that_were_lost_are_given_again_for_every_kind_of_write<E: Engine>(
 }
 
 async fn a_run_that_is_named_on_another_node_goes_on_there<E: Engine>() {
-    let world = World::<E>::start().await;
+    let mut world = World::<E>::start().await;
+    // More than a slow machine takes to let it come back.
+    world.leases.lease = Duration::from_secs(8);
+    world.leases.return_grace = world.leases.lease;
     let (here, there) = (world.node().await, world.node().await);
     create(here.address, "s").await;
     let run = input(here.address, "s", "Hi").await;
@@ -213,7 +217,7 @@ async fn a_run_that_is_named_on_another_node_goes_on_there<E: Engine>() {
         worker.say(&mut job, "b").await;
     }
     // Longer than the grace and a lease, so that any clean-up of the lost connections has had its turn.
-    let deadline = tokio::time::Instant::now() + world.leases.lease + world.leases.return_grace * 2;
+    let deadline = tokio::time::Instant::now() + world.leases.lease + world.leases.heartbeat * 8;
     while tokio::time::Instant::now() < deadline {
         worker.say(&mut job, "c").await;
         let beat =
@@ -269,7 +273,7 @@ async fn a_worker_that_dies_after_it_wrote_leaves_a_lost_run<E: Engine>() {
 }
 
 async fn a_worker_that_falls_silent_loses_its_run<E: Engine>() {
-    let world = World::<E>::start().await;
+    let world = World::<E>::hurried().await;
     let node = world.node().await;
     create(node.address, "s").await;
     let run = input(node.address, "s", "Hi").await;

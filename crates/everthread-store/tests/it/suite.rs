@@ -180,7 +180,7 @@ macro_rules! conformance {
 pub(crate) use conformance;
 
 /// How long a state is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// An author.
 pub const BY: &str = r#"{"kind":"system","id":"suite"}"#;
 /// More than any page here.

@@ -1,7 +1,7 @@
 //! The set-up of most tests of live control: a run that has begun on one node, and a client on another.
 
 use super::worker::Job;
-use super::{Client, Engine, Node, PATIENCE, Worker, World, http};
+use super::{Client, Engine, Node, Worker, World, http};
 use everthread_protocol::{Millis, RunId, SessionKey};
 use everthread_store::{Loaded, Store as _};
 use serde_json::{Value, json};
@@ -28,11 +28,9 @@ impl<E: Engine> Begun<E> {
         Self::on(World::start().await, true).await
     }
 
-    /// The same with a lease that does not end while a test asks for much and the worker does not answer pings.
-    pub async fn patient() -> Self {
-        let mut world = World::start().await;
-        world.leases.lease = PATIENCE * 2;
-        Self::on(world, false).await
+    /// The same with a lease that ends soon.
+    pub async fn hurried() -> Self {
+        Self::on(World::hurried().await, false).await
     }
 
     pub async fn on(world: World<E>, retries: bool) -> Self {
@@ -46,8 +44,12 @@ impl<E: Engine> Begun<E> {
         };
         let job = worker.work().await;
         assert_eq!(job.run, run);
-        let mut client = Client::attach(there.address, "s", json!("start")).await;
-        client.run_is(&run, "active").await;
+        let client = worker.meanwhile(async {
+            let mut client = Client::attach(there.address, "s", json!("start")).await;
+            client.run_is(&run, "active").await;
+            client
+        });
+        let client = client.await;
         Self { client, worker, job, run, here, there, world }
     }
 

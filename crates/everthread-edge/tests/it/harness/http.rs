@@ -137,9 +137,12 @@ pub async fn control(address: SocketAddr, session: &str, body: &Value, wait_ms: 
     (answer.status.as_u16(), answer.body)
 }
 
-/// Asks something of runs that has its outcome at once, or within ten seconds; the last receipt.
+/// As long as a request may wait for an outcome.
+pub const WAIT_MS: u32 = 30_000;
+
+/// Asks something of runs that has its outcome at once, or soon; the last receipt.
 pub async fn settled(address: SocketAddr, session: &str, body: &Value) -> Value {
-    let (status, receipt) = control(address, session, body, 10_000).await;
+    let (status, receipt) = control(address, session, body, WAIT_MS).await;
     assert_eq!((status, &receipt["stage"]), (200, &json!("settled")), "{receipt}");
     receipt
 }

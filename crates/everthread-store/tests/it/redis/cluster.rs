@@ -30,7 +30,7 @@ fn a_cluster_answers_like_the_reference_model() {
 /// A node of a cluster of the test's own.
 async fn node(cluster: &RedisCluster, name: &str) -> (Redis, Stop) {
     let options = Options::new(cluster.url(), "et", name.parse().unwrap());
-    connect_with(Options { response_timeout: Duration::from_secs(2), ..options }).await
+    connect_with(Options { response_timeout: GIVEN_UP, ..options }).await
 }
 
 /// A session that a primary has, and its slot.

@@ -7,7 +7,8 @@ use everthread_store::{Keeping, Written};
 use everthread_testkit::RedisSentinels;
 use futures_util::future::join_all;
 
-const PATIENT: Duration = Duration::from_secs(1);
+/// Long for a replica that follows to say so, and short enough to wait for one that does not.
+const PATIENT: Duration = GIVEN_UP;
 
 /// A primary with a replica that follows it through a proxy.
 async fn followed() -> (RedisServer, RedisServer, Proxy) {
@@ -57,9 +58,9 @@ async fn a_hundred_writes_that_are_to_be_replicated_at_once_are_confirmed_togeth
         (Level::Replicated, Keeping::Confirmed)
     );
     let before = calls(&primary, "wait").await;
-    let all = keys.iter().map(|key| async {
-        let written = store.write(key, one()).await.unwrap();
-        store.confirm(key, &written, Level::Replicated).await.unwrap();
+    let written = join_all(keys.iter().map(async |key| store.write(key, one()).await.unwrap())).await;
+    let all = keys.iter().zip(&written).map(async |(key, written)| {
+        store.confirm(key, written, Level::Replicated).await.unwrap();
     });
     join_all(all).await;
     let waits = calls(&primary, "wait").await - before;
@@ -174,7 +175,7 @@ async fn what_was_replicated_before_its_primary_was_killed_is_there_after_the_fa
     let _alone = ALONE.lock().await;
     let mut redis = RedisSentinels::start().await.unwrap();
     let options = Options::new(redis.url(), "et", "n1".parse().unwrap());
-    let (store, _stop) = connect_with(Options { response_timeout: Duration::from_secs(2), ..options }).await;
+    let (store, _stop) = connect_with(Options { response_timeout: 2 * PATIENT, ..options }).await;
     let (key, first) = granted(&store).await;
     let fence = first.fence.unwrap();
     let mut last = first;

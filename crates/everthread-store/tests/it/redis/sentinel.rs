@@ -10,7 +10,7 @@ pub(super) static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(
 /// A node as it is in production, but that it gives up on an answer sooner.
 async fn node(url: &str, name: &str) -> (Redis, Stop) {
     let options = Options::new(url, "et", name.parse().unwrap());
-    connect_with(Options { response_timeout: Duration::from_secs(2), ..options }).await
+    connect_with(Options { response_timeout: GIVEN_UP, ..options }).await
 }
 
 /// A session with a fence for `r1`, at the replicas too: a failover may take entries away, but not the session.

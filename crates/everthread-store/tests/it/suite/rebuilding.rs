@@ -6,7 +6,8 @@ use everthread_store::{Store, Turn, WorkItem};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-const LEASE: Duration = Duration::from_millis(300);
+/// Of a turn that others are refused, and then waited for.
+const LEASE: Duration = Duration::from_secs(3);
 
 fn node(name: &str) -> NodeId {
     name.parse().unwrap()
