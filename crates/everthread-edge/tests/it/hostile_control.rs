@@ -2,9 +2,11 @@
 
 use crate::harness::http::{control, create, input, settled, state};
 use crate::harness::socket::Heard;
+use crate::harness::worker::Job;
 use crate::harness::{Begun, Client, Engine, Request, Socket, Worker, until};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 on_both_engines!(
@@ -548,26 +550,35 @@ async fn controls_of_many_kinds_at_once_each_have_one_outcome<E: Engine>() {
     let nodes: [SocketAddr; 2] = [begun.here.address, begun.there.address];
     let stop = tokio_util::sync::CancellationToken::new();
     let worker = async {
-        let mut job = begun.job.clone();
+        // One answer at a time, and each until it is taken.
+        let (mut job, mut asked, mut sent) = (begun.job.clone(), VecDeque::<Value>::new(), None::<Value>);
         loop {
+            if sent.is_none()
+                && let Some(control) = asked.pop_front()
+            {
+                let mut answer = match control["kind"].as_str() {
+                    Some("cancel") => job.end("cancelled"),
+                    _ => job.settle(control["control"].as_str().unwrap(), "applied", None),
+                };
+                answer["id"] = begun.worker.socket.fresh_id().into();
+                begun.worker.socket.send(&answer).await;
+                sent = Some(answer);
+            }
             let heard = tokio::select! {
                 heard = begun.worker.socket.hear_whenever() => heard,
                 () = stop.cancelled() => return,
             };
             let Heard::Frame(frame) = heard else { panic!("closed: {heard:?}") };
-            let is_own = frame["run"] == job.run.as_str();
+            let is_answer = sent.as_ref().is_some_and(|sent| sent["id"] == frame["id"]);
             match frame["t"].as_str().unwrap() {
-                "work" => job = crate::harness::worker::Job::of(frame),
-                "control" if is_own && frame["kind"] == "cancel" => {
-                    let mut end = job.end("cancelled");
-                    end["id"] = begun.worker.socket.fresh_id().into();
-                    begun.worker.socket.send(&end).await;
+                "work" => (job, asked, sent) = (Job::of(frame), VecDeque::new(), None),
+                "control" if frame["run"] == job.run.as_str() => asked.push_back(frame),
+                "ok" | "duplicate" if is_answer => sent = None,
+                "error" if is_answer && frame["retryable"] == true => {
+                    begun.worker.socket.send(sent.as_ref().unwrap()).await;
                 }
-                "control" if is_own => {
-                    let mut settle = job.settle(frame["control"].as_str().unwrap(), "applied", None);
-                    settle["id"] = begun.worker.socket.fresh_id().into();
-                    begun.worker.socket.send(&settle).await;
-                }
+                // It came too late, and its number is free.
+                "error" if is_answer => (job.batch, sent) = (job.batch - 1, None),
                 _ => {}
             }
         }
