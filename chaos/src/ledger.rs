@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 /// Longer than any primary is cut off: what was acknowledged longer ago is at every replica, or was lost before.
 const KEPT_FOR: Duration = Duration::from_secs(60);
+/// However often it had to be put again: a node knows what it was asked for ten minutes, and after that writes it once more.
+const ASKED_FOR: Duration = Duration::from_secs(300);
 /// A new incarnation while things are put again begins that anew, at most so often in a row.
 const ROUNDS_MAX: usize = 8;
 
@@ -32,6 +34,8 @@ pub struct Request {
 
 struct Kept {
     request: Request,
+    /// When it was acknowledged first.
+    first: Instant,
     /// When it was acknowledged last.
     at: Instant,
     /// The incarnation in which it was acknowledged last.
@@ -60,7 +64,8 @@ impl Ledger {
         self.shared.recorder.note(&self.who, What::Put { session: self.session.clone(), id, name, text });
         let Some(place) = self.ask(random, &request).await else { return };
         let epoch = place.epoch;
-        self.kept.push_back(Kept { request, at: Instant::now(), epoch, put_in: epoch });
+        let now = Instant::now();
+        self.kept.push_back(Kept { request, first: now, at: now, epoch, put_in: epoch });
         self.heal(random, epoch).await;
         self.forget(random, epoch, KEPT_FOR).await;
     }
@@ -104,7 +109,8 @@ impl Ledger {
     /// Forgets what was acknowledged so long ago, and makes sure of it: a primary that was cut off has answered as if it were
     /// all there.
     async fn forget(&mut self, random: &mut Random, epoch: u64, age: Duration) {
-        while self.kept.front().is_some_and(|kept| kept.at.elapsed() >= age) {
+        let is_old = |kept: &Kept| kept.at.elapsed() >= age || kept.first.elapsed() >= ASKED_FOR;
+        while self.kept.front().is_some_and(is_old) {
             let Some(kept) = self.kept.pop_front() else { return };
             if kept.epoch != epoch && self.ask(random, &kept.request).await.is_none() {
                 return;
